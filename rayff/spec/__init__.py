@@ -1,0 +1,1 @@
+"""What is to be trained and how, as plain data; the standard library only."""
