@@ -1,0 +1,1 @@
+"""Forward-Forward networks, trained as pipelines of Ray actors."""

@@ -1,0 +1,1 @@
+"""Stages as Ray actors; the only package that imports ray."""

@@ -1,1 +1,21 @@
 """What is to be trained and how, as plain data; the standard library only."""
+
+from rayff.spec.architecture import IMAGE_SIZE, Architecture, LayerSpec
+from rayff.spec.errors import TrainingDiverged, UserError, nearest
+from rayff.spec.recipe import Recipe
+from rayff.spec.run import RunSpec, check_cuts
+from rayff.spec.zoo import ZOO, architecture
+
+__all__ = [
+    "IMAGE_SIZE",
+    "ZOO",
+    "Architecture",
+    "LayerSpec",
+    "Recipe",
+    "RunSpec",
+    "TrainingDiverged",
+    "UserError",
+    "architecture",
+    "check_cuts",
+    "nearest",
+]

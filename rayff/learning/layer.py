@@ -1,0 +1,71 @@
+"""The channel-wise convolution layer (CW-Conv; DeeperForward, section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayff.learning.streams import keep_mask, weight_generator
+from rayff.spec import LayerSpec
+
+
+class CWConv(nn.Module):
+    """Convolution, ReLU and dropout, whose channel groups vote for the classes.
+
+    Args:
+        spec: channels, kernel, stride and pool.
+        num_classes: C; the output channels split into C groups.
+        dropout: share of activations that training sets to zero, in steps of 1/256.
+        seed: the run's seed; with the layer's number it decides weights and dropout.
+        dtype: number format of the convolution and of the features; weights, goodness and
+            statistics stay in the weights' own format.
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes
+        self.dropped = round(dropout * 256)
+        self.seed = seed
+        self.dtype = dtype
+        weight = torch.empty(
+            spec.out_channels, spec.in_channels, spec.kernel_size, spec.kernel_size
+        )
+        generator = weight_generator(seed, spec.index)
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        self.weight = nn.Parameter(weight)
+
+    def activation(self, x: Tensor, step: int | None = None) -> Tensor:
+        """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `step` is None."""
+        x = x.detach().to(self.dtype)
+        if self.spec.pool:
+            x = F.avg_pool2d(x, 2)
+        padding = self.spec.kernel_size // 2
+        h = F.relu(F.conv2d(x, self.weight.to(self.dtype), None, self.spec.stride, padding))
+        h = h.to(self.weight.dtype)
+        if step is None or self.dropped == 0:
+            return h
+        mask = keep_mask(h, self.dropped, self.seed, self.spec.index, step)
+        return h * mask * (256 / (256 - self.dropped))
+
+    def goodness(self, h: Tensor) -> Tensor:
+        """Return the mean of each class's group of channels over all pixels, (B, C)."""
+        return h.reshape(len(h), self.num_classes, -1).mean(dim=2)
+
+    def features(self, h: Tensor) -> Tensor:
+        """Return what the next layer receives: h normalised in each group, detached."""
+        return F.group_norm(h.detach(), self.num_classes).to(self.dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, K, H, W) and goodness (B, C), without dropout."""
+        h = self.activation(x)
+        return self.features(h), self.goodness(h)

@@ -1,0 +1,64 @@
+"""Each layer's own optimizer, its state as plain tensors, and the schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from rayff.learning.layer import CWConv
+from rayff.spec import Recipe, UserError
+
+_OPTIMIZER = "optimizer."
+
+
+def make_optimizer(layer: CWConv, recipe: Recipe) -> Optimizer:
+    """Return a fused optimizer for the weights of one layer."""
+    weights = [layer.weight]
+    lr, decay = recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return SGD(weights, lr, momentum=0.9, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adam":
+        return Adam(weights, lr, weight_decay=decay, fused=True)
+    return AdamW(weights, lr, weight_decay=decay, fused=True)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of the steps to come."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def cosine_lr(recipe: Recipe, epoch: int) -> float:
+    """Return the learning rate of an epoch counted from 0: a cosine from lr down to lr_min."""
+    cosine = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+    return recipe.lr_min + (recipe.lr - recipe.lr_min) * cosine
+
+
+def layer_state(layer: CWConv, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return weight and optimizer state of a layer as named tensors, which share its memory."""
+    state = {_OPTIMIZER + name: value for name, value in optimizer.state[layer.weight].items()}
+    return {"weight": layer.weight.detach(), **state}
+
+
+def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what `layer_state` gave; UserError where it belongs to another layer."""
+    weight = state.get("weight")
+    if weight is None or weight.shape != layer.weight.shape:
+        found = "no weight" if weight is None else f"a weight of shape {tuple(weight.shape)}"
+        raise UserError(
+            f"the checkpoint has {found} for layer {layer.spec.index}, but the network's has "
+            f"shape {tuple(layer.weight.shape)}: it belongs to another architecture"
+        )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    own = {
+        name.removeprefix(_OPTIMIZER): value.clone()
+        for name, value in state.items()
+        if name.startswith(_OPTIMIZER)
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {0: own} if own else {}, "param_groups": groups})

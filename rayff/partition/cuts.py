@@ -1,0 +1,75 @@
+"""Where to cut a chain so that the slowest stage is as fast as can be: a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayff.spec import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a batch costs.
+
+    Attributes:
+        layer_s: seconds that each layer computes, L of them.
+        crossing_s: seconds that a stage spends on each possible cut, to send or to receive;
+            entry i is the cut before layer i, entry 0 is the way in and costs nothing here.
+    """
+
+    layer_s: Sequence[float]
+    crossing_s: Sequence[float]
+
+    def stage_s(self, start: int, end: int) -> float:
+        """Return the seconds of a stage of layers start..end-1, its transfers included."""
+        receive = self.crossing_s[start] if start > 0 else 0.0
+        send = self.crossing_s[end] if end < len(self.layer_s) else 0.0
+        return receive + sum(self.layer_s[start:end]) + send
+
+    def stages_s(self, cuts: Sequence[int]) -> list[float]:
+        """Return the seconds of every stage that `cuts` make."""
+        bounds = [0, *cuts, len(self.layer_s)]
+        return [self.stage_s(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+
+    def speedup(self, cuts: Sequence[int]) -> float:
+        """Return the predicted speed-up over one stage: all layers over the slowest stage."""
+        return sum(self.layer_s) / max(self.stages_s(cuts))
+
+
+def balanced_cuts(costs: Costs, num_stages: int) -> tuple[int, ...]:
+    """Return the cuts whose slowest stage is fastest; on a tie the least transfer.
+
+    Dynamic programming over (stages used, layers covered): O(stages x L^2).
+
+    Raises:
+        UserError: more stages than layers.
+    """
+    num_layers = len(costs.layer_s)
+    check_stages(num_stages, num_layers)
+    # best[end]: (slowest stage, transfer, cuts) of layers 0..end-1 in as many stages as so far
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
+        end: (costs.stage_s(0, end), 0.0, ()) for end in range(1, num_layers + 1)
+    }
+    for used in range(2, num_stages + 1):
+        best = {
+            end: min(
+                (
+                    max(best[cut][0], costs.stage_s(cut, end)),
+                    best[cut][1] + costs.crossing_s[cut],
+                    (*best[cut][2], cut),
+                )
+                for cut in range(used - 1, end)
+            )
+            for end in range(used, num_layers + 1)
+        }
+    return best[num_layers][2]
+
+
+def check_stages(num_stages: int, num_layers: int) -> None:
+    """Raise a UserError where a network has fewer layers than stages are wanted."""
+    if num_stages > num_layers:
+        raise UserError(
+            f"--stages {num_stages}: the network has {num_layers} layers, and a stage needs one "
+            f"at least; use --stages {num_layers} or fewer"
+        )

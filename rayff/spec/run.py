@@ -1,0 +1,189 @@
+"""What one training is: data, network, recipe, pipeline and place, checked as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rayff.spec.errors import UserError, nearest
+from rayff.spec.recipe import OptimizerName, Recipe, recipe
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+Transport = Literal["object-store", "nccl", "gloo", "nixl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that decides a training run."""
+
+    arch: str = "tinycnn"
+    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    width: int | None = None
+    """Channels of the first layer; the others scale with it. Default: the architecture's own."""
+    task: str = "digits"
+    """Data: digits (embedded), mnist, fmnist, cifar10, cifar100, or a folder of image Parquet."""
+    data_dir: str | None = None
+    """Folder that holds the task's Parquet (DIR/TASK/) or torchvision's own files."""
+    download: bool = False
+    """Fetch the task with torchvision where it is not in the data folder."""
+
+    epochs: int | None = None
+    """Passes over the training images. Default: the task's own, else the paper's 150."""
+    batch_size: int | None = None
+    """Images of one local update. Default: the task's own, else the paper's 128."""
+    lr: float | None = None
+    """Learning rate of the first epoch. Default: the task's own, else the paper's 0.08."""
+    lr_min: float | None = None
+    """Where the cosine of the learning rate ends. Default: the task's own, else 0.008."""
+    weight_decay: float | None = None
+    """Weight decay. Default: 5e-4, for tinycnn 0.01, for vgg 0."""
+    dropout: float | None = None
+    """Share of activations set to zero, in steps of 1/256. Default: the paper's 0.2."""
+    optimizer: OptimizerName | None = None
+    """Optimizer of every layer. Default: adamw, for vgg adam."""
+    seed: int = 0
+    """Seed of weights, dropout and batch order; the same seed gives the same bits."""
+    precision: Precision = "fp32"
+    """Number format of convolutions and features; weights and losses stay float32."""
+
+    stages: int | None = None
+    """Number of actors the layers are cut into. Default: one a GPU; without GPUs, two."""
+    cuts: tuple[int, ...] | None = None
+    """Where to cut, as numbers of the layers that begin a stage, such as 5,9,13. Default: by a
+    short timing of the layers."""
+    chunk: int | None = None
+    """Batches in one message; it changes no result. Default: about a third of a second."""
+    window: int | None = None
+    """Chunks in flight at most. Default: two more than there are stages."""
+    transport: Transport = "object-store"
+    """How activations travel: Ray's object store, or directly between the actors (nccl or nixl
+    for GPUs, gloo for CPUs)."""
+    device: Device = "auto"
+    """Where the layers compute; auto takes GPUs where the cluster has them."""
+    cpus_per_stage: float | None = None
+    """CPUs (and torch threads) of a stage. Default: the cluster's, shared evenly."""
+    gpus_per_stage: float | None = None
+    """GPUs of a stage, or a fraction of one. Default: 1, or less where stages outnumber GPUs."""
+
+    run_dir: str | None = None
+    """Where the run leaves everything. Default: runs/ARCH-TASK-DATE-TIME."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next; the last epoch always has one."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep, the newest ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "epochs", "batch_size", "stages", "chunk", "window"):
+            _check(name, getattr(self, name), at_least=1)
+        _check("checkpoint_every", self.checkpoint_every, at_least=1)
+        _check("keep_checkpoints", self.keep_checkpoints, at_least=1)
+        _check("seed", self.seed, at_least=0)
+        for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
+            _check(name, getattr(self, name), at_least=0)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be in 0 .. 1 (1 excluded), not {self.dropout}")
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in (None, *known):
+                raise UserError(
+                    f"--{name}: unknown {value!r}{nearest(str(value), known)}; "
+                    f"known are {', '.join(known)}"
+                )
+        if self.cuts is not None:
+            check_cuts(self.cuts, self.stages)
+
+    def recipe(self, task_recipe: Mapping[str, Any]) -> Recipe:
+        """Return the paper's recipe for the architecture, the task's own values over it, and
+        what this run says over both."""
+        own = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(Recipe)
+            if getattr(self, field.name) is not None
+        }
+        return recipe(self.arch, {**task_recipe, **own})
+
+    def resolved(self, task_recipe: Mapping[str, Any]) -> RunSpec:
+        """Return this run with every value of its recipe written out."""
+        return dataclasses.replace(self, **dataclasses.asdict(self.recipe(task_recipe)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run as JSON can hold it."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(RunSpec)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "the configuration") -> RunSpec:
+        """Read a run from JSON data; UserError names unknown keys and wrong types."""
+        if not isinstance(data, Mapping):
+            raise UserError(f"{source} must be a JSON object with the options of a run")
+        known = {field.name: field for field in dataclasses.fields(RunSpec)}
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                raise UserError(
+                    f"{source}: unknown option {key!r}{nearest(name, known)}; "
+                    f"known are {', '.join(known)}"
+                )
+            values[name] = _typed(name, value, str(known[name].type), source)
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adamw", "adam", "sgd"),
+    "precision": ("fp32", "bf16"),
+    "device": ("auto", "cpu", "cuda"),
+    "transport": ("object-store", "nccl", "gloo", "nixl"),
+}
+
+
+def _check(name: str, value: float | None, *, at_least: int) -> None:
+    if value is not None and not (value >= at_least and math.isfinite(value)):
+        flag = name.replace("_", "-")
+        raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
+
+
+def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
+    """Return `value` as the field's annotation wants it; JSON has lists where we have tuples."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "int": int,
+        "float": (int, float),
+        "bool": bool,
+        "str": str,
+        "tuple[int, ...]": (list, tuple),
+    }
+    if value is None and "None" in annotation:
+        return None
+    base = annotation.removesuffix(" | None")
+    kind = kinds.get(base, str)
+    wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
+    if isinstance(value, (list, tuple)):
+        wrong |= not all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    if wrong:
+        raise UserError(f"{source}: {name} must be of type {annotation}, not {value!r}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int | None = None) -> None:
+    """Raise a UserError where cuts are out of order, out of range, or not stages - 1 in number."""
+    shown = ",".join(map(str, cuts))
+    if any(cut < 1 for cut in cuts) or any(
+        after <= before for before, after in zip(cuts, cuts[1:], strict=False)
+    ):
+        raise UserError(
+            f"--cuts {shown}: give the first layer of each later stage, ascending and from 1 on, "
+            "such as 5,9,13"
+        )
+    if stages is not None and len(cuts) != stages - 1:
+        raise UserError(
+            f"--cuts {shown} makes {len(cuts) + 1} stages, but --stages says {stages}; "
+            "leave one of the two out"
+        )
+    if num_layers is not None and cuts and cuts[-1] >= num_layers:
+        raise UserError(
+            f"--cuts {shown}: the network has {num_layers} layers, so a cut is at most "
+            f"{num_layers - 1}"
+        )

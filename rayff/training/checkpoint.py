@@ -1,0 +1,216 @@
+"""Checkpoints: one safetensors file a layer, and a small JSON manifest written last.
+
+A checkpoint is written aside and renamed when it is whole. It knows layers by their global
+number and nothing of stages, so a run resumes on any number of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayff.spec import Architecture, UserError
+from rayff.training.files import write_durably
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: all that resumption needs beside the layers."""
+
+    epoch: int = 0
+    """Epochs that are complete, evaluation included."""
+    batch: int = 0
+    """Batches of the epoch under way."""
+    images: int = 0
+    """Training images of the epoch under way."""
+    loss_sums: tuple[float, ...] = ()
+    """Sum over those images of each layer's loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of every layer at the same batch."""
+
+    step: int
+    progress: Progress
+    states: Mapping[int, NDArray[np.uint8]]
+    """The bytes of each layer's safetensors file, by global number."""
+
+
+class CheckpointStore:
+    """The folder of a run's checkpoints.
+
+    Args:
+        directory: `checkpoints/` of the run directory.
+        architecture: the whole network.
+        seed: the run's seed.
+        keep: how many checkpoints to keep.
+    """
+
+    def __init__(
+        self, directory: Path, architecture: Architecture, *, seed: int, keep: int
+    ) -> None:
+        self.directory = directory
+        self.architecture = architecture
+        self.seed = seed
+        self.keep = keep
+
+    def write(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and return its folder; older ones beyond `keep` are deleted.
+
+        Raises:
+            OSError: the disk is full or gone; nothing half-written stays, older ones do.
+        """
+        target = self.directory / f"step-{checkpoint.step:08d}"
+        aside = self.directory / f".{target.name}.partial"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # the same step of the same run has the same bits
+            return target
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir()
+            files = {}
+            for index, state in sorted(checkpoint.states.items()):
+                name = f"layer-{index:03d}.safetensors"
+                write_durably(aside / name, state.data)
+                files[str(index)] = {"file": name, "sha256": hashlib.sha256(state).hexdigest()}
+            manifest = {
+                "format": FORMAT,
+                "step": checkpoint.step,
+                "seed": self.seed,
+                "architecture": self.architecture.to_dict(),
+                "progress": dataclasses.asdict(checkpoint.progress),
+                "layers": files,
+            }
+            write_durably(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
+            aside.rename(target)
+            _sync(self.directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for old in self.list()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def list(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def read_latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, or None where there is none yet.
+
+        Raises:
+            UserError: it is damaged, or of another architecture or seed.
+        """
+        found = self.list()
+        if not found:
+            return None
+        try:
+            return self.read(found[-1])
+        except UserError as error:
+            before = f"; delete {found[-1]} to resume from {found[-2].name}" if found[1:] else ""
+            raise UserError(f"{error}{before}") from error
+
+    def read(self, path: Path) -> Checkpoint:
+        """Read and check one checkpoint."""
+        manifest = _read_manifest(path / "manifest.json")
+        if manifest["architecture"] != json.loads(json.dumps(self.architecture.to_dict())):
+            was, now = manifest["architecture"].get("name"), self.architecture.name
+            raise UserError(
+                f"{path} is a checkpoint of another architecture ({was!r} with "
+                f"{len(manifest['architecture'].get('layers', ()))} layers and "
+                f"{manifest['architecture'].get('num_classes')} classes; this run's is {now!r} "
+                f"with {len(self.architecture)} and {self.architecture.num_classes}): resume "
+                "with the architecture and task it was made with"
+            )
+        if manifest["seed"] != self.seed:
+            raise UserError(f"{path} was trained with --seed {manifest['seed']}: use the same")
+        states = {
+            layer.index: _read_layer(path, layer.index, manifest["layers"])
+            for layer in self.architecture.layers
+        }
+        return Checkpoint(step=manifest["step"], progress=manifest["progress"], states=states)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and give back its parts with their types checked."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is not whole") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is no manifest of a checkpoint: {error}") from error
+    try:
+        if data["format"] != FORMAT:
+            raise UserError(f"{path} has format {data['format']!r}; this version reads {FORMAT}")
+        progress = Progress(**data["progress"])
+        return {
+            "step": int(data["step"]),
+            "seed": int(data["seed"]),
+            "architecture": dict(data["architecture"]),
+            "progress": Progress(
+                epoch=int(progress.epoch),
+                batch=int(progress.batch),
+                images=int(progress.images),
+                loss_sums=tuple(float(value) for value in progress.loss_sums),
+            ),
+            "layers": {
+                int(index): (str(entry["file"]), str(entry["sha256"]))
+                for index, entry in data["layers"].items()
+            },
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no manifest of a checkpoint: {error!r}") from error
+
+
+def _read_layer(
+    directory: Path, index: int, layers: Mapping[int, tuple[str, str]]
+) -> NDArray[np.uint8]:
+    """Read one layer's file and hold it against the manifest."""
+    if index not in layers:
+        raise UserError(f"{directory / 'manifest.json'} names no file for layer {index}")
+    name, sha256 = layers[index]
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise UserError(
+            f"{directory / 'manifest.json'} names {name!r} for layer {index}, which is not a "
+            "file of the checkpoint itself"
+        )
+    path = directory / name
+    try:
+        state = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(
+            f"{path}, which the manifest names for layer {index}, cannot be read: {error.strerror}"
+        ) from error
+    if hashlib.sha256(state).hexdigest() != sha256:
+        raise UserError(
+            f"{path} is damaged: its {len(state)} bytes are not those that were written"
+        )
+    return state
+
+
+def _sync(directory: Path) -> None:
+    """Wait until the disk has the names in a folder, as far as the system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

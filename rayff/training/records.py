@@ -1,0 +1,139 @@
+"""What a run records of each epoch, and the files it goes to: Parquet, CSV, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+
+from rayff.spec import UserError
+from rayff.training.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of the metrics; accuracies are in percent, lists go by layer or by stage."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Batches since the run began."""
+    lr: float
+    train_loss: float
+    """Mean over the images and the layers."""
+    valid_accuracy: float
+    """With the SIP window."""
+    test_accuracy: float
+    """With the SIP window, which the validation images chose."""
+    sip_first: int
+    sip_last: int
+    images_per_s: float
+    """Training images a second; evaluation is not counted."""
+    elapsed_s: float
+    """Seconds of the epoch, evaluation included."""
+    layer_loss: list[float]
+    layer_valid_accuracy: list[float]
+    layer_test_accuracy: list[float]
+    stage_busy: list[float]
+    """Share of the epoch that each stage computed, 0 to 1."""
+    cuts: list[int]
+    sip_accuracy: list[list[float]]
+    """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
+
+
+_SCHEMA = pa.schema(
+    [
+        (field.name, {"int": pa.int64(), "float": pa.float64()}[field.type])
+        if field.type in ("int", "float")
+        else (
+            field.name,
+            {
+                "list[float]": pa.list_(pa.float64()),
+                "list[int]": pa.list_(pa.int64()),
+                "list[list[float]]": pa.list_(pa.list_(pa.float64())),
+            }[field.type],
+        )
+        for field in dataclasses.fields(EpochRecord)
+    ]
+)
+
+
+class Metrics:
+    """The records of a run, written anew after each epoch; close it as a context manager.
+
+    Args:
+        directory: the run directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.records: list[EpochRecord] = []
+        self._events = SummaryWriter(str(directory / "tensorboard"))
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._events.close()
+
+    def load(self, epochs: int) -> None:
+        """Read back the records of the first `epochs` epochs, to go on behind them."""
+        path = self.directory / "metrics.parquet"
+        if path.exists():
+            rows = read_metrics(path)
+            self.records = [row for row in rows if row.epoch <= epochs]
+
+    def window(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Return the SIP window of the newest epoch, or `default` before the first."""
+        if not self.records:
+            return default
+        return self.records[-1].sip_first, self.records[-1].sip_last
+
+    def append(self, record: EpochRecord) -> None:
+        """Add an epoch to metrics.parquet, metrics.csv and the TensorBoard events."""
+        self.records.append(record)
+        rows = [dataclasses.asdict(row) for row in self.records]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+        write_atomically(self.directory / "metrics.parquet", sink.getvalue())
+        write_atomically(self.directory / "metrics.csv", _csv(rows).encode())
+        self._tensorboard(record)
+
+    def _tensorboard(self, record: EpochRecord) -> None:
+        for name, value in dataclasses.asdict(record).items():
+            if name in ("epoch", "step", "cuts", "sip_accuracy"):
+                continue
+            if isinstance(value, list):
+                for position, scalar in enumerate(value):
+                    self._events.add_scalar(f"{name}/{position}", scalar, record.epoch)
+            else:
+                self._events.add_scalar(name, value, record.epoch)
+        self._events.flush()
+
+
+def read_metrics(path: Path) -> list[EpochRecord]:
+    """Read the records of a metrics.parquet; UserError where it is none."""
+    try:
+        return [EpochRecord(**row) for row in pq.read_table(path).to_pylist()]
+    except (pa.ArrowInvalid, TypeError) as error:
+        raise UserError(f"{path} is no metrics file of a run: {error}") from error
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as CSV; lists are JSON in one cell, and the SIP matrix is left out."""
+    names = [name for name in rows[0] if name != "sip_accuracy"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = (row[name] for name in names)
+        writer.writerow([json.dumps(c) if isinstance(c, list) else c for c in cells])
+    return text.getvalue()

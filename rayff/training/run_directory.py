@@ -1,0 +1,138 @@
+"""The run directory: everything that one training leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
+
+from rayff.learning.chain import Chain, ForwardForward
+from rayff.spec import Architecture, RunSpec, UserError
+from rayff.training.files import write_atomically
+from rayff.training.stage import DTYPES
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A folder with config.json, metrics, checkpoints/, model.safetensors, architecture.json."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def check_new(self) -> None:
+        """Raise a UserError where the folder already holds something."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run-dir {self.path} is a file; name a folder")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"--run-dir {self.path} is not empty: add --resume to go on with the run in it, "
+                "or name another folder"
+            )
+
+    def create(self, run: RunSpec) -> None:
+        """Make the folder and write config.json, which `--config` and `--resume` read."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(
+                self.path / "config.json", json.dumps(run.to_dict(), indent=2).encode() + b"\n"
+            )
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path} cannot be written: {error.strerror}; name another folder"
+            ) from error
+
+    def read_config(self) -> RunSpec:
+        """Return the run that is in the folder."""
+        if not self.path.is_dir():
+            raise UserError(f"there is no run directory {self.path}")
+        config = self.path / "config.json"
+        if not config.exists():
+            raise UserError(f"{self.path} is no run directory: it has no config.json")
+        return read_config(config)
+
+    def export_model(
+        self,
+        architecture: Architecture,
+        states: Mapping[int, NDArray[np.uint8]],
+        *,
+        window: tuple[int, int],
+        class_names: tuple[str, ...],
+        precision: str,
+    ) -> None:
+        """Write model.safetensors and architecture.json from the layers of a snapshot.
+
+        The first holds the weights alone, `layers.N.weight` for layer N; the second the
+        network, the SIP window and the names of the classes.
+        """
+        weights = {
+            f"layers.{index}.weight": load(states[index].tobytes())["weight"]
+            for index in sorted(states)
+        }
+        write_atomically(self.path / "model.safetensors", save(weights))
+        description = {
+            "architecture": architecture.to_dict(),
+            "sip_window": window,
+            "class_names": class_names,
+            "precision": precision,
+        }
+        write_atomically(
+            self.path / "architecture.json", json.dumps(description, indent=1).encode() + b"\n"
+        )
+
+    def load_model(self) -> ForwardForward:
+        """Return the trained network, on the CPU.
+
+        Raises:
+            UserError: there is no model yet, or its files are damaged.
+        """
+        self.read_config()
+        description, weights = self.path / "architecture.json", self.path / "model.safetensors"
+        if not (description.exists() and weights.exists()):
+            raise UserError(
+                f"{self.path} holds no trained model yet: its first checkpoint was not reached; "
+                "go on with --resume"
+            )
+        data = read_json(description)
+        try:
+            architecture = Architecture.from_dict(data["architecture"])
+            first, last = (int(value) for value in data["sip_window"])
+            class_names = tuple(str(name) for name in data["class_names"])
+            dtype = DTYPES[data["precision"]]
+            chain = Chain.build(architecture, dtype=dtype)
+            chain.load_state_dict(load_file(weights))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"the model in {self.path} is damaged: {error}") from error
+        if (
+            not 0 <= first <= last < len(architecture)
+            or len(class_names) != data["architecture"]["num_classes"]
+        ):
+            raise UserError(f"{description} is damaged: its window or class names do not fit")
+        return ForwardForward(chain, (first, last), class_names).eval()
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON in a file; UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_config(path: Path) -> RunSpec:
+    """Return the run that a JSON file describes."""
+    return RunSpec.from_dict(read_json(path), str(path))

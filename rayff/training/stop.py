@@ -1,0 +1,52 @@
+"""Stopping on request: Ctrl-C and SIGTERM become a question that the schedule asks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM only sets `signum`; a second one interrupts.
+
+    Ray must not be shut down inside a signal handler, so the handler sets a flag and the run
+    leaves from its loop, with a checkpoint. Outside the main thread nothing is handled: there
+    Python delivers no signals.
+
+    Args:
+        on_request: called with the name of the first signal.
+    """
+
+    def __init__(self, on_request: Callable[[str], None] = lambda name: None) -> None:
+        self.signum: int | None = None
+        self._on_request = on_request
+        self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end at the next chunk."""
+        return self.signum is not None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+        self._on_request(signal.Signals(signum).name)
