@@ -1,0 +1,136 @@
+"""Where the stages go: resources found, checked and reserved before anything starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from rayff.partition.plan import StageResources
+from rayff.spec import RunSpec, UserError
+
+RESERVE_TIMEOUT_S = 300.0
+"""How long other work may hold the resources of a plan that the cluster could hold."""
+_NOTICE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What a node has in all, used or not."""
+
+    cpus: float
+    gpus: float
+
+
+def nodes() -> list[Node]:
+    """Return the nodes of the cluster that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
+
+
+def room(there: Sequence[Node], each: StageResources) -> int:
+    """Return how many stages of that size the nodes hold; a stage does not span nodes."""
+    return sum(
+        min(
+            int(node.cpus / each.cpus + 1e-9) if each.cpus else 10**6,
+            int(node.gpus / each.gpus + 1e-9) if each.gpus else 10**6,
+        )
+        for node in there
+    )
+
+
+def default_num_stages(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
+    """Return how many stages a run has that does not say: one a GPU, or two on CPUs."""
+    if run.stages is not None:
+        return run.stages
+    if run.cuts is not None:
+        return len(run.cuts) + 1
+    gpus = int(sum(node.gpus for node in there)) if run.device != "cpu" else 0
+    wanted = gpus or (2 if sum(node.cpus for node in there) >= 2 else 1)
+    return min(wanted, num_layers)
+
+
+def stage_resources(run: RunSpec, there: Sequence[Node], num_stages: int) -> StageResources:
+    """Return what each of `num_stages` stages takes: what the run says, or an even share.
+
+    Raises:
+        UserError: the cluster cannot hold the plan; wanted and there are named.
+    """
+    gpus = run.gpus_per_stage
+    if gpus is None:
+        gpus = _share(num_stages, [n.gpus for n in there]) if run.device != "cpu" else 0.0
+    if run.device == "cuda" and not (gpus and sum(node.gpus for node in there)):
+        raise UserError(
+            f"--device cuda: the cluster has {sum(n.gpus for n in there):g} GPUs and a stage "
+            f"would take {gpus:g}; use --device cpu, or join a cluster with GPUs (RAY_ADDRESS)"
+        )
+    cpus = run.cpus_per_stage
+    if cpus is None:
+        cpus = 1.0 if gpus else _share(num_stages, [n.cpus for n in there], most=None)
+    each = StageResources(cpus=cpus, gpus=gpus)
+    if room(there, each) < num_stages:
+        found = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
+        raise UserError(
+            f"the cluster cannot hold the plan: {num_stages} stages of {gpus:g} GPUs and "
+            f"{cpus:g} CPUs each are wanted, and its nodes have {found or 'nothing'}; use fewer "
+            "--stages, or a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
+        )
+    return each
+
+
+def _share(num_stages: int, per_node: Sequence[float], most: int | None = 1) -> float:
+    """Return the largest whole number, or else fraction 1/k, that every stage can have.
+
+    `most` bounds it; a stage takes all its resources from one node. 0 where there is nothing.
+    """
+    total = sum(per_node)
+    if total <= 0:
+        return 0.0
+    largest = int(max(per_node)) if most is None else most
+    for whole in range(largest, 0, -1):
+        if sum(int(amount // whole) for amount in per_node) >= num_stages:
+            return float(whole)
+    shares = 1
+    while sum(int(amount) * shares for amount in per_node if amount >= 1) < num_stages:
+        shares += 1
+        if shares > 1000:
+            return 0.0
+    return int(10_000 / shares) / 10_000  # Ray counts in steps of 1/10,000
+
+
+@contextmanager
+def reserve(
+    each: StageResources, num_stages: int, notify: Callable[[str], None]
+) -> Iterator[PlacementGroup]:
+    """Hold one placement group with a bundle for each stage.
+
+    Raises:
+        UserError: the cluster does not give the resources in time.
+    """
+    bundle = {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
+    group = placement_group([bundle] * num_stages, strategy="PACK")
+    try:
+        _wait(group, f"{num_stages} stages of {each}", notify)
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def _wait(group: PlacementGroup, wanted: str, notify: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + RESERVE_TIMEOUT_S
+    while not group.wait(_NOTICE_S):
+        state = placement_group_table(group)["stats"]["scheduling_state"]
+        if state == "INFEASIBLE":
+            raise UserError(f"the cluster cannot hold the plan: {wanted} fit on no set of nodes")
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}, but other work holds them "
+                f"(free now: {free}); use fewer --stages or come back later"
+            )
+        notify(f"waiting for {wanted}: other work holds them (free now: {free})")

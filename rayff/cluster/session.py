@@ -1,0 +1,49 @@
+"""Joining a cluster, or starting a quiet one on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rayff.spec import UserError
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Be connected to Ray inside; what was started here is stopped at the end.
+
+    RAY_ADDRESS names the cluster to join, as inside `ray job submit`; without it a local
+    instance starts, without a dashboard. A connection that is already there is used and kept.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if address:
+            ray.init(address=address, logging_level="error", log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level="error",
+                log_to_driver=False,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray instance"
+        raise UserError(
+            f"{where} did not answer: {str(error).splitlines()[0]}; check RAY_ADDRESS, that the "
+            "head node runs this version of Ray, and that RAY_AUTH_MODE and the token are those "
+            "of the cluster"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

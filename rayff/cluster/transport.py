@@ -1,0 +1,162 @@
+"""How a chunk travels from one actor to the next.
+
+Two ways, one interface. Through the object store a tensor crosses as a NumPy view of its
+contiguous memory, which Ray writes once and maps without a copy on the other side. Directly
+(Ray Direct Transport) it crosses as it is, from device to device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.experimental.collective import create_collective_group
+from torch import Tensor
+
+from rayff.learning.chain import Crossing
+from rayff.spec import UserError
+from rayff.training.messages import Batch, Chunk, Command, Snapshot
+
+# The stage never writes to what it receives; NumPy's read-only mark is what torch warns about.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor as the object store can share it."""
+
+    array: NDArray[Any]
+    """Contiguous; bfloat16 is seen as int16."""
+    dtype: str
+    channels_last: bool
+
+
+PackedBatch = tuple[Packed, Packed | None, Packed, tuple[Packed, ...]]
+
+
+def pack(tensor: Tensor) -> Packed:
+    """Return a view of the tensor's memory (a copy where it is on a GPU or not contiguous)."""
+    tensor = tensor.detach().cpu()
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    channels_last = channels_last and not tensor.is_contiguous()
+    memory = tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()
+    if memory.dtype == torch.bfloat16:
+        memory = memory.view(torch.int16)
+    return Packed(memory.numpy(), str(tensor.dtype).removeprefix("torch."), channels_last)
+
+
+def unpack(packed: Packed, device: torch.device) -> Tensor:
+    """Return the tensor; on a CPU it shares the memory of the array and must not be written."""
+    tensor = torch.from_numpy(packed.array).view(getattr(torch, packed.dtype))
+    if packed.channels_last:
+        tensor = tensor.permute(0, 3, 1, 2)
+    return tensor.to(device, non_blocking=True)
+
+
+def pack_chunk(chunk: Chunk | None) -> list[PackedBatch] | None:
+    """Return a chunk as the object store can share it."""
+    if chunk is None:
+        return None
+    return [
+        (
+            pack(batch.crossing.features),
+            None if batch.crossing.shortcut is None else pack(batch.crossing.shortcut),
+            pack(batch.labels),
+            tuple(pack(goodness) for goodness in batch.goodness),
+        )
+        for batch in chunk
+    ]
+
+
+def unpack_chunk(message: list[PackedBatch] | None, device: torch.device) -> Chunk | None:
+    """Return the chunk that `pack_chunk` packed."""
+    if message is None:
+        return None
+    return [
+        Batch(
+            crossing=Crossing(
+                features=unpack(features, device),
+                shortcut=None if shortcut is None else unpack(shortcut, device),
+            ),
+            labels=unpack(labels, device),
+            goodness=tuple(unpack(packed, device) for packed in goodness),
+        )
+        for features, shortcut, labels, goodness in message
+    ]
+
+
+class Transport(Protocol):
+    """How the driver calls a stage so that its message reaches the next one."""
+
+    actor_options: dict[str, Any]
+
+    def connect(self, actors: list[ActorHandle]) -> None:
+        """Make what the actors need to reach each other."""
+        ...
+
+    def call(
+        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
+    ) -> tuple[ObjectRef | None, ObjectRef]:
+        """Call a stage; return the references of its message and of its report."""
+        ...
+
+
+class ObjectStoreTransport:
+    """Messages are objects of Ray's store."""
+
+    actor_options: dict[str, Any] = {}
+
+    def connect(self, actors: list[ActorHandle]) -> None:
+        """Need nothing: every node has a store."""
+
+    def call(
+        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
+    ) -> tuple[ObjectRef | None, ObjectRef]:
+        """Call a stage; its two results are two objects."""
+        onward, report = actor.handle.options(num_returns=2).remote(command, message)
+        return (None if is_last or isinstance(command, Snapshot) else onward), report
+
+
+class DirectTransport:
+    """Messages go from device to device (Ray Direct Transport).
+
+    Args:
+        name: "nccl" between GPUs, "gloo" between CPUs, "nixl" over RDMA.
+    """
+
+    actor_options: dict[str, Any] = {"enable_tensor_transport": True}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def connect(self, actors: list[ActorHandle]) -> None:
+        """Make one communicator of all stages."""
+        if self.name in ("nccl", "gloo") and len(actors) > 1:
+            try:
+                create_collective_group(actors, backend=self.name)
+            except Exception as error:
+                raise UserError(
+                    f"--transport {self.name} cannot connect the stages "
+                    f"({str(error).strip().splitlines()[-1]}); use --transport object-store"
+                ) from error
+
+    def call(
+        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
+    ) -> tuple[ObjectRef | None, ObjectRef]:
+        """Call a stage; a direct call has one result, so the report is a second call."""
+        if isinstance(command, Snapshot) or is_last:
+            _, report = actor.handle.options(num_returns=2).remote(command, message)
+            return None, report
+        onward = actor.send.options(tensor_transport=self.name).remote(command, message)
+        return onward, actor.report.remote()
+
+
+def make_transport(name: str) -> Transport:
+    """Return the transport that `--transport` names."""
+    return ObjectStoreTransport() if name == "object-store" else DirectTransport(name)
