@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
@@ -29,7 +30,8 @@ class Node:
 
 def nodes() -> list[Node]:
     """Return the nodes of the cluster that are alive."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    resources = [node["Resources"] for node in found if node["Alive"]]
     return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
 
 
@@ -127,7 +129,8 @@ def _wait(group: PlacementGroup, wanted: str, notify: Callable[[str], None]) -> 
         state = placement_group_table(group)["stats"]["scheduling_state"]
         if state == "INFEASIBLE":
             raise UserError(f"the cluster cannot hold the plan: {wanted} fit on no set of nodes")
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        available: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = {kind: available.get(kind, 0.0) for kind in ("CPU", "GPU")}
         if time.monotonic() > deadline:
             raise UserError(
                 f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}, but other work holds them "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -27,15 +29,11 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
-            ray.init(address=address, logging_level="error", log_to_driver=False)
+            ray.init(address=address, **quiet)
         else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level="error",
-                log_to_driver=False,
-            )
+            ray.init(address="local", include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray instance"
         raise UserError(

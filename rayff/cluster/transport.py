@@ -11,7 +11,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray import ObjectRef
@@ -96,13 +95,18 @@ class Transport(Protocol):
 
     actor_options: dict[str, Any]
 
-    def connect(self, actors: list[ActorHandle]) -> None:
+    def connect(self, actors: list[ActorHandle[Any]]) -> None:
         """Make what the actors need to reach each other."""
         ...
 
     def call(
-        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
-    ) -> tuple[ObjectRef | None, ObjectRef]:
+        self,
+        actor: ActorHandle[Any],
+        command: Command,
+        message: ObjectRef[Any] | None,
+        *,
+        is_last: bool,
+    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
         """Call a stage; return the references of its message and of its report."""
         ...
 
@@ -112,12 +116,17 @@ class ObjectStoreTransport:
 
     actor_options: dict[str, Any] = {}
 
-    def connect(self, actors: list[ActorHandle]) -> None:
+    def connect(self, actors: list[ActorHandle[Any]]) -> None:
         """Need nothing: every node has a store."""
 
     def call(
-        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
-    ) -> tuple[ObjectRef | None, ObjectRef]:
+        self,
+        actor: ActorHandle[Any],
+        command: Command,
+        message: ObjectRef[Any] | None,
+        *,
+        is_last: bool,
+    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
         """Call a stage; its two results are two objects."""
         onward, report = actor.handle.options(num_returns=2).remote(command, message)
         return (None if is_last or isinstance(command, Snapshot) else onward), report
@@ -135,7 +144,7 @@ class DirectTransport:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def connect(self, actors: list[ActorHandle]) -> None:
+    def connect(self, actors: list[ActorHandle[Any]]) -> None:
         """Make one communicator of all stages."""
         if self.name in ("nccl", "gloo") and len(actors) > 1:
             try:
@@ -147,8 +156,13 @@ class DirectTransport:
                 ) from error
 
     def call(
-        self, actor: ActorHandle, command: Command, message: ObjectRef | None, *, is_last: bool
-    ) -> tuple[ObjectRef | None, ObjectRef]:
+        self,
+        actor: ActorHandle[Any],
+        command: Command,
+        message: ObjectRef[Any] | None,
+        *,
+        is_last: bool,
+    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
         """Call a stage; a direct call has one result, so the report is a second call."""
         if isinstance(command, Snapshot) or is_last:
             _, report = actor.handle.options(num_returns=2).remote(command, message)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rayff.spec import UserError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
@@ -43,10 +41,11 @@ def balanced_cuts(costs: Costs, num_stages: int) -> tuple[int, ...]:
     Dynamic programming over (stages used, layers covered): O(stages x L^2).
 
     Raises:
-        UserError: more stages than layers.
+        ValueError: more stages than layers.
     """
     num_layers = len(costs.layer_s)
-    check_stages(num_stages, num_layers)
+    if not 1 <= num_stages <= num_layers:
+        raise ValueError(f"{num_layers} layers make 1 to {num_layers} stages, not {num_stages}")
     # best[end]: (slowest stage, transfer, cuts) of layers 0..end-1 in as many stages as so far
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {
         end: (costs.stage_s(0, end), 0.0, ()) for end in range(1, num_layers + 1)
@@ -64,12 +63,3 @@ def balanced_cuts(costs: Costs, num_stages: int) -> tuple[int, ...]:
             for end in range(used, num_layers + 1)
         }
     return best[num_layers][2]
-
-
-def check_stages(num_stages: int, num_layers: int) -> None:
-    """Raise a UserError where a network has fewer layers than stages are wanted."""
-    if num_stages > num_layers:
-        raise UserError(
-            f"--stages {num_stages}: the network has {num_layers} layers, and a stage needs one "
-            f"at least; use --stages {num_layers} or fewer"
-        )

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayff.learning.sip import best_window
-from rayff.spec import Architecture, RunSpec
-from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
+from rayff.training.checkpoint import Checkpoint, Progress
 from rayff.training.messages import Evaluate, Report, Snapshot, Split, Train
 from rayff.training.pipeline import Pipeline
+from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, Metrics
-from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
 from rayff.training.stop import StopRequest
 
@@ -79,25 +78,19 @@ class Loop:
     """One training, on whichever pipeline.
 
     Attributes:
-        run: the run with its recipe written out.
-        architecture: the whole network.
-        class_names: one a class.
+        prepared: the run, its data, network and directory.
         schedule: the order of the commands.
         cuts: of the plan, for the records.
-        directory: where everything goes.
         observer: who watches.
     """
 
-    run: RunSpec
-    architecture: Architecture
-    class_names: tuple[str, ...]
+    prepared: Prepared
     schedule: Schedule
     cuts: tuple[int, ...]
-    directory: RunDirectory
     observer: Observer
 
-    def train(self, pipeline: Pipeline, start: Progress, stop: StopRequest) -> list[EpochRecord]:
-        """Drive the pipeline from `start` to the end of the run, or to where `stop` asks.
+    def train(self, pipeline: Pipeline, stop: StopRequest) -> list[EpochRecord]:
+        """Drive the pipeline to the end of the run, or to where `stop` asks.
 
         Returns:
             the records of all epochs, those before a resumption included.
@@ -106,17 +99,16 @@ class Loop:
             TrainingDiverged: a loss is not finite; the last good checkpoint stays.
             OSError: the last checkpoint cannot be written.
         """
-        store = self.checkpoints()
+        start = self.prepared.progress
         tally = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums))
         epoch_began = before = time.perf_counter()
         commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
-        with Metrics(self.directory.path) as metrics:
+        with Metrics(self.prepared.directory.path) as metrics:
             metrics.load(start.epoch)
             for command, reports in pipeline.stream(commands):
                 now = time.perf_counter()
                 if isinstance(command, Snapshot):
-                    window = metrics.window(default=(0, len(self.architecture) - 1))
-                    self._snapshot(store, command, reports, tally, window)
+                    self._snapshot(command, reports, tally, metrics)
                     before = time.perf_counter()
                     continue
                 tally.add(command, reports, now - before)
@@ -128,15 +120,6 @@ class Loop:
                     self.observer.on_epoch(record)
                     tally, epoch_began = EpochTally(), now
             return metrics.records
-
-    def checkpoints(self) -> CheckpointStore:
-        """Return the checkpoints of the run."""
-        return CheckpointStore(
-            self.directory.checkpoints,
-            self.architecture,
-            seed=self.run.seed,
-            keep=self.run.keep_checkpoints,
-        )
 
     @property
     def _num_evaluated(self) -> int:
@@ -168,12 +151,12 @@ class Loop:
 
     def _snapshot(
         self,
-        store: CheckpointStore,
         command: Snapshot,
         reports: Sequence[Report],
         tally: EpochTally,
-        window: tuple[int, int],
+        metrics: Metrics,
     ) -> None:
+        prepared = self.prepared
         states = {index: state for report in reports for index, state in report.states.items()}
         progress = Progress(
             epoch=command.epoch,
@@ -183,13 +166,15 @@ class Loop:
         )
         step = command.epoch * self.schedule.batches_per_epoch + command.batch
         try:
-            path = store.write(Checkpoint(step=step, progress=progress, states=states))
-            self.directory.export_model(
-                self.architecture,
+            path = prepared.checkpoints.write(
+                Checkpoint(step=step, progress=progress, states=states)
+            )
+            prepared.directory.export_model(
+                prepared.architecture,
                 states,
-                window=window,
-                class_names=self.class_names,
-                precision=self.run.precision,
+                window=metrics.window(default=(0, len(prepared.architecture) - 1)),
+                class_names=prepared.data.class_names,
+                precision=prepared.run.precision,
             )
         except OSError as error:
             if command.final:

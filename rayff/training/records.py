@@ -49,20 +49,15 @@ class EpochRecord:
     """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
 
 
+_ARROW = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "list[float]": pa.list_(pa.float64()),
+    "list[int]": pa.list_(pa.int64()),
+    "list[list[float]]": pa.list_(pa.list_(pa.float64())),
+}
 _SCHEMA = pa.schema(
-    [
-        (field.name, {"int": pa.int64(), "float": pa.float64()}[field.type])
-        if field.type in ("int", "float")
-        else (
-            field.name,
-            {
-                "list[float]": pa.list_(pa.float64()),
-                "list[int]": pa.list_(pa.int64()),
-                "list[list[float]]": pa.list_(pa.list_(pa.float64())),
-            }[field.type],
-        )
-        for field in dataclasses.fields(EpochRecord)
-    ]
+    [(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(EpochRecord)]
 )
 
 

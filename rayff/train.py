@@ -1,0 +1,1 @@
+"""The command that trains: python -m rayff.train."""

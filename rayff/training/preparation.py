@@ -1,0 +1,109 @@
+"""All of a run that can be checked before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayff.data.images import ImageSet
+from rayff.data.tasks import TaskData, load_task, task_recipe
+from rayff.spec import Architecture, Recipe, RunSpec, UserError, architecture, check_cuts
+from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
+from rayff.training.messages import Split
+from rayff.training.run_directory import RunDirectory
+from rayff.training.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose data, network and directory were checked, before anything is started."""
+
+    run: RunSpec
+    """With the recipe written out."""
+    recipe: Recipe
+    data: TaskData
+    architecture: Architecture
+    directory: RunDirectory
+    checkpoint: Checkpoint | None
+    """Where a resumed run goes on; None at the start."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where training begins."""
+        return Progress() if self.checkpoint is None else self.checkpoint.progress
+
+    @property
+    def splits(self) -> dict[Split, ImageSet]:
+        """The images of each split."""
+        return {"train": self.data.train, "valid": self.data.valid, "test": self.data.test}
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoints of the run."""
+        return CheckpointStore(
+            self.directory.checkpoints,
+            self.architecture,
+            seed=self.run.seed,
+            keep=self.run.keep_checkpoints,
+        )
+
+    def schedule(self, chunk: int) -> Schedule:
+        """Return the order of the run's commands, `chunk` batches in each."""
+        return Schedule(
+            recipe=self.recipe,
+            seed=self.run.seed,
+            num_images={split: len(images) for split, images in self.splits.items()},
+            chunk=chunk,
+            checkpoint_every=self.run.checkpoint_every,
+        )
+
+
+def default_run_dir(run: RunSpec) -> str:
+    """Return runs/ARCH-TASK-DATE-TIME."""
+    return f"runs/{run.arch}-{Path(run.task).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def prepare(run: RunSpec, *, resume: bool) -> Prepared:
+    """Check all that can be checked without a cluster.
+
+    Raises:
+        UserError: whatever is wrong with data, network, recipe, directory or checkpoint.
+    """
+    run = run.resolved(task_recipe(run.task))
+    directory = RunDirectory(Path(run.run_dir or default_run_dir(run)))
+    if not resume:
+        directory.check_new()
+    data_dir = None if run.data_dir is None else Path(run.data_dir)
+    data = load_task(run.task, data_dir=data_dir, download=run.download)
+    network = architecture(
+        run.arch,
+        num_classes=data.num_classes,
+        image_channels=data.image_channels,
+        width=run.width,
+    )
+    check_cut_wishes(run, len(network))
+    prepared = Prepared(
+        run=run,
+        recipe=run.recipe({}),
+        data=data,
+        architecture=network,
+        directory=directory,
+        checkpoint=None,
+    )
+    prepared.schedule(chunk=1)  # checks the batch size
+    if not resume:
+        return prepared
+    return dataclasses.replace(prepared, checkpoint=prepared.checkpoints.read_latest())
+
+
+def check_cut_wishes(run: RunSpec, num_layers: int) -> None:
+    """Raise a UserError where --cuts or --stages do not fit a network of that many layers."""
+    if run.cuts is not None:
+        check_cuts(run.cuts, run.stages, num_layers)
+    if run.stages is not None and run.stages > num_layers:
+        raise UserError(
+            f"--stages {run.stages}: the network has {num_layers} layers, and a stage needs one "
+            f"at least; use --stages {num_layers} or fewer"
+        )
