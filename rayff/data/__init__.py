@@ -1,0 +1,1 @@
+"""Tasks, where their images come from, and the order in which they are seen."""

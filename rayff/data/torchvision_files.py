@@ -1,0 +1,69 @@
+"""Data sets in the files that torchvision downloads."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rayff.data.images import IMAGE_SIZE, ImageSet, to_array
+from rayff.spec.errors import UserError
+
+
+def torchvision_folder(class_name: str, root: Path) -> Path:
+    """Return the folder under `root` in which `torchvision.datasets.<class_name>` keeps files."""
+    return root / getattr(_dataset_class(class_name), "base_folder", f"{class_name}/raw")
+
+
+def read_torchvision(
+    class_name: str, root: Path, *, channels: int, num_classes: int, download: bool
+) -> tuple[ImageSet, ImageSet]:
+    """Return the (train, test) splits of `torchvision.datasets.<class_name>` under `root`.
+
+    torchvision checks the md5 of whatever it unpickles (CIFAR's files) before it does so.
+
+    Raises:
+        UserError: the download fails, or files are missing or damaged.
+    """
+    dataset_class = _dataset_class(class_name)
+    splits = []
+    for train in (True, False):
+        try:
+            dataset = dataset_class(root=root, train=train, download=download)
+            images = _to_arrays(np.asarray(dataset.data), channels)
+            split = ImageSet(images=images, labels=np.asarray(dataset.targets, np.int64))
+            if not (0 <= split.labels.min() and split.labels.max() < num_classes):
+                raise ValueError(f"a label is not in 0 to {num_classes - 1}")
+        except Exception as error:  # whatever the network, an archive or a parser raises
+            raise UserError(_failure(class_name, root, download, error)) from error
+        splits.append(split)
+    return splits[0], splits[1]
+
+
+def _dataset_class(class_name: str) -> Any:
+    from torchvision import datasets  # takes a second, and most sources do without
+
+    return getattr(datasets, class_name)
+
+
+def _failure(class_name: str, root: Path, download: bool, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    folder = torchvision_folder(class_name, root)
+    if download:
+        return (
+            f"cannot download {class_name} to {root} ({reason}): check the network and the disk, "
+            f"delete {folder} if it is there, or pass --data-dir DIR with a copy of the data"
+        )
+    return (
+        f"the files in {folder} are incomplete or damaged ({reason}): "
+        "delete that folder and pass --download"
+    )
+
+
+def _to_arrays(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+    """Convert pixels of shape (N, H, W) or (N, H, W, 3) to images of shape (N, K, 32, 32)."""
+    images = np.empty((len(pixels), channels, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for image, array in zip(images, pixels, strict=True):
+        image[:] = to_array(Image.fromarray(array), channels)
+    return images

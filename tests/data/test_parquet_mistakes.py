@@ -1,0 +1,142 @@
+import pyarrow as pa
+import pytest
+
+from rayff.data.parquet import image_channels, read_labels, read_split
+from rayff.spec.errors import UserError
+from tests.data.files import image_structs, png, write_columns, write_parquet
+
+
+def message_of(path, num_classes=10):
+    with pytest.raises(UserError) as caught:
+        read_split([path], channels=1, num_classes=num_classes)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, 1])
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "cannot be read as a Parquet file" in message_of(path)
+    assert "fetch or write it again" in message_of(path)
+
+
+def test_a_file_with_damaged_pages_is_named(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, 1])
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = b"\xff" * (len(content) // 2 - 4)
+    path.write_bytes(content)
+    assert "cannot be read as a Parquet file" in message_of(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"label,image\n0,x\n" * 10], ids=["empty", "text"])
+def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(content)
+    assert "cannot be read as a Parquet file" in message_of(path)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [])
+    assert "has no rows: give a file that holds images" in message_of(path)
+
+
+def test_a_file_without_an_image_column_is_named_with_its_columns(tmp_path):
+    path = write_columns(tmp_path / "train.parquet", picture=[png(0)], label=[0])
+    assert (
+        "has no image column: expected 'image' or 'img', the columns there are 'picture', 'label'"
+    ) in message_of(path)
+
+
+def test_a_file_without_a_label_column_is_named_with_its_columns(tmp_path):
+    path = write_columns(tmp_path / "train.parquet", image=[png(0)], target=[0])
+    assert (
+        "has no label column: expected 'label' or 'fine_label', the columns there are "
+        "'image', 'target'"
+    ) in message_of(path)
+
+
+def test_an_image_column_of_another_type_is_named(tmp_path):
+    path = write_columns(tmp_path / "train.parquet", image=["seven.png"], label=[0])
+    assert "the column 'image' is of type string, expected encoded" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [(["cat"], "string"), ([1.0], "double"), ([True], "bool")],
+    ids=["string", "double", "bool"],
+)
+def test_a_label_column_of_another_type_is_named(tmp_path, labels, kind):
+    path = write_columns(tmp_path / "train.parquet", image=[png(0)], label=labels)
+    assert f"the label column 'label' is of type {kind}" in message_of(path)
+    assert "number the classes from 0" in message_of(path)
+
+
+def test_a_null_image_is_named_by_its_row(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, 1, 2], [png(0), png(1), None])
+    assert "row 2 (counted from 0): the image is null" in message_of(path)
+    assert "mend or drop that row" in message_of(path)
+
+
+def test_a_null_struct_is_a_null_image(tmp_path):
+    images = pa.array([{"bytes": png(0), "path": None}, None], image_structs([]).type)
+    path = write_columns(tmp_path / "train.parquet", image=images, label=[0, 1])
+    assert "row 1 (counted from 0): the image is null" in message_of(path)
+
+
+def test_a_null_first_image_is_named_when_its_colour_is_asked_for(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0], [None])
+    with pytest.raises(UserError, match=r"train\.parquet, row 0 .*: the image is null"):
+        image_channels([path])
+
+
+def test_a_first_image_of_other_bytes_is_named_when_its_colour_is_asked_for(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0], [b"seven"])
+    with pytest.raises(UserError, match=r"train\.parquet, row 0 .*: .* not an image"):
+        image_channels([path])
+
+
+def test_bytes_that_are_no_image_are_named_by_their_row(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, 1], [png(0), b"seven"])
+    assert "row 1 (counted from 0): the bytes are not an image" in message_of(path)
+
+
+def test_of_many_bad_images_the_first_is_named(tmp_path):
+    images = [png(0)] * 3000
+    for row in (2999, 2500, 2400):
+        images[row] = b"seven"
+    path = write_parquet(tmp_path / "train.parquet", [0] * 3000, images)
+    assert "row 2400 (counted from 0)" in message_of(path)
+
+
+def test_a_null_label_is_named_by_its_row(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, None, 2])
+    assert "row 1 (counted from 0): the label is null" in message_of(path)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_outside_the_classes_is_named_by_its_row(tmp_path, label):
+    path = write_parquet(tmp_path / "train.parquet", [0, 9, label])
+    assert (
+        f"row 2 (counted from 0): the label is {label}, expected 0 to 9; mend or drop"
+    ) in message_of(path)
+
+
+def test_a_negative_label_is_refused_when_the_classes_are_not_known(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [5, -3])
+    with pytest.raises(UserError, match=r"row 1 .*: the label is -3, expected 0 or more"):
+        read_labels([path], None)
+
+
+def test_a_label_too_large_for_an_index_is_refused(tmp_path):
+    labels = pa.array([0, 2**64 - 1], pa.uint64())
+    path = write_columns(tmp_path / "a.parquet", image=[png(0), png(1)], label=labels)
+    assert "the label is 18446744073709551615, expected 0 to 9" in message_of(path)
+
+
+def test_the_row_is_counted_within_its_shard(tmp_path):
+    first = write_parquet(tmp_path / "a.parquet", [0, 1])
+    second = write_parquet(tmp_path / "b.parquet", [0, 1], [png(0), b"seven"])
+    with pytest.raises(UserError, match=r"b\.parquet, row 1 "):
+        read_split([first, second], channels=1, num_classes=2)
