@@ -1,1 +1,73 @@
-"""Forward-Forward networks, trained as pipelines of Ray actors."""
+"""Forward-Forward networks, trained as pipelines of Ray actors.
+
+    >>> import rayff
+    >>> result = rayff.train(rayff.RunSpec(arch="tinycnn", task="digits"))
+    >>> model = rayff.load(result.run_dir)          # a plain nn.Module
+    >>> rayff.evaluate(result.run_dir).accuracy
+
+What a function needs is imported when it is called: `load` and `evaluate` work without Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayff.spec import RunSpec, UserError
+
+if TYPE_CHECKING:
+    from rayff.cluster.training import TrainResult
+    from rayff.learning.chain import ForwardForward
+    from rayff.training.evaluation import Evaluation
+
+__all__ = ["RunSpec", "UserError", "evaluate", "load", "train"]
+
+
+def train(
+    config: RunSpec | Mapping[str, Any] | None = None, *, resume: bool = False, quiet: bool = False
+) -> TrainResult:
+    """Train a network as a pipeline of Ray actors, and show how it goes.
+
+    Joins the cluster that RAY_ADDRESS names or that the process is connected to, and else
+    starts a local one for the time of the training.
+
+    Args:
+        config: the run, as a RunSpec or a mapping of its fields; by default `tinycnn` on the
+            embedded digits.
+        resume: go on from the last checkpoint in `config.run_dir`.
+        quiet: show nothing.
+
+    Returns:
+        the run directory and a record of each epoch.
+
+    Raises:
+        UserError: a mistake in the run, with its remedy.
+    """
+    from rayff.cluster.training import train as train_on_cluster
+    from rayff.training.view import observe, observe_quietly
+
+    run = config if isinstance(config, RunSpec) else RunSpec.from_dict(config or {})
+    return train_on_cluster(run, observe_quietly if quiet else observe, resume=resume)
+
+
+def load(run_dir: str | PathLike[str]) -> ForwardForward:
+    """Return the trained network of a run, a plain `nn.Module` on the CPU in eval mode.
+
+    It takes uint8 images (B, K, 32, 32) and returns logits (B, C): the goodness summed over the
+    window of layers that SIP chose.
+
+    Raises:
+        UserError: no run directory, no model in it yet, or a damaged one.
+    """
+    from rayff.training.run_directory import RunDirectory
+
+    return RunDirectory(Path(run_dir)).load_model()
+
+
+def evaluate(run_dir: str | PathLike[str], **options: Any) -> Evaluation:
+    """Evaluate a run's network; see `rayff.training.evaluation.evaluate` for the options."""
+    from rayff.training.evaluation import evaluate as evaluate_run
+
+    return evaluate_run(Path(run_dir), **options)

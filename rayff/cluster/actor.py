@@ -102,10 +102,11 @@ class StageActor:
         ]
 
 
-def remote_stage(**options: Any) -> Any:
+def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:
     """Return the actor class with its resources; it never restarts by itself.
 
     A restarted stage would have lost its layers and would go on with fresh ones, so a death is
     an error that the driver sees.
     """
-    return ray.remote(StageActor).options(max_restarts=0, max_task_retries=0, **options)
+    restarts = {"max_restarts": 0, "max_task_retries": 0}
+    return ray.remote(**restarts, **transport_options)(StageActor).options(**options)

@@ -16,12 +16,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rayff.cluster.actor import remote_stage
 from rayff.cluster.pipeline import RayPipeline, wait_for
 from rayff.cluster.placement import default_num_stages, nodes, reserve, stage_resources
+from rayff.cluster.planning import make_plan
 from rayff.cluster.session import ray_session
 from rayff.cluster.transport import Transport, make_transport
-from rayff.partition.cuts import balanced_cuts
 from rayff.partition.plan import Plan, StageResources, default_chunk
-from rayff.partition.profile import costs
-from rayff.spec import Architecture, Recipe, RunSpec
+from rayff.spec import RunSpec
 from rayff.training.loop import Loop, Observer
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
@@ -125,41 +124,16 @@ def start_stages(
     device = "cuda" if each.gpus else "cpu"
     return [
         remote_stage(
+            transport.actor_options,
             name=f"{name}:stage-{position}",
             num_cpus=each.cpus,
             num_gpus=each.gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=position
             ),
-            **transport.actor_options,
         ).remote(each.threads, device)
         for position in range(num_stages)
     ]
-
-
-def make_plan(
-    run: RunSpec,
-    architecture: Architecture,
-    recipe: Recipe,
-    each: StageResources,
-    num_stages: int,
-    actor: ActorHandle[Any],
-) -> Plan:
-    """Return the cuts that were asked for, or the best by a short timing on `actor`."""
-    if run.cuts is not None:
-        return Plan(architecture=architecture, cuts=run.cuts, resources=each)
-    ((layer_s, seconds_per_byte),) = wait_for(
-        [actor.profile.remote(architecture, recipe, run.precision)], "timed the layers"
-    )
-    measured = costs(
-        architecture,
-        layer_s,
-        batch_size=recipe.batch_size,
-        bytes_per_element=DTYPES[run.precision].itemsize,
-        seconds_per_byte=seconds_per_byte,
-    )
-    cuts = balanced_cuts(measured, num_stages)
-    return Plan(architecture=architecture, cuts=cuts, resources=each, costs=measured)
 
 
 def _set_up(prepared: Prepared, plan: Plan, actors: list[ActorHandle[Any]]) -> None:

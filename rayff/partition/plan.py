@@ -32,8 +32,8 @@ class Plan:
     architecture: Architecture
     cuts: tuple[int, ...]
     resources: StageResources
-    costs: Costs | None = None
-    """Of one training batch; None where the cuts were given and nothing was measured."""
+    costs: Costs
+    """Of one training batch, as measured."""
 
     @property
     def num_stages(self) -> int:
@@ -59,9 +59,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def default_chunk(plan: Plan, *, batch_size: int, bytes_per_element: int) -> int:
-    """Return how many batches a message takes when nobody says: 1 where nothing was measured."""
-    if plan.costs is None:
-        return 1
+    """Return how many batches a message takes when nobody says."""
     crossing = max((plan.architecture.crossing(cut) for cut in plan.cuts), default=0)
     by_bytes = CHUNK_BYTES // max(1, crossing * batch_size * bytes_per_element)
     by_time = CHUNK_S / max(1e-6, max(plan.costs.stages_s(plan.cuts)))

@@ -93,8 +93,6 @@ class RunSpec:
                     f"--{name}: unknown {value!r}{nearest(str(value), known)}; "
                     f"known are {', '.join(known)}"
                 )
-        if self.cuts is not None:
-            check_cuts(self.cuts, self.stages)
 
     def recipe(self, task_recipe: Mapping[str, Any]) -> Recipe:
         """Return the paper's recipe for the architecture, the task's own values over it, and
@@ -114,6 +112,27 @@ class RunSpec:
         """Return the run as JSON can hold it."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(RunSpec)}
 
+    def overridden(self, asked: RunSpec) -> RunSpec:
+        """Return `asked`, made from this run with some options changed, without contradiction.
+
+        A changed number of stages takes the place of older cuts, and changed cuts of it.
+        """
+        if asked.stages != self.stages and asked.cuts == self.cuts:
+            return dataclasses.replace(asked, cuts=None)
+        if asked.cuts != self.cuts and asked.stages == self.stages:
+            return dataclasses.replace(asked, stages=None)
+        return asked
+
+    def check_resumes(self, asked: RunSpec) -> None:
+        """Raise a UserError where `asked` would go on with this run as a different one."""
+        for name in _FIXED:
+            was, wanted = getattr(self, name), getattr(asked, name)
+            if was != wanted:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {wanted}: the run was made with {was}, and a "
+                    "resumed run keeps it; leave the option out, or start a new --run-dir"
+                )
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str = "the configuration") -> RunSpec:
         """Read a run from JSON data; UserError names unknown keys and wrong types."""
@@ -131,6 +150,11 @@ class RunSpec:
             values[name] = _typed(name, value, str(known[name].type), source)
         return cls(**values)
 
+
+_FIXED = ("arch", "width", "task", "seed", "precision") + tuple(
+    field.name for field in dataclasses.fields(Recipe)
+)
+"""What decides the bits of a run, and so stays when it is resumed."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam", "sgd"),
@@ -167,7 +191,7 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int | None = None) -> None:
+def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> None:
     """Raise a UserError where cuts are out of order, out of range, or not stages - 1 in number."""
     shown = ",".join(map(str, cuts))
     if any(cut < 1 for cut in cuts) or any(
@@ -182,7 +206,7 @@ def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int | None
             f"--cuts {shown} makes {len(cuts) + 1} stages, but --stages says {stages}; "
             "leave one of the two out"
         )
-    if num_layers is not None and cuts and cuts[-1] >= num_layers:
+    if cuts and cuts[-1] >= num_layers:
         raise UserError(
             f"--cuts {shown}: the network has {num_layers} layers, so a cut is at most "
             f"{num_layers - 1}"

@@ -87,7 +87,10 @@ class CheckpointStore:
             for index, state in sorted(checkpoint.states.items()):
                 name = f"layer-{index:03d}.safetensors"
                 write_durably(aside / name, state.data)
-                files[str(index)] = {"file": name, "sha256": hashlib.sha256(state).hexdigest()}
+                files[str(index)] = {
+                    "file": name,
+                    "sha256": hashlib.sha256(state.data).hexdigest(),
+                }
             manifest = {
                 "format": FORMAT,
                 "step": checkpoint.step,
@@ -200,7 +203,7 @@ def _read_layer(
         raise UserError(
             f"{path}, which the manifest names for layer {index}, cannot be read: {error.strerror}"
         ) from error
-    if hashlib.sha256(state).hexdigest() != sha256:
+    if hashlib.sha256(state.data).hexdigest() != sha256:
         raise UserError(
             f"{path} is damaged: its {len(state)} bytes are not those that were written"
         )

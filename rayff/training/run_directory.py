@@ -41,11 +41,15 @@ class RunDirectory:
             )
 
     def create(self, run: RunSpec) -> None:
-        """Make the folder and write config.json, which `--config` and `--resume` read."""
+        """Make the folder and write config.json, which `--config` and `--resume` read.
+
+        It does not name the folder, so that it may be moved and its configuration used again.
+        """
+        config = {key: value for key, value in run.to_dict().items() if key != "run_dir"}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(
-                self.path / "config.json", json.dumps(run.to_dict(), indent=2).encode() + b"\n"
+                self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n"
             )
         except OSError as error:
             raise UserError(

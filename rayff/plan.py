@@ -1,0 +1,96 @@
+"""python -m rayff.plan: shows where a network would be cut, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rayff.cli import parse, run_command
+from rayff.spec import RunSpec
+from rayff.spec.run import Device, Precision
+
+DESCRIPTION = """\
+Time the layers of a network on this cluster, and show where it would be cut.
+
+Examples:
+  python -m rayff.plan --arch resnet --stages 4
+  python -m rayff.plan --arch resnet --cuts 5,9,13 --batch-size 64
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """The flags."""
+
+    arch: str = "tinycnn"
+    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    width: int | None = None
+    """Channels of the first layer. Default: the architecture's own."""
+    task: str = "cifar10"
+    """Data whose image channels and classes count: a task's name, or a folder of Parquet."""
+    batch_size: int | None = None
+    """Images of a batch. Default: the task's own, else the paper's 128."""
+    precision: Precision = "fp32"
+    """Number format of convolutions and features."""
+    device: Device = "auto"
+    """Where the layers are timed; auto takes a GPU where the cluster has one."""
+    stages: int | None = None
+    """Number of stages; it may be more than this cluster holds. Default: as in training."""
+    cuts: tuple[int, ...] | None = None
+    """Cuts to judge, such as 5,9,13. Default: the best ones."""
+    cpus_per_stage: float | None = None
+    """CPUs (and torch threads) of a stage. Default: the cluster's, shared evenly."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+    def run(self) -> RunSpec:
+        """Return the run that is planned."""
+        known = {field.name for field in dataclasses.fields(RunSpec)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return RunSpec(**{name: value for name, value in values.items() if name in known})
+
+
+def main(args: Sequence[str]) -> int:
+    """Time the layers and print the plan."""
+    command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
+    from rayff.cluster.planning import plan_run
+
+    facts = plan_run(command.run())
+    if command.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _show(facts)
+    return 0
+
+
+def _show(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['each']}")
+    for name in ("stage", "layers", "seconds a batch", "share of the slowest", "bytes onward"):
+        table.add_column(name, justify="right")
+    for number, stage in enumerate(facts["stages"]):
+        onward = stage["bytes_onward"]
+        table.add_row(
+            str(number),
+            stage["layers"],
+            f"{stage['seconds']:.4f}",
+            f"{100 * stage['share']:.0f}%",
+            f"{onward / 2**20:.1f} MiB" if onward else "-",
+        )
+    console.print(table)
+    cuts = ",".join(map(str, facts["cuts"])) or "none"
+    console.print(f"cuts: {cuts}")
+    console.print(
+        f"predicted speed-up over one such stage: {facts['speedup']:.2f}x "
+        f"of {len(facts['stages'])}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
