@@ -1,0 +1,126 @@
+"""Promise 2: the cut changes nothing. Promise 4: a run resumes on another number of stages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+import rayff
+from rayff.spec import RunSpec
+from rayff.training.loop import Loop
+from rayff.training.pipeline import LocalPipeline
+from rayff.training.preparation import prepare
+from rayff.training.stage import Stage, StageSpec
+from rayff.training.stop import StopRequest
+
+# A narrow resnet: its cuts lie inside blocks and between them, with shortcuts that are added,
+# concatenated and pooled.
+RUN: dict[str, Any] = {
+    "arch": "resnet",
+    "width": 10,
+    "task": "digits",
+    "epochs": 2,
+    "batch_size": 128,
+    "cpus_per_stage": 1,
+    "checkpoint_every": 1,
+}
+
+
+def layer_files(run_dir: Path, step: int) -> dict[str, bytes]:
+    """Return weights and optimizer state of every layer, byte for byte."""
+    files = (run_dir / "checkpoints" / f"step-{step:08d}").glob("layer-*.safetensors")
+    return {path.name: path.read_bytes() for path in files}
+
+
+class Silent:
+    def on_result(self, command: Any, reports: Any) -> None: ...
+    def on_epoch(self, record: Any) -> None: ...
+    def on_checkpoint(self, path: Any) -> None: ...
+    def on_warning(self, message: str) -> None: ...
+
+
+def train_in_one_process(run: RunSpec) -> Path:
+    """Train with the plain pipeline: one stage, one thread, no Ray."""
+    prepared = prepare(run, resume=False)
+    prepared.directory.create(prepared.run)
+    spec = StageSpec(
+        architecture=prepared.architecture,
+        is_last=True,
+        recipe=prepared.recipe,
+        seed=run.seed,
+        precision=run.precision,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pipeline = LocalPipeline([Stage(spec, torch.device("cpu"), prepared.splits)])
+        loop = Loop(
+            prepared=prepared, schedule=prepared.schedule(chunk=1), cuts=(), observer=Silent()
+        )
+        loop.train(pipeline, StopRequest())
+    finally:
+        torch.set_num_threads(threads)
+    return prepared.directory.path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    return train_in_one_process(RunSpec(**RUN, run_dir=str(run_dir)))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestEveryPlanGivesTheSameBits:
+    """Every layer's weights and optimizer state against training in one process without Ray."""
+
+    @pytest.mark.parametrize(
+        "plan",
+        [
+            {"stages": 1, "chunk": 3},
+            {"stages": 2, "chunk": 1},
+            {"stages": 2, "chunk": 3},
+            {"cuts": (2, 7, 12), "chunk": 1, "window": 1},  # all cuts inside blocks
+            {"stages": 4, "chunk": 3, "window": 9},
+            {"cuts": (5, 10), "chunk": 2, "transport": "gloo"},
+        ],
+        ids=str,
+    )
+    def test_actors_equal_one_process(
+        self, plan: dict[str, Any], cluster: None, one_process: Path, tmp_path: Path
+    ) -> None:
+        result = rayff.train(RunSpec(**RUN, **plan, run_dir=str(tmp_path / "run")), quiet=True)
+        for step in (11, 22):
+            expected = layer_files(one_process, step)
+            assert len(expected) == 17
+            assert layer_files(result.run_dir, step) == expected
+
+    def test_a_run_of_four_stages_resumes_as_two(
+        self, cluster: None, one_process: Path, tmp_path: Path
+    ) -> None:
+        run_dir = tmp_path / "run"
+        whole = RunSpec(**RUN, stages=4, run_dir=str(run_dir))
+        rayff.train(whole, quiet=True)
+        for late in (run_dir / "checkpoints" / "step-00000022").iterdir():
+            late.unlink()
+        (run_dir / "checkpoints" / "step-00000022").rmdir()
+
+        again = RunSpec(**RUN, stages=2, run_dir=str(run_dir))
+        result = rayff.train(again, resume=True, quiet=True)
+
+        assert [record.epoch for record in result.records] == [1, 2]
+        assert [len(record.stage_busy) for record in result.records] == [4, 2]
+        assert layer_files(run_dir, 22) == layer_files(one_process, 22)
+        reference = rayff.load(one_process).state_dict()
+        for name, weight in rayff.load(run_dir).state_dict().items():
+            assert torch.equal(weight, reference[name])
