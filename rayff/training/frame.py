@@ -87,19 +87,26 @@ def _levels(values: Sequence[float]) -> str:
     return "".join(LEVELS[round((value - low) * scale)] for value in values)
 
 
-def history_table(records: Sequence[EpochRecord]) -> Table:
-    """Return one line an epoch under a line of titles."""
+def history_table(records: Sequence[EpochRecord], width: int) -> Table:
+    """Return one line an epoch under a line of titles; a narrow console lacks the last columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for title in ("epoch", "loss", "valid %", "test %", "window", "images/s", "time"):
+    columns = [
+        ("epoch", [str(record.epoch) for record in records]),
+        ("loss", [f"{record.train_loss:.4f}" for record in records]),
+        ("valid %", [f"{record.valid_accuracy:.2f}" for record in records]),
+        ("test %", [f"{record.test_accuracy:.2f}" for record in records]),
+        ("window", [f"{record.sip_first}-{record.sip_last}" for record in records]),
+        ("images/s", [f"{record.images_per_s:,.0f}" for record in records]),
+        ("time", [duration(record.elapsed_s) for record in records]),
+    ]
+    rows: list[list[str]] = [[] for _ in records]
+    for title, cells in columns:
+        width -= max(map(len, (title, *cells))) + 2
+        if width < -2:
+            break
         table.add_column(title, justify="right", no_wrap=True)
-    for record in records:
-        table.add_row(
-            str(record.epoch),
-            f"{record.train_loss:.4f}",
-            f"{record.valid_accuracy:.2f}",
-            f"{record.test_accuracy:.2f}",
-            f"{record.sip_first}-{record.sip_last}",
-            f"{record.images_per_s:,.0f}",
-            duration(record.elapsed_s),
-        )
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -13,9 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayff.partition.plan import Plan
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import duration, history_table, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
+from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord
 from rayff.training.tracker import Tracker
 
@@ -164,7 +166,7 @@ class LiveView(PlainView):
                 head += ["", *section]
                 room -= 1 + len(section)
         if records:
-            head += ["", history_table(records[-(1 + max(0, room)) :])]
+            head += ["", history_table(records[-(1 + max(0, room)) :], width)]
         for line in head:
             if isinstance(line, Text):
                 line.no_wrap, line.overflow = True, "ellipsis"
@@ -225,3 +227,30 @@ def console_view(
     can_draw = console.is_terminal and not console.is_dumb_terminal
     live = can_draw and not console.options.ascii_only
     return (LiveView if live else PlainView)(console, tracker, header)
+
+
+def observe(prepared: Prepared, plan: Plan, console: Console | None = None) -> PlainView:
+    """Return the console view of a run that was prepared and planned; standard output if None."""
+    run, network = prepared.run, prepared.architecture
+    num_train_images = len(prepared.data.train)
+    header = [
+        f"{run.arch} on {prepared.data.name}: {len(network)} layers, {network.num_weights:,} "
+        f"weights, {num_train_images:,} images an epoch, seed {run.seed}",
+        str(plan),
+        f"run directory {prepared.directory.path}",
+    ]
+    if prepared.checkpoint is not None:
+        header.append(f"resumed from the checkpoint of step {prepared.checkpoint.step}")
+    return console_view(
+        console or Console(),
+        header="\n".join(header),
+        epochs=prepared.recipe.epochs,
+        num_train_images=num_train_images,
+        stage_names=plan.stage_names,
+        start=prepared.progress,
+    )
+
+
+def observe_quietly(prepared: Prepared, plan: Plan) -> PlainView:
+    """Return a view that shows nothing."""
+    return observe(prepared, plan, Console(quiet=True, force_terminal=False))
