@@ -1,0 +1,155 @@
+"""python -m rayff.evaluate: what a run's network gets right on its task."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayff.cli import parse, run_command
+from rayff.spec import UserError
+from rayff.training.files import write_atomically
+
+if TYPE_CHECKING:
+    from rayff.training.evaluation import Evaluation
+
+DESCRIPTION = """\
+Evaluate the trained network of a run on the task it was trained on.
+
+Prints its accuracy, that of each layer, and which classes it confuses.
+
+Examples:
+  python -m rayff.evaluate runs/first
+  python -m rayff.evaluate runs/first --no-prune --split valid --save tables
+"""
+
+MAX_MATRIX_CLASSES = 20
+NUM_PAIRS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """The flags."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """The run directory, which holds config.json and model.safetensors."""
+    data_dir: str | None = None
+    """Folder that holds the task's data. Default: the one the run was trained from."""
+    no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Classify with the sum of all layers. Default: with the window of layers that was chosen on
+    the validation images (SIP)."""
+    split: Literal["test", "valid", "train"] = "test"
+    """Images to classify."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    batch_size: int = 256
+    """Images at a time; it changes memory and speed alone."""
+    save: str | None = None
+    """Folder to write accuracy.csv, layer_accuracy.csv and confusion.csv to."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Evaluate, print, and save where asked."""
+    command = parse(EvaluateCommand, module="rayff.evaluate", description=DESCRIPTION, args=args)
+    from rayff.training.evaluation import evaluate
+
+    evaluation = evaluate(
+        Path(command.run),
+        data_dir=None if command.data_dir is None else Path(command.data_dir),
+        split=command.split,
+        prune=not command.no_prune,
+        device=command.device,
+        batch_size=command.batch_size,
+    )
+    show(evaluation, command.split, Console(highlight=False))
+    if command.save is not None:
+        save(evaluation, command.split, Path(command.save))
+        print(f"saved to {command.save}")
+    return 0
+
+
+def show(evaluation: Evaluation, split: str, console: Console) -> None:
+    """Print accuracies, and the confusion matrix, or its largest entries where it does not fit."""
+    first, last = evaluation.window
+    console.print(
+        f"accuracy {evaluation.accuracy:.2f}% on {evaluation.num_images:,} {split} images, "
+        f"with the goodness of layers {first}-{last} summed",
+        style="bold",
+        soft_wrap=True,
+    )
+    console.print("\naccuracy by layer (* in the sum)")
+    for layer, accuracy in enumerate(evaluation.layer_accuracy):
+        mark = "*" if first <= layer <= last else ""
+        console.print(f"{layer:5d}  {accuracy:6.2f}%  {mark}".rstrip())
+    matrix = confusion_table(evaluation)
+    fits = not console.is_terminal or console.measure(matrix).maximum <= console.width
+    if len(evaluation.class_names) <= MAX_MATRIX_CLASSES and fits:
+        console.print("\nimages by true class (row) and predicted class (column)")
+        console.print(matrix, crop=False, soft_wrap=not console.is_terminal)
+        return
+    from rayff.training.evaluation import most_confused
+
+    pairs = most_confused(evaluation.confusion, NUM_PAIRS)
+    console.print(f"\nmost confused: images, true class, predicted class (top {len(pairs)})")
+    for true, predicted, images in pairs:
+        names = evaluation.class_names[true], evaluation.class_names[predicted]
+        console.print(Text(f"{images:6d}  {names[0]}  as  {names[1]}"), soft_wrap=True)
+
+
+def confusion_table(evaluation: Evaluation) -> Table:
+    """Return the confusion matrix; a column goes by the number of its class."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("class", no_wrap=True)
+    for predicted in range(len(evaluation.class_names)):
+        table.add_column(str(predicted), justify="right", no_wrap=True)
+    for true, (name, row) in enumerate(
+        zip(evaluation.class_names, evaluation.confusion, strict=True)
+    ):
+        cells = [
+            Text(str(count), "bold green" if column == true else "") if count else Text(".", "dim")
+            for column, count in enumerate(row)
+        ]
+        label = name if name == str(true) else f"{true} {name}"
+        table.add_row(Text(label), *cells)
+    return table
+
+
+def save(evaluation: Evaluation, split: str, folder: Path) -> None:
+    """Write the three CSV files, each of them whole or not at all."""
+    first, last = evaluation.window
+    tables: dict[str, list[Iterable[object]]] = {
+        "accuracy.csv": [
+            ("split", "images", "window_first", "window_last", "accuracy"),
+            (split, evaluation.num_images, first, last, evaluation.accuracy),
+        ],
+        "layer_accuracy.csv": [("layer", "accuracy"), *enumerate(evaluation.layer_accuracy)],
+        "confusion.csv": [
+            ("true_class", *evaluation.class_names),
+            *(
+                (name, *row.tolist())
+                for name, row in zip(evaluation.class_names, evaluation.confusion, strict=True)
+            ),
+        ],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in tables.items():
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            write_atomically(folder / name, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(
+            f"--save {folder} cannot be written: {error.strerror}; name another folder"
+        ) from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,79 @@
+"""python -m rayff.predict: classifies image files with a run's network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rayff.cli import parse, run_command
+from rayff.spec import UserError
+
+DESCRIPTION = """\
+Classify image files with the trained network of a run.
+
+Prints each image's class, its probability and how many layers that took.
+
+Examples:
+  python -m rayff.predict runs/first photo.png
+  python -m rayff.predict runs/first scans/*.jpg --early-exit 0.9 --json
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand:
+    """The flags."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """The run directory, which holds config.json and model.safetensors."""
+    images: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE...")]
+    ] = ()
+    """Image files to classify, one or more."""
+    early_exit: float | None = None
+    """Stop at the first layer that makes a class this probable, above 0 and up to 1. Default:
+    always ask every layer of the network's window."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print a JSON list with one object an image."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError("no images are given: name one image file or more behind RUN")
+        if self.early_exit is not None and not 0 < self.early_exit <= 1:
+            raise UserError(
+                f"--early-exit {self.early_exit:g} is no probability: choose one above 0 and up "
+                "to 1, such as 0.9"
+            )
+
+
+def main(args: Sequence[str]) -> int:
+    """Predict and print."""
+    command = parse(PredictCommand, module="rayff.predict", description=DESCRIPTION, args=args)
+    from rayff.training.prediction import pick_device, predict
+    from rayff.training.run_directory import RunDirectory
+
+    device = pick_device(command.device)
+    model = RunDirectory(Path(command.run)).load_model().to(device)
+    predictions = list(predict(model, command.images, command.early_exit))
+    if command.json:
+        print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=1))
+        return 0
+    file_width = max(len(prediction.file) for prediction in predictions)
+    class_width = max(len(prediction.class_name) for prediction in predictions)
+    for p in predictions:
+        print(
+            f"{p.file:<{file_width}}  {p.class_name:<{class_width}}  {p.probability:.4f}  "
+            f"{p.layers_used} of {p.layers} layers"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
