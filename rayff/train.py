@@ -29,7 +29,7 @@ class TrainCommand(RunSpec):
     """The flags: those of a run, and how it starts."""
 
     resume: bool = False
-    """Go on with the run in --run-dir from its last checkpoint, with the options it was made with."""
+    """Go on with the run in --run-dir from its last checkpoint, with the options it has."""
     config: str | None = None
     """JSON file of options, such as a run's config.json; flags on the command line win."""
 

@@ -108,5 +108,6 @@ def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:
     A restarted stage would have lost its layers and would go on with fresh ones, so a death is
     an error that the driver sees.
     """
-    restarts = {"max_restarts": 0, "max_task_retries": 0}
-    return ray.remote(**restarts, **transport_options)(StageActor).options(**options)
+    wrap: Any = ray.remote
+    actor = wrap(max_restarts=0, max_task_retries=0, **transport_options)(StageActor)
+    return actor.options(**options)
