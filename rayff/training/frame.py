@@ -20,8 +20,10 @@ MAX_NUMBERED_LAYERS = 24
 
 
 def duration(seconds: float | None) -> str:
-    """Return 3725 as 1:02:05."""
-    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+    """Return 4.18 as 4.2 s and 3725 as 1:02:05."""
+    if seconds is None:
+        return "?"
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def stage_lines(names: Sequence[str], busy: NDArray[np.float64], width: int) -> list[Table]:

@@ -118,7 +118,8 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"the model in {self.path} is damaged: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"the model in {self.path} is damaged: {reason}") from error
         if (
             not 0 <= first <= last < len(architecture)
             or len(class_names) != data["architecture"]["num_classes"]

@@ -1,0 +1,109 @@
+"""python -m rayff.predict, on a run made by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rayff.predict import main
+from rayff.spec import UserError
+from tests.colour_run import write_image, write_run, write_task
+
+ROOT = math.sqrt(5) / 2
+"""Goodness that layer 0 gives the right class; all its others are 0."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    task = write_task(folder / "colours")
+    write_run(folder / "shallow", task, window=(0, 0))
+    write_run(folder / "deep", task, window=(0, 2))
+    for colour, name in enumerate(("r", "g", "b")):
+        write_image(folder / f"{name}.png", colour)
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+def answers(capsys: pytest.CaptureFixture[str], *args: object) -> list[tuple[str, float, int]]:
+    """Run with --json and return (class, probability, layers used) of each image."""
+    assert main([*map(str, args), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(answer["layers"] == 4 for answer in found)
+    return [(a["class_name"], a["probability"], a["layers_used"]) for a in found]
+
+
+def softmax(*logits: float) -> list[float]:
+    total = sum(map(math.exp, logits))
+    return [math.exp(logit) / total for logit in logits]
+
+
+def test_names_the_class_with_its_probability(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [folder / name for name in ("g.png", "r.png", "b.png")]
+    found = answers(capsys, folder / "shallow", *files)
+    probability = pytest.approx(softmax(ROOT, 0, 0)[0], abs=1e-4)
+    assert found == [(name, probability, 1) for name in ("green", "red", "blue")]
+
+
+def test_without_early_exit_the_whole_window_is_summed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answers(capsys, folder / "deep", folder / "r.png")
+    assert found == [("green", pytest.approx(softmax(2, ROOT + 0.25, 0)[0], abs=1e-4), 3)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name", "logits", "layers"),
+    [
+        (0.60, "red", (ROOT, 0, 0), 1),  # 0.605 after layer 0
+        (0.62, "green", (2, ROOT, 0), 2),  # 0.645 after layer 1
+        (1.00, "green", (2, ROOT + 0.25, 0), 3),  # never: the window ends
+    ],
+)
+def test_early_exit_stops_at_the_first_layer_that_is_sure(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    threshold: float,
+    name: str,
+    logits: tuple[float, float, float],
+    layers: int,
+) -> None:
+    found = answers(capsys, folder / "deep", folder / "r.png", "--early-exit", threshold)
+    assert found == [(name, pytest.approx(softmax(*logits)[0], abs=1e-4), layers)]
+
+
+def test_plain_lines_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(folder / "shallow"), str(folder / "b.png"), str(folder / "g.png")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    probability = pytest.approx(softmax(ROOT, 0, 0)[0], abs=1e-4)
+    assert [(line[0], line[1], float(line[2]), *line[3:]) for line in lines] == [
+        (str(folder / f"{name[0]}.png"), name, probability, "1", "of", "4", "layers")
+        for name in ("blue", "green")
+    ]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("threshold", ["0", "-0.5", "1.01", "nan"])
+    def test_a_threshold_that_is_no_probability(self, folder: Path, threshold: str) -> None:
+        args = [str(folder / "shallow"), str(folder / "r.png"), f"--early_exit={threshold}"]
+        with pytest.raises(UserError, match="--early-exit .* is no probability"):
+            main(args)
+
+    def test_no_images(self, folder: Path) -> None:
+        with pytest.raises(UserError, match="no images are given"):
+            main([str(folder / "shallow")])
+
+    @pytest.mark.parametrize("name", ["text.png", "missing.png"])
+    def test_a_file_that_is_no_image_comes_before_any_answer(
+        self, folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(UserError, match=name):
+            main([str(folder / "shallow"), str(folder / "r.png"), str(folder / name)])
+        assert capsys.readouterr().out == ""
+
+    def test_no_run(self, folder: Path) -> None:
+        with pytest.raises(UserError, match="there is no run directory"):
+            main([str(folder / "nowhere"), str(folder / "r.png")])
