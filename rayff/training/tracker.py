@@ -71,6 +71,11 @@ class Tracker:
         else:
             self.phase = "validating" if command.split == "valid" else "testing"
 
+    def finish(self, record: EpochRecord) -> None:
+        """Add a complete epoch."""
+        self.records.append(record)
+        self.phase = "done" if record.epoch == self.epochs else "training"
+
     def skip(self) -> None:
         """Leave the time since the last result out of the averages: a checkpoint was written."""
         self._last_s = self.clock()

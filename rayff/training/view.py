@@ -62,7 +62,7 @@ class PlainView:
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Write the epoch's line."""
-        self.tracker.records.append(record)
+        self.tracker.finish(record)
         self._print(
             f"epoch {record.epoch}/{self.tracker.epochs}  loss {record.train_loss:.4f}  "
             f"valid {record.valid_accuracy:.2f}%  test {record.test_accuracy:.2f}%  "
@@ -143,7 +143,7 @@ class LiveView(PlainView):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Add an epoch; the next frame shows it."""
-        self.tracker.records.append(record)
+        self.tracker.finish(record)
 
     def on_checkpoint(self, path: Path) -> None:
         """Note the checkpoint; the next frame names it."""

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rayff.partition.cuts import Costs
 from rayff.partition.plan import Plan, StageResources
 from rayff.spec import RunSpec
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import duration, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
-from rayff.training.preparation import prepare
+from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
 from rayff.training.tracker import MovingRate
 from rayff.training.view import LiveView, PlainView, console_view, observe, observe_quietly
@@ -286,30 +287,35 @@ class TestLiveView:
 
 
 class TestObserve:
-    def test_the_header_says_what_is_trained_and_where(self, tmp_path: Path) -> None:
-        run = RunSpec(width=10, seed=3, run_dir=str(tmp_path / "run"))
-        prepared = prepare(run, resume=False)
-        plan = Plan(
+    @pytest.fixture
+    def prepared(self, tmp_path: Path) -> Prepared:
+        return prepare(RunSpec(width=10, seed=3, run_dir=str(tmp_path / "run")), resume=False)
+
+    @pytest.fixture
+    def plan(self, prepared: Prepared) -> Plan:
+        return Plan(
             architecture=prepared.architecture,
             cuts=(1,),
             resources=StageResources(cpus=1.0, gpus=0.0),
+            costs=Costs(layer_s=(1.0,) * 4, crossing_s=(0.0,) * 4),
         )
-        console = Console(file=io.StringIO())
-        with observe(prepared, plan, console):
+
+    def test_the_header_says_what_is_trained_and_where(
+        self, prepared: Prepared, plan: Plan
+    ) -> None:
+        file = io.StringIO()
+        with observe(prepared, plan, Console(file=file)):
             pass
         # 10*1*25 + 20*10*25 + 40*20*9 + 40*40*9 weights
-        assert console.file.getvalue().splitlines()[:3] == [  # type: ignore[attr-defined]
+        assert file.getvalue().splitlines()[:3] == [
             "tinycnn on digits: 4 layers, 26,850 weights, 1,297 images an epoch, seed 3",
             str(plan),
-            f"run directory {tmp_path / 'run'}",
+            f"run directory {prepared.directory.path}",
         ]
 
     def test_quietly_nothing_is_shown(
-        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self, prepared: Prepared, plan: Plan, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        prepared = prepare(RunSpec(width=10, run_dir=str(tmp_path / "run")), resume=False)
-        resources = StageResources(cpus=1.0, gpus=0.0)
-        plan = Plan(architecture=prepared.architecture, cuts=(), resources=resources)
         with observe_quietly(prepared, plan) as view:
             view.on_warning("unheard")
         assert capfd.readouterr() == ("", "")
