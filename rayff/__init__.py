@@ -10,9 +10,11 @@ What a function needs is imported when it is called: `load` and `evaluate` work 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rayff.spec import RunSpec, UserError
@@ -71,3 +73,14 @@ def evaluate(run_dir: str | PathLike[str], **options: Any) -> Evaluation:
     from rayff.training.evaluation import evaluate as evaluate_run
 
     return evaluate_run(Path(run_dir), **options)
+
+
+class _Package(ModuleType):
+    """Keeps `rayff.train` the function when the command's module of that name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

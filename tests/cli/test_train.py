@@ -1,0 +1,226 @@
+"""python -m rayff.train as a user has it: real processes, real signals, exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FunctionType
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import rayff
+from rayff.spec import UserError
+from rayff.train import main
+from tests.tasks import write_tiny_task
+
+TINY = ["--arch", "tinycnn", "--width", "4", "--batch-size", "16", "--lr", "0.01"]
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_task(tmp_path_factory.mktemp("task"))
+
+
+def start(*args: str, cwd: Path, module: str = "rayff.train") -> subprocess.Popen[str]:
+    """Start a command as a user does: from its own folder, output through pipes."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *args],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": str(Path(rayff.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def layer_files(run_dir: Path) -> dict[str, bytes]:
+    newest = max((run_dir / "checkpoints").iterdir())
+    return {path.name: path.read_bytes() for path in newest.glob("layer-*")}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestAWholeRun:
+    def test_leaves_everything_in_its_directory(self, task: str, tmp_path: Path) -> None:
+        process = start(*TINY, "--task", task, "--epochs", "2", "--stages=2", cwd=tmp_path)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        assert err == ""
+        assert "\x1b" not in out, "plain lines where the output is no terminal"
+        assert re.search(r"^epoch 2/2  loss \d", out, re.MULTILINE)
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        assert re.fullmatch(r"tinycnn-task\d-\d{8}-\d{6}", run_dir.name)
+
+        left = {path.name for path in run_dir.iterdir()}
+        assert left == {
+            "architecture.json",
+            "checkpoints",
+            "config.json",
+            "metrics.csv",
+            "metrics.parquet",
+            "model.safetensors",
+            "tensorboard",
+        }
+        rows = pq.read_table(run_dir / "metrics.parquet").to_pylist()
+        assert [row["epoch"] for row in rows] == [1, 2]
+        assert all(len(row["layer_loss"]) == 4 for row in rows)
+        assert all(len(row["stage_busy"]) == 2 for row in rows)
+        assert json.loads((run_dir / "config.json").read_text())["lr_min"] == 0.008
+        evaluation = rayff.evaluate(run_dir)
+        assert evaluation.accuracy == pytest.approx(rows[-1]["test_accuracy"])
+
+    def test_the_options_of_one_run_make_another(self, task: str, tmp_path: Path) -> None:
+        options = {"arch": "tinycnn", "width": 4, "task": task, "epochs": 7, "batch-size": 16}
+        (tmp_path / "options.json").write_text(json.dumps(options))
+        args = ["--config", "options.json", "--epochs", "1", "--run_dir", "here"]
+        process = start(*args, cwd=tmp_path)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        config = json.loads((tmp_path / "here" / "config.json").read_text())
+        assert (config["width"], config["epochs"], config["batch_size"]) == (4, 1, 16)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestStopping:
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_leaves_a_checkpoint_and_no_process_and_resumes_with_the_same_bits(
+        self, signum: signal.Signals, tmp_path: Path
+    ) -> None:
+        task = write_tiny_task(tmp_path / "task", num_train=640)
+        args = [*TINY, "--task", task, "--epochs", "2", "--stages=2", "--chunk=1"]
+        undisturbed = start(*args, "--run-dir", "whole", cwd=tmp_path)
+        undisturbed.communicate(timeout=PATIENCE_S)
+
+        process = start(*args, "--run-dir", "stopped", cwd=tmp_path)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("run directory"):
+                break
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family, "Ray was started"
+        time.sleep(0.3)
+        stopped_at = time.monotonic()
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 128 + signum, err
+        assert f"warning: {signum.name}: stopping" in out
+        assert "Traceback" not in err
+        assert time.monotonic() - stopped_at < 30
+        gone, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert len(gone) == len(family)
+
+        again = start("--run-dir", "stopped", "--resume", cwd=tmp_path)
+        _, err = again.communicate(timeout=PATIENCE_S)
+        assert again.returncode == 0, err
+        assert layer_files(tmp_path / "stopped") == layer_files(tmp_path / "whole")
+        assert len(layer_files(tmp_path / "whole")) == 4
+        losses = [
+            pq.read_table(tmp_path / name / "metrics.parquet")["layer_loss"].to_pylist()
+            for name in ("whole", "stopped")
+        ]
+        assert losses[0] == losses[1]
+
+
+class TestMistakes:
+    """Each is one sentence that names the value and the remedy, and nothing is left behind."""
+
+    @pytest.mark.parametrize(
+        ("args", "sentence"),
+        [
+            (["--arch", "resnt"], r"unknown architecture 'resnt' \(did you mean 'resnet'\?\)"),
+            (["--task", "cifer10"], r"no task 'cifer10' \(did you mean 'cifar10'\?\)"),
+            (["--task", "mnist"], r"--data-dir"),
+            (["--task", "mnist", "--data-dir", "nowhere"], r"nowhere"),
+            (["--width", "7"], r"7 channels of layer 0 do not split into 10.*--width 10"),
+            (["--stages", "5"], r"--stages 5: the network has 4 layers.*--stages 4 or fewer"),
+            (["--cuts", "3,1"], r"--cuts 3,1:.*ascending"),
+            (["--cuts", "2,4"], r"--cuts 2,4: the network has 4 layers.*at most 3"),
+            (["--cuts", "2", "--stages", "3"], r"makes 2 stages, but --stages says 3"),
+            (["--batch-size", "2000"], r"--batch-size 2000 is larger than the 1297"),
+            (["--lr", "-1"], r"--lr must be a number of 0 or more, not -1"),
+            (["--lr", "nan"], r"--lr must be a number of 0 or more, not nan"),
+            (["--dropout", "1"], r"--dropout must be in 0 .. 1"),
+            (["--epochs", "0"], r"--epochs must be a number of 1 or more, not 0"),
+            (["--resume"], r"--resume needs --run-dir"),
+            (["--run-dir", "nowhere", "--resume"], r"no run directory nowhere"),
+            (["--config", "nowhere.json"], r"nowhere.json cannot be read"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_is_one_sentence(
+        self,
+        args: list[str],
+        sentence: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match=sentence):
+            main(args)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_directory_with_something_in_it_is_not_touched(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("mine")
+        with pytest.raises(UserError, match=r"is not empty: add --resume"):
+            main(["--run-dir", str(tmp_path)])
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_a_resumed_run_stays_what_it_was(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"width": 10, "lr": 0.01}))
+        with pytest.raises(UserError, match=r"--lr 0.5: the run was made with 0.01"):
+            main(["--run-dir", str(tmp_path), "--resume", "--lr", "0.5"])
+
+    def test_options_in_a_file_are_checked_too(self, tmp_path: Path) -> None:
+        file = tmp_path / "options.json"
+        for text, sentence in (
+            ('{"batchsize": 3}', r"unknown option 'batchsize' \(did you mean 'batch_size'\?\)"),
+            ('{"epochs": "many"}', r"epochs must be of type int"),
+            ("[1]", r"must be a JSON object"),
+            ("{", r"is not JSON"),
+        ):
+            file.write_text(text)
+            with pytest.raises(UserError, match=sentence):
+                main(["--config", str(file)])
+
+    def test_ends_the_program_with_code_2_and_no_traceback(self, tmp_path: Path) -> None:
+        process = start("--arch", "resnt", cwd=tmp_path)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 2
+        assert out == ""
+        assert re.fullmatch(r"error: unknown architecture 'resnt' [^\n]*\n", err)
+
+    @pytest.mark.ray
+    def test_a_cluster_that_does_not_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
+        with pytest.raises(UserError, match=r"cluster at 127.0.0.1:1 did not answer.*RAY_AUTH"):
+            main(["--width", "10", "--run-dir", str(tmp_path / "run")])
+        assert not (tmp_path / "run").exists()
+
+
+def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert "python -m rayff.train --run-dir runs/first --resume" in text
+    for flag in ("--arch", "--task", "--stages", "--cuts", "--lr-min", "--resume", "--config"):
+        assert flag in text
+
+
+def test_the_function_stays_a_function_although_the_command_is_imported() -> None:
+    assert sys.modules["rayff.train"].main is main  # type: ignore[attr-defined]
+    assert isinstance(rayff.train, FunctionType)
+    assert isinstance(rayff.evaluate, FunctionType)

@@ -1,0 +1,74 @@
+"""What is packed comes out the same, and shares its memory where it can."""
+
+import numpy as np
+import pytest
+import torch
+
+from rayff.cluster.transport import pack, pack_chunk, unpack, unpack_chunk
+from rayff.learning.chain import Crossing
+from rayff.training.messages import Batch
+
+CPU = torch.device("cpu")
+
+
+class TestATensor:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+    @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 3), (1,)])
+    def test_comes_out_bit_for_bit(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        tensor = (torch.randn(shape) * 100).to(dtype)
+        back = unpack(pack(tensor), CPU)
+        assert back.dtype == dtype
+        assert back.shape == tensor.shape
+        assert torch.equal(back, tensor)
+
+    def test_keeps_its_memory_format(self) -> None:
+        tensor = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
+        packed = pack(tensor)
+        assert packed.array.flags.c_contiguous
+        back = unpack(packed, CPU)
+        assert back.stride() == tensor.stride()
+        assert torch.equal(back, tensor)
+
+    def test_that_is_not_contiguous_is_copied_right(self) -> None:
+        tensor = torch.arange(24).view(2, 3, 4).transpose(1, 2)[:, 1:]
+        assert torch.equal(unpack(pack(tensor), CPU), tensor)
+
+    def test_shares_its_memory_both_ways(self) -> None:
+        tensor = torch.zeros(4, dtype=torch.bfloat16)
+        packed = pack(tensor)
+        back = unpack(packed, CPU)
+        tensor[0] = 1
+        assert back[0] == 1
+
+    def test_needs_no_gradient(self) -> None:
+        tensor = torch.ones(2, requires_grad=True)
+        assert isinstance(pack(tensor).array, np.ndarray)
+
+
+class TestAChunk:
+    def test_comes_out_whole(self) -> None:
+        chunk = [
+            Batch(
+                crossing=Crossing(
+                    features=torch.randn(2, 3, 4, 4),
+                    shortcut=torch.randn(2, 3, 8, 8) if shortcut else None,
+                ),
+                labels=torch.tensor([1, 0]),
+                goodness=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
+            )
+            for shortcut in (0, 1)
+        ]
+        back = unpack_chunk(pack_chunk(chunk), CPU)
+        assert back is not None
+        for was, now in zip(chunk, back, strict=True):
+            assert torch.equal(now.crossing.features, was.crossing.features)
+            assert torch.equal(now.labels, was.labels)
+            assert len(now.goodness) == len(was.goodness)
+            assert all(map(torch.equal, now.goodness, was.goodness))
+        assert back[0].crossing.shortcut is None
+        assert back[1].crossing.shortcut is not None
+        assert torch.equal(back[1].crossing.shortcut, chunk[1].crossing.shortcut)
+
+    def test_of_nothing_is_nothing(self) -> None:
+        assert pack_chunk(None) is None
+        assert unpack_chunk(None, CPU) is None
