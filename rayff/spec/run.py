@@ -84,8 +84,8 @@ class RunSpec:
         _check("seed", self.seed, at_least=0)
         for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
             _check(name, getattr(self, name), at_least=0)
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout must be in 0 .. 1 (1 excluded), not {self.dropout}")
+        if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
+            raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in (None, *known):

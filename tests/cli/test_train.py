@@ -149,7 +149,7 @@ class TestMistakes:
             (["--batch-size", "2000"], r"--batch-size 2000 is larger than the 1297"),
             (["--lr", "-1"], r"--lr must be a number of 0 or more, not -1"),
             (["--lr", "nan"], r"--lr must be a number of 0 or more, not nan"),
-            (["--dropout", "1"], r"--dropout must be in 0 .. 1"),
+            (["--dropout", "1"], r"--dropout must be from 0 to 255"),
             (["--epochs", "0"], r"--epochs must be a number of 1 or more, not 0"),
             (["--resume"], r"--resume needs --run-dir"),
             (["--run-dir", "nowhere", "--resume"], r"no run directory nowhere"),
