@@ -1,0 +1,324 @@
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayff.spec import RunSpec, UserError, check_cuts
+
+EVERYTHING = RunSpec(
+    arch="resnet",
+    width=50,
+    task="cifar10",
+    data_dir="data",
+    download=True,
+    epochs=5,
+    batch_size=64,
+    lr=0.1,
+    lr_min=0.01,
+    weight_decay=0.02,
+    dropout=0.5,
+    optimizer="sgd",
+    seed=7,
+    precision="bf16",
+    stages=4,
+    cuts=(5, 9, 13),
+    chunk=3,
+    window=6,
+    transport="gloo",
+    device="cpu",
+    cpus_per_stage=1.5,
+    gpus_per_stage=0.5,
+    run_dir="runs/one",
+    checkpoint_every=2,
+    keep_checkpoints=3,
+)
+
+
+class TestValidation:
+    @pytest.mark.parametrize(
+        ("field", "flag"),
+        [
+            ("width", "--width"),
+            ("epochs", "--epochs"),
+            ("batch_size", "--batch-size"),
+            ("stages", "--stages"),
+            ("chunk", "--chunk"),
+            ("window", "--window"),
+            ("checkpoint_every", "--checkpoint-every"),
+            ("keep_checkpoints", "--keep-checkpoints"),
+        ],
+    )
+    @pytest.mark.parametrize("value", [0, -1])
+    def test_a_count_is_one_or_more(self, field: str, flag: str, value: int):
+        with pytest.raises(UserError, match=f"^{flag} must be a number of 1 or more, not {value}"):
+            RunSpec(**{field: value})
+        assert getattr(RunSpec(**{field: 1}), field) == 1
+
+    def test_a_seed_is_not_negative(self):
+        with pytest.raises(UserError, match="^--seed must be a number of 0 or more, not -1"):
+            RunSpec(seed=-1)
+        assert RunSpec(seed=0).seed == 0
+
+    @pytest.mark.parametrize(
+        ("field", "flag"),
+        [
+            ("lr", "--lr"),
+            ("lr_min", "--lr-min"),
+            ("weight_decay", "--weight-decay"),
+            ("cpus_per_stage", "--cpus-per-stage"),
+            ("gpus_per_stage", "--gpus-per-stage"),
+        ],
+    )
+    @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+    def test_an_amount_is_finite_and_not_negative(self, field: str, flag: str, value: float):
+        with pytest.raises(UserError, match=f"^{flag} must be a number of 0 or more"):
+            RunSpec(**{field: value})
+        assert getattr(RunSpec(**{field: 0.0}), field) == 0
+
+    @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])
+    def test_dropout_is_a_share_below_one(self, dropout: float):
+        with pytest.raises(UserError, match=r"^--dropout must be .*not"):
+            RunSpec(dropout=dropout)
+
+    @pytest.mark.parametrize("dropout", [0.9965, 0.999, 511.5 / 512])
+    def test_dropout_that_its_256_steps_would_round_to_everything_is_refused(self, dropout: float):
+        with pytest.raises(UserError, match=r"^--dropout must be .*not"):
+            RunSpec(dropout=dropout)
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.2, 0.99, 255 / 256])
+    def test_dropout_that_leaves_something_is_taken(self, dropout: float):
+        assert RunSpec(dropout=dropout).dropout == dropout
+
+    @pytest.mark.parametrize(
+        ("field", "written", "meant"),
+        [
+            ("optimizer", "adamx", "adam"),
+            ("optimizer", "SGD", None),
+            ("precision", "fp16", "bf16"),
+            ("device", "gpu", "cpu"),
+            ("device", "cuda:0", "cuda"),
+            ("transport", "object_store", "object-store"),
+            ("transport", "ncll", "nccl"),
+        ],
+    )
+    def test_an_unknown_choice_is_answered_with_the_known_ones(
+        self, field: str, written: str, meant: str | None
+    ):
+        with pytest.raises(UserError, match=f"^--{field}: unknown {written!r}") as caught:
+            RunSpec(**{field: written})
+        known = {
+            "optimizer": "adamw, adam, sgd",
+            "precision": "fp32, bf16",
+            "device": "auto, cpu, cuda",
+            "transport": "object-store, nccl, gloo, nixl",
+        }[field]
+        assert str(caught.value).endswith(f"known are {known}")
+        if meant:
+            assert f"did you mean {meant!r}" in str(caught.value)
+
+    def test_every_known_choice_is_taken(self):
+        for field, values in {
+            "optimizer": ("adamw", "adam", "sgd", None),
+            "precision": ("fp32", "bf16"),
+            "device": ("auto", "cpu", "cuda"),
+            "transport": ("object-store", "nccl", "gloo", "nixl"),
+        }.items():
+            assert [getattr(RunSpec(**{field: value}), field) for value in values] == list(values)
+
+    def test_a_choice_that_is_not_optional_cannot_be_left_empty(self):
+        with pytest.raises(UserError, match="precision"):
+            RunSpec.from_dict({"precision": None})
+
+
+class TestFromDict:
+    def test_an_empty_object_is_the_default_run(self):
+        assert RunSpec.from_dict({}) == RunSpec()
+        assert (RunSpec().arch, RunSpec().task, RunSpec().seed) == ("tinycnn", "digits", 0)
+
+    def test_every_option_survives_json(self):
+        assert all(
+            getattr(EVERYTHING, field.name) != field.default
+            for field in dataclasses.fields(RunSpec)
+        ), "EVERYTHING sets every option, so that each is tried"
+        assert RunSpec.from_dict(json.loads(json.dumps(EVERYTHING.to_dict()))) == EVERYTHING
+
+    @given(
+        run=st.builds(
+            RunSpec,
+            epochs=st.none() | st.integers(1, 10**6),
+            lr=st.none() | st.floats(0, 1e6),
+            dropout=st.none() | st.floats(0, 0.99),
+            seed=st.integers(0, 2**64),
+            cuts=st.none() | st.lists(st.integers(1, 99), max_size=5).map(tuple),
+            gpus_per_stage=st.none() | st.floats(0, 8),
+            data_dir=st.none() | st.text(),
+            download=st.booleans(),
+        )
+    )
+    def test_a_run_comes_back_from_json_as_it_was(self, run: RunSpec):
+        assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+    def test_a_list_of_cuts_becomes_a_tuple(self):
+        assert RunSpec.from_dict({"cuts": [5, 9]}).cuts == (5, 9)
+        assert RunSpec.from_dict({"cuts": (5, 9)}).cuts == (5, 9)
+        assert RunSpec.from_dict({"cuts": []}).cuts == ()
+        assert RunSpec.from_dict({"cuts": None}).cuts is None
+
+    def test_names_may_be_written_as_on_the_command_line(self):
+        assert RunSpec.from_dict({"batch-size": 4, "keep-checkpoints": 5}) == RunSpec(
+            batch_size=4, keep_checkpoints=5
+        )
+
+    def test_an_unknown_option_is_answered_with_the_nearest_and_the_place(self):
+        with pytest.raises(
+            UserError, match=r"^my.json: unknown option 'batchsize' \(did you mean 'batch_size'"
+        ):
+            RunSpec.from_dict({"batchsize": 4}, "my.json")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("epochs", "5"),
+            ("epochs", 2.5),
+            ("epochs", 5.0),
+            ("epochs", True),
+            ("epochs", [5]),
+            ("lr", "0.1"),
+            ("lr", True),
+            ("lr", [0.1]),
+            ("download", 1),
+            ("download", "yes"),
+            ("download", None),
+            ("arch", 5),
+            ("arch", None),
+            ("arch", ["resnet"]),
+            ("optimizer", 3),
+            ("task", {"name": "digits"}),
+            ("seed", None),
+            ("seed", 1.0),
+            ("checkpoint_every", None),
+            ("cuts", "5,9"),
+            ("cuts", 5),
+            ("cuts", [5, 9.0]),
+            ("cuts", [5, "9"]),
+            ("cuts", [True]),
+            ("cuts", [[5]]),
+        ],
+    )
+    def test_a_wrong_type_is_named_with_the_place_the_option_and_the_value(
+        self, field: str, value: object
+    ):
+        with pytest.raises(UserError, match=f"^my.json: {field} must be of type ") as caught:
+            RunSpec.from_dict({field: value}, "my.json")
+        assert repr(value) in str(caught.value)
+
+    def test_a_whole_number_is_a_learning_rate_too(self):
+        assert RunSpec.from_dict({"lr": 1}).lr == 1
+
+    @pytest.mark.parametrize("data", [[1], "resnet", 5, None])
+    def test_what_is_no_object_is_refused(self, data: object):
+        with pytest.raises(UserError, match=r"^my.json must be a JSON object"):
+            RunSpec.from_dict(data, "my.json")  # type: ignore[arg-type]
+
+    def test_values_are_validated_as_well(self):
+        with pytest.raises(UserError, match="^--epochs must be"):
+            RunSpec.from_dict({"epochs": 0})
+
+
+class TestOverridden:
+    def test_a_new_number_of_stages_takes_the_place_of_the_cuts(self):
+        was = RunSpec(stages=3, cuts=(5, 9))
+        assert was.overridden(RunSpec(stages=2, cuts=(5, 9))) == RunSpec(stages=2)
+
+    def test_new_cuts_take_the_place_of_the_number_of_stages(self):
+        was = RunSpec(stages=3, cuts=(5, 9))
+        assert was.overridden(RunSpec(stages=3, cuts=(4,))) == RunSpec(cuts=(4,))
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            RunSpec(stages=3, cuts=(5, 9)),
+            RunSpec(stages=3, cuts=(5, 9), window=9),
+            RunSpec(stages=2, cuts=(4,)),
+            RunSpec(stages=4, cuts=(4,)),  # a contradiction of the user's own, which stays one
+        ],
+    )
+    def test_what_was_asked_for_stays_otherwise(self, asked: RunSpec):
+        assert RunSpec(stages=3, cuts=(5, 9)).overridden(asked) == asked
+
+
+class TestResuming:
+    @pytest.mark.parametrize(
+        ("field", "flag", "value"),
+        [
+            ("arch", "--arch", "vgg"),
+            ("width", "--width", 20),
+            ("task", "--task", "mnist"),
+            ("seed", "--seed", 8),
+            ("precision", "--precision", "fp32"),
+            ("epochs", "--epochs", 6),
+            ("batch_size", "--batch-size", 65),
+            ("optimizer", "--optimizer", "adam"),
+            ("lr", "--lr", 0.2),
+            ("lr_min", "--lr-min", 0.02),
+            ("weight_decay", "--weight-decay", 0.03),
+            ("dropout", "--dropout", 0.4),
+        ],
+    )
+    def test_what_decides_the_bits_cannot_change(self, field: str, flag: str, value: object):
+        asked = dataclasses.replace(EVERYTHING, **{field: value})
+        with pytest.raises(UserError, match=f"^{flag} {value}: ") as caught:
+            EVERYTHING.check_resumes(asked)
+        assert f"made with {getattr(EVERYTHING, field)}" in str(caught.value)
+
+    def test_where_and_how_it_is_computed_may_change(self):
+        EVERYTHING.check_resumes(
+            dataclasses.replace(
+                EVERYTHING,
+                data_dir="elsewhere",
+                download=False,
+                stages=17,
+                cuts=None,
+                chunk=1,
+                window=2,
+                transport="object-store",
+                device="auto",
+                cpus_per_stage=None,
+                gpus_per_stage=None,
+                run_dir="elsewhere",
+                checkpoint_every=1,
+                keep_checkpoints=1,
+            )
+        )
+
+
+class TestCuts:
+    @pytest.mark.parametrize(
+        ("cuts", "stages"),
+        [((), None), ((), 1), ((1,), 2), ((16,), None), ((5, 9, 13), 4), (tuple(range(1, 17)), 17)],
+    )
+    def test_cuts_that_make_stages_are_taken(self, cuts: tuple[int, ...], stages: int | None):
+        check_cuts(cuts, stages, num_layers=17)
+
+    @pytest.mark.parametrize("cuts", [(0,), (-1,), (0, 5), (9, 5), (5, 5), (5, 9, 8)])
+    def test_cuts_out_of_order_or_below_one_are_refused(self, cuts: tuple[int, ...]):
+        shown = ",".join(str(cut) for cut in cuts)
+        with pytest.raises(UserError, match=f"^--cuts {shown}: .*ascending and from 1 on"):
+            check_cuts(cuts, None, num_layers=17)
+
+    @pytest.mark.parametrize("cuts", [(17,), (5, 17), (5, 100)])
+    def test_a_cut_behind_the_last_layer_is_refused(self, cuts: tuple[int, ...]):
+        with pytest.raises(UserError, match=r"has 17 layers, so a cut is at most 16$"):
+            check_cuts(cuts, None, num_layers=17)
+
+    @pytest.mark.parametrize(("cuts", "stages"), [((5,), 3), ((5, 9), 2), ((), 2)])
+    def test_cuts_and_stages_that_disagree_are_refused(
+        self, cuts: tuple[int, ...], stages: int
+    ):
+        with pytest.raises(
+            UserError, match=f"makes {len(cuts) + 1} stages, but --stages says {stages}"
+        ):
+            check_cuts(cuts, stages, num_layers=17)
