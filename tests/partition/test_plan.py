@@ -1,0 +1,118 @@
+import pytest
+
+from rayff.partition.cuts import Costs
+from rayff.partition.plan import Plan, StageResources, default_chunk
+from rayff.spec import Architecture, architecture
+
+
+def plan(
+    network: Architecture, cuts: tuple[int, ...], slowest_s: float = 1.0, cpus: float = 2
+) -> Plan:
+    """Return a plan whose first layer takes all the time."""
+    layer_s = [slowest_s] + [0.0] * (len(network) - 1)
+    return Plan(
+        architecture=network,
+        cuts=cuts,
+        resources=StageResources(cpus=cpus, gpus=0),
+        costs=Costs(layer_s=layer_s, crossing_s=[0.0] * len(network)),
+    )
+
+
+@pytest.fixture
+def resnet() -> Architecture:
+    return architecture("resnet", num_classes=10, image_channels=3)
+
+
+@pytest.fixture
+def tinycnn() -> Architecture:
+    return architecture("tinycnn", num_classes=10, image_channels=1)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("cuts", "names"),
+        [
+            ((), ["layers 0-16"]),
+            ((5, 9, 13), ["layers 0-4", "layers 5-8", "layers 9-12", "layers 13-16"]),
+            ((1, 16), ["layer 0", "layers 1-15", "layer 16"]),
+        ],
+    )
+    def test_a_stage_is_named_after_its_layers(
+        self, resnet: Architecture, cuts: tuple[int, ...], names: list[str]
+    ):
+        assert plan(resnet, cuts).stage_names == names
+        assert plan(resnet, cuts).num_stages == len(names)
+
+    def test_a_plan_reads_as_one_line(self, resnet: Architecture):
+        assert str(plan(resnet, ())) == "1 stage (layers 0-16), 2 CPUs each"
+        assert (
+            str(plan(resnet, (1, 9), cpus=1))
+            == "3 stages (layer 0 | layers 1-8 | layers 9-16), 1 CPU each"
+        )
+
+    @pytest.mark.parametrize(
+        ("cpus", "gpus", "shown"),
+        [
+            (1, 0, "1 CPU"),
+            (0.5, 0, "0.5 CPUs"),
+            (4, 1, "1 GPU, 4 CPUs"),
+            (1, 0.25, "0.25 GPU, 1 CPU"),
+        ],
+    )
+    def test_resources_read_as_words(self, cpus: float, gpus: float, shown: str):
+        assert str(StageResources(cpus=cpus, gpus=gpus)) == shown
+
+    @pytest.mark.parametrize(("cpus", "threads"), [(0, 1), (0.5, 1), (1, 1), (3.9, 3), (8, 8)])
+    def test_a_stage_has_a_thread_for_each_whole_cpu(self, cpus: float, threads: int):
+        assert StageResources(cpus=cpus, gpus=0).threads == threads
+
+
+class TestDefaultChunk:
+    """A third of a second, 64 MiB or 64 batches, whichever is least; and one batch at least.
+
+    Behind the second layer of tinycnn 200 x 16 x 16 = 51,200 elements an image cross.
+    """
+
+    @pytest.mark.parametrize(
+        ("slowest_s", "batch_size", "bytes_per_element", "chunk"),
+        [
+            (0.07, 4, 4, 4),  # 0.3 s hold four of 0.07 s
+            (0.3, 4, 4, 1),
+            (0.16, 4, 4, 1),
+            (5.0, 4, 4, 1),
+            (0.001, 4, 4, 64),  # 300 by time, 81 by bytes
+            (0.0, 4, 4, 64),
+            (0.001, 128, 4, 2),  # 25 MiB a batch
+            (0.001, 128, 2, 5),  # 12.5 MiB a batch
+            (0.001, 1024, 4, 1),  # 200 MiB a batch
+        ],
+    )
+    def test_the_least_limit_decides(
+        self,
+        tinycnn: Architecture,
+        slowest_s: float,
+        batch_size: int,
+        bytes_per_element: int,
+        chunk: int,
+    ):
+        found = default_chunk(
+            plan(tinycnn, (2,), slowest_s),
+            batch_size=batch_size,
+            bytes_per_element=bytes_per_element,
+        )
+        assert found == chunk
+
+    def test_the_widest_of_several_cuts_counts(self, tinycnn: Architecture):
+        # 100 x 32 x 32 x 128 x 4 bytes are 50 MiB
+        three = plan(tinycnn, (1, 2, 3), 0.001)
+        assert default_chunk(three, batch_size=128, bytes_per_element=4) == 1
+
+    def test_a_shortcut_counts_too(self):
+        resnet = architecture("resnet", num_classes=10, image_channels=3, width=10)
+        # 20 x 16 x 16 inside of it and 20 x 32 x 32 beside: 25,600 of 4 bytes, 100 KiB an image
+        inside = plan(resnet, (6,), 0.001)
+        assert default_chunk(inside, batch_size=32, bytes_per_element=4) == 20
+
+    def test_one_stage_sends_nothing_and_is_bound_by_time_alone(self, tinycnn: Architecture):
+        alone = plan(tinycnn, (), 0.07)
+        assert default_chunk(alone, batch_size=10**9, bytes_per_element=4) == 4
