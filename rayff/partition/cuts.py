@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ class Costs:
 def balanced_cuts(costs: Costs, num_stages: int) -> tuple[int, ...]:
     """Return the cuts whose slowest stage is fastest; on a tie the least transfer.
 
-    Dynamic programming over (stages used, layers covered): O(stages x L^2).
+    Dynamic programming over (stages used, layers covered), O(stages x L^2), in two rounds: how
+    fast the slowest stage can be, and the least transfer of cuts that keep to it. One round
+    would drop a slower beginning that sends less, though a later stage is slower than either.
 
     Raises:
         ValueError: more stages than layers.
@@ -46,20 +49,30 @@ def balanced_cuts(costs: Costs, num_stages: int) -> tuple[int, ...]:
     num_layers = len(costs.layer_s)
     if not 1 <= num_stages <= num_layers:
         raise ValueError(f"{num_layers} layers make 1 to {num_layers} stages, not {num_stages}")
-    # best[end]: (slowest stage, transfer, cuts) of layers 0..end-1 in as many stages as so far
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
-        end: (costs.stage_s(0, end), 0.0, ()) for end in range(1, num_layers + 1)
+    # slowest[end]: seconds of the slowest stage of layers 0..end-1 in as many stages as so far
+    slowest = {end: costs.stage_s(0, end) for end in range(1, num_layers + 1)}
+    for used in range(2, num_stages + 1):
+        slowest = {
+            end: min(max(slowest[cut], costs.stage_s(cut, end)) for cut in range(used - 1, end))
+            for end in range(used, num_layers + 1)
+        }
+    limit = slowest[num_layers]
+
+    def transfer(cut: int, end: int) -> float:
+        if costs.stage_s(cut, end) > limit:
+            return math.inf
+        return costs.crossing_s[cut] if cut > 0 else 0.0
+
+    # best[end]: (transfer, cuts) of layers 0..end-1, infinite where a stage is over the limit
+    best: dict[int, tuple[float, tuple[int, ...]]] = {
+        end: (transfer(0, end), ()) for end in range(1, num_layers + 1)
     }
     for used in range(2, num_stages + 1):
         best = {
             end: min(
-                (
-                    max(best[cut][0], costs.stage_s(cut, end)),
-                    best[cut][1] + costs.crossing_s[cut],
-                    (*best[cut][2], cut),
-                )
+                (best[cut][0] + transfer(cut, end), (*best[cut][1], cut))
                 for cut in range(used - 1, end)
             )
             for end in range(used, num_layers + 1)
         }
-    return best[num_layers][2]
+    return best[num_layers][1]
