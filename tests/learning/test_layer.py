@@ -150,9 +150,7 @@ class TestForward:
     def test_without_a_step_there_is_no_dropout(self):
         spec = spec_of("pool")
         layer, x = layer_of(spec, dropout=0.75), images_for(spec)
-        expected = direct.step(
-            x.numpy(), layer.weight.detach().numpy(), LABELS, spec, CLASSES
-        )
+        expected = direct.step(x.numpy(), layer.weight.detach().numpy(), LABELS, spec, CLASSES)
         features, goodness = layer(x)
         np.testing.assert_allclose(features, expected.features, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(goodness.detach(), expected.goodness, rtol=1e-12)
@@ -246,9 +244,7 @@ class TestFirstWeights:
 
     def test_they_follow_from_the_seed_and_the_layers_number(self):
         def weight(seed: int, index: int) -> Tensor:
-            spec = LayerSpec(
-                index=index, in_channels=2, out_channels=6, kernel_size=3, in_size=8
-            )
+            spec = LayerSpec(index=index, in_channels=2, out_channels=6, kernel_size=3, in_size=8)
             return CWConv(spec, CLASSES, seed=seed).weight.detach()
 
         first = weight(3, 4)

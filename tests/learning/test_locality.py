@@ -42,9 +42,7 @@ def train(
         labels = torch.tensor([0, 1, 1, 0])
         entered.append([])
 
-        def visit(
-            layer: CWConv, x: Tensor, step: int = step, labels: Tensor = labels
-        ) -> Tensor:
+        def visit(layer: CWConv, x: Tensor, step: int = step, labels: Tensor = labels) -> Tensor:
             entered[-1].append(x)
             perturbed = layer.spec.index == other_labels_at and step >= from_step
             own = 1 - labels if perturbed else labels

@@ -24,9 +24,7 @@ OPTIMIZERS = ["adamw", "adam", "sgd"]
 
 
 def small_layer(seed: int = 0, out_channels: int = 4) -> CWConv:
-    spec = LayerSpec(
-        index=7, in_channels=2, out_channels=out_channels, kernel_size=3, in_size=6
-    )
+    spec = LayerSpec(index=7, in_channels=2, out_channels=out_channels, kernel_size=3, in_size=6)
     return CWConv(spec, 2, dropout=0.2, seed=seed)
 
 
@@ -204,7 +202,8 @@ class TestMistakes:
         optimizer = make_optimizer(layer, recipe_of("adamw"))
         state = {"weight": small_layer(out_channels=6).weight.detach()}
         with pytest.raises(
-            UserError, match=r"\(6, 2, 3, 3\) for layer 7, .* \(4, 2, 3, 3\): it belongs to another"
+            UserError,
+            match=r"\(6, 2, 3, 3\) for layer 7, .* \(4, 2, 3, 3\): it belongs to another",
         ):
             restore_layer(layer, optimizer, state)
         assert torch.equal(layer.weight, before)

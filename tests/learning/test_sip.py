@@ -83,7 +83,5 @@ class TestBestWindow:
         numbers = data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
         hits = np.triu(np.array(numbers).reshape(size, size))
         first, last = best_window(hits)
-        ranked = sorted(
-            (-hits[i, j], j, i) for i in range(size) for j in range(i, size)
-        )
+        ranked = sorted((-hits[i, j], j, i) for i in range(size) for j in range(i, size))
         assert ranked[0] == (-hits[first, last], last, first)

@@ -146,9 +146,7 @@ def test_an_architecture_comes_back_from_json_as_it_was(name: str):
     ("in_size", "pool", "stride", "out_size"),
     [(32, False, 1, 32), (32, True, 1, 16), (32, False, 2, 16), (8, True, 2, 2), (7, False, 2, 4)],
 )
-def test_pool_and_stride_each_halve_the_size(
-    in_size: int, pool: bool, stride: int, out_size: int
-):
+def test_pool_and_stride_each_halve_the_size(in_size: int, pool: bool, stride: int, out_size: int):
     layer = LayerSpec(
         index=0,
         in_channels=1,

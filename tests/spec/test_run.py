@@ -298,7 +298,14 @@ class TestResuming:
 class TestCuts:
     @pytest.mark.parametrize(
         ("cuts", "stages"),
-        [((), None), ((), 1), ((1,), 2), ((16,), None), ((5, 9, 13), 4), (tuple(range(1, 17)), 17)],
+        [
+            ((), None),
+            ((), 1),
+            ((1,), 2),
+            ((16,), None),
+            ((5, 9, 13), 4),
+            (tuple(range(1, 17)), 17),
+        ],
     )
     def test_cuts_that_make_stages_are_taken(self, cuts: tuple[int, ...], stages: int | None):
         check_cuts(cuts, stages, num_layers=17)
@@ -315,9 +322,7 @@ class TestCuts:
             check_cuts(cuts, None, num_layers=17)
 
     @pytest.mark.parametrize(("cuts", "stages"), [((5,), 3), ((5, 9), 2), ((), 2)])
-    def test_cuts_and_stages_that_disagree_are_refused(
-        self, cuts: tuple[int, ...], stages: int
-    ):
+    def test_cuts_and_stages_that_disagree_are_refused(self, cuts: tuple[int, ...], stages: int):
         with pytest.raises(
             UserError, match=f"makes {len(cuts) + 1} stages, but --stages says {stages}"
         ):
