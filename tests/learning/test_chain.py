@@ -313,6 +313,15 @@ class TestEarlyExit:
         sure = 1 / (1 + np.exp(-lead))
         assert probabilities.tolist() == pytest.approx([sure, 1 - sure], abs=1e-3)
 
+    def test_the_threshold_itself_is_sure_enough(self, layers: Chain):
+        even = torch.full((1, 32, 32), 9, dtype=torch.uint8)  # normalised to zero everywhere
+        with torch.no_grad():
+            for layer in layers.cwconvs():
+                layer.weight.zero_()
+        model = ForwardForward(layers, (0, 2), ("no", "yes"))
+        probabilities, computed = model.early_exit(even, 0.5)
+        assert (probabilities.tolist(), computed) == ([0.5, 0.5], 1)
+
     @pytest.mark.parametrize("threshold", [1e-9, 1.0])
     def test_probabilities_sum_to_one(self, threshold: float):
         model = ForwardForward(Chain.build(narrow("resnet")), (2, 9), ("no", "yes"))
