@@ -80,7 +80,8 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         if target.exists():  # the same step of the same run has the same bits
             return target
-        shutil.rmtree(aside, ignore_errors=True)
+        for cut_short in self.directory.glob(".step-*.partial"):
+            shutil.rmtree(cut_short, ignore_errors=True)
         try:
             aside.mkdir()
             files = {}
