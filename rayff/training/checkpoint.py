@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayff.spec import Architecture, UserError
-from rayff.training.files import write_durably
+from rayff.training.files import write_atomically, write_durably
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -78,7 +78,8 @@ class CheckpointStore:
         target = self.directory / f"step-{checkpoint.step:08d}"
         aside = self.directory / f".{target.name}.partial"
         self.directory.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # the same step of the same run has the same bits
+        if target.exists():  # the same step of the same run has the same layers
+            _write_progress(target / "manifest.json", checkpoint.progress)
             return target
         for cut_short in self.directory.glob(".step-*.partial"):
             shutil.rmtree(cut_short, ignore_errors=True)
@@ -150,6 +151,14 @@ class CheckpointStore:
             for layer in self.architecture.layers
         }
         return Checkpoint(step=manifest["step"], progress=manifest["progress"], states=states)
+
+
+def _write_progress(path: Path, progress: Progress) -> None:
+    """Write a manifest anew where its run stands elsewhere: an evaluation trains no layer."""
+    manifest = json.loads(path.read_bytes())
+    before, manifest["progress"] = manifest["progress"], dataclasses.asdict(progress)
+    if before != json.loads(json.dumps(manifest["progress"])):
+        write_atomically(path, json.dumps(manifest, indent=1).encode())
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
