@@ -27,6 +27,10 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 
 
+class DamagedError(UserError):
+    """A checkpoint is not as it was written; the one before it may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands: all that resumption needs beside the layers."""
@@ -128,9 +132,9 @@ class CheckpointStore:
             return None
         try:
             return self.read(found[-1])
-        except UserError as error:
-            before = f"; delete {found[-1]} to resume from {found[-2].name}" if found[1:] else ""
-            raise UserError(f"{error}{before}") from error
+        except DamagedError as error:
+            then = f"resume from {found[-2].name}" if found[1:] else "start the run again"
+            raise DamagedError(f"{error}; delete {found[-1]} to {then}") from error
 
     def read(self, path: Path) -> Checkpoint:
         """Read and check one checkpoint."""
@@ -166,12 +170,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the checkpoint is not whole") from None
+        raise DamagedError(f"{path} is missing: the checkpoint is not whole") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is no manifest of a checkpoint: {error}") from error
+        raise DamagedError(f"{path} is no manifest of a checkpoint: {error}") from error
     try:
         if data["format"] != FORMAT:
-            raise UserError(f"{path} has format {data['format']!r}; this version reads {FORMAT}")
+            raise UserError(
+                f"{path} has format {data['format']!r} and this version reads {FORMAT}: resume "
+                "with the version that wrote it"
+            )
         progress = Progress(**data["progress"])
         return {
             "step": int(data["step"]),
@@ -191,7 +198,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no manifest of a checkpoint: {error!r}") from error
+        raise DamagedError(f"{path} is no manifest of a checkpoint: {error!r}") from error
 
 
 def _read_layer(
@@ -199,10 +206,10 @@ def _read_layer(
 ) -> NDArray[np.uint8]:
     """Read one layer's file and hold it against the manifest."""
     if index not in layers:
-        raise UserError(f"{directory / 'manifest.json'} names no file for layer {index}")
+        raise DamagedError(f"{directory / 'manifest.json'} names no file for layer {index}")
     name, sha256 = layers[index]
     if name != os.path.basename(name) or name in ("", ".", ".."):
-        raise UserError(
+        raise DamagedError(
             f"{directory / 'manifest.json'} names {name!r} for layer {index}, which is not a "
             "file of the checkpoint itself"
         )
@@ -210,11 +217,11 @@ def _read_layer(
     try:
         state = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise UserError(
+        raise DamagedError(
             f"{path}, which the manifest names for layer {index}, cannot be read: {error.strerror}"
         ) from error
     if hashlib.sha256(state.data).hexdigest() != sha256:
-        raise UserError(
+        raise DamagedError(
             f"{path} is damaged: its {len(state)} bytes are not those that were written"
         )
     return state
