@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from rayff.training.files import write_atomically, write_durably
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
+_FILE = re.compile(r"[a-z][a-z0-9.-]*")
 
 
 class DamagedError(UserError):
@@ -139,22 +141,28 @@ class CheckpointStore:
     def read(self, path: Path) -> Checkpoint:
         """Read and check one checkpoint."""
         manifest = _read_manifest(path / "manifest.json")
-        if manifest["architecture"] != json.loads(json.dumps(self.architecture.to_dict())):
-            was, now = manifest["architecture"].get("name"), self.architecture.name
+        was, now = manifest["architecture"], self.architecture
+        if was != now:
             raise UserError(
-                f"{path} is a checkpoint of another architecture ({was!r} with "
-                f"{len(manifest['architecture'].get('layers', ()))} layers and "
-                f"{manifest['architecture'].get('num_classes')} classes; this run's is {now!r} "
-                f"with {len(self.architecture)} and {self.architecture.num_classes}): resume "
-                "with the architecture and task it was made with"
+                f"{path} is a checkpoint of another architecture ({was.name!r} with {len(was)} "
+                f"layers and {was.num_classes} classes; this run's is {now.name!r} with "
+                f"{len(now)} and {now.num_classes}): resume with the architecture and task it "
+                "was made with"
             )
         if manifest["seed"] != self.seed:
             raise UserError(f"{path} was trained with --seed {manifest['seed']}: use the same")
+        progress = manifest["progress"]
+        if (
+            path.name != f"step-{manifest['step']:08d}"
+            or bool(progress.batch) != bool(progress.images)
+            or len(progress.loss_sums) != (len(now) if progress.images else 0)
+        ):
+            raise DamagedError(f"{path / 'manifest.json'} is damaged: its numbers do not fit")
         states = {
             layer.index: _read_layer(path, layer.index, manifest["layers"])
             for layer in self.architecture.layers
         }
-        return Checkpoint(step=manifest["step"], progress=manifest["progress"], states=states)
+        return Checkpoint(step=manifest["step"], progress=progress, states=states)
 
 
 def _write_progress(path: Path, progress: Progress) -> None:
@@ -171,34 +179,45 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing: the checkpoint is not whole") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error}") from error
     try:
-        if data["format"] != FORMAT:
-            raise UserError(
-                f"{path} has format {data['format']!r} and this version reads {FORMAT}: resume "
-                "with the version that wrote it"
-            )
-        progress = Progress(**data["progress"])
-        return {
-            "step": int(data["step"]),
-            "seed": int(data["seed"]),
-            "architecture": dict(data["architecture"]),
-            "progress": Progress(
-                epoch=int(progress.epoch),
-                batch=int(progress.batch),
-                images=int(progress.images),
-                loss_sums=tuple(float(value) for value in progress.loss_sums),
-            ),
-            "layers": {
-                int(index): (str(entry["file"]), str(entry["sha256"]))
-                for index, entry in data["layers"].items()
-            },
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        version = data["format"]
+        if version == FORMAT:
+            progress = data["progress"]
+            return {
+                "step": _count(data["step"]),
+                "seed": _count(data["seed"]),
+                "architecture": Architecture.from_dict(data["architecture"]),
+                "progress": Progress(
+                    epoch=_count(progress["epoch"]),
+                    batch=_count(progress["batch"]),
+                    images=_count(progress["images"]),
+                    loss_sums=tuple(_finite(value) for value in progress["loss_sums"]),
+                ),
+                "layers": {
+                    int(index): (str(entry["file"]), str(entry["sha256"]))
+                    for index, entry in data["layers"].items()
+                },
+            }
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error!r}") from error
+    raise UserError(
+        f"{path} has format {version!r} and this version reads {FORMAT}: resume with the version "
+        "that wrote it"
+    )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
 
 
 def _read_layer(
@@ -208,7 +227,7 @@ def _read_layer(
     if index not in layers:
         raise DamagedError(f"{directory / 'manifest.json'} names no file for layer {index}")
     name, sha256 = layers[index]
-    if name != os.path.basename(name) or name in ("", ".", ".."):
+    if not _FILE.fullmatch(name):
         raise DamagedError(
             f"{directory / 'manifest.json'} names {name!r} for layer {index}, which is not a "
             "file of the checkpoint itself"
