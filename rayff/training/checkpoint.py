@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from rayff.spec import Architecture, UserError
 from rayff.training.files import write_atomically, write_durably
@@ -243,6 +244,11 @@ def _read_layer(
         raise DamagedError(
             f"{path} is damaged: its {len(state)} bytes are not those that were written"
         )
+    try:
+        with safe_open(path, framework="np"):  # reads the header alone
+            pass
+    except SafetensorError as error:
+        raise DamagedError(f"{path} is no safetensors file: {error}") from error
     return state
 
 
