@@ -32,9 +32,16 @@ class RunDirectory:
 
     def check_new(self) -> None:
         """Raise a UserError where the folder already holds something."""
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+            is_empty = is_file or not self.path.exists() or not any(self.path.iterdir())
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path} cannot be read: {error.strerror}; name another folder"
+            ) from error
+        if is_file:
             raise UserError(f"--run-dir {self.path} is a file; name a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not is_empty:
             raise UserError(
                 f"--run-dir {self.path} is not empty: add --resume to go on with the run in it, "
                 "or name another folder"
