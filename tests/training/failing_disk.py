@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayff.training import files
+from rayff.training.files import write_durably
 
 Write = Callable[[Path, "bytes | memoryview"], None]
 
@@ -30,7 +30,7 @@ def interrupted(number: int, error: BaseException) -> Write:
         if calls == number + 1:
             path.write_bytes(bytes(data)[: len(data) // 2])
             raise error
-        files.write_durably(path, data)
+        write_durably(path, data)
 
     return write
 
