@@ -411,6 +411,16 @@ class TestDivergence:
             stage.handle(train((0, 1), (2, 3), (4, 5), step=7), chunk)
         assert (caught.value.layer_index, caught.value.step) == (2, 7 + offset)
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite_are_no_snapshot(self, value: float) -> None:
+        """The last batch's loss was finite: the next one's would not be."""
+        stage = make_stage(RESNET[7:], first=False)
+        chunk, _ = make_stage(RESNET[:7], last=False).handle(train((0, 1), (2, 3), step=4), None)
+        stage.handle(train((0, 1), (2, 3), step=4), chunk)
+        stage.chain.cwconvs()[2].weight.data[1, 0, 1, 1] = value
+        with pytest.raises(TrainingDiverged, match="layer 9 became nan at step 6"):
+            stage.handle(Snapshot(epoch=0, batch=6), None)
+
     def test_the_error_survives_pickling(self) -> None:
         error = TrainingDiverged(9, 1234, float("inf"))
         again = pickle.loads(pickle.dumps(error))
