@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -167,6 +168,20 @@ class TestTheManifest:
         make_store(folder).write(make_checkpoint(12))
         layers = [f"layer-{index:03d}.safetensors" for index in range(4)]
         assert written == [*layers, "manifest.json"]
+
+    def test_the_disk_has_the_files_before_the_folder_has_its_name(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[tuple[int, bool]] = []
+        target = folder / "step-00000012"
+
+        def fsync(descriptor: int) -> None:
+            synced.append((os.fstat(descriptor).st_ino, target.exists()))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        make_store(folder).write(make_checkpoint(12))
+        written = [(target / name).stat().st_ino for name in names(target)]
+        assert synced == [*((node, False) for node in written), (folder.stat().st_ino, True)]
 
 
 class TestAWriteThatIsCutShort:
@@ -394,6 +409,7 @@ class TestDamage:
         (("progress", "epoch"), 1.5),
         (("progress", "epoch"), False),
         (("progress", "batch"), "3"),
+        (("progress", "batch"), 0),
         (("progress", "images"), float("inf")),
         (("progress", "loss_sums"), 3),
         (("progress", "loss_sums"), [1.0]),
