@@ -170,6 +170,24 @@ class TestRecordsByHand:
         assert progress.loss_sums == ()
 
 
+def test_the_hits_of_an_evaluation_in_several_chunks_are_added() -> None:
+    tally = loop_module.EpochTally()
+    for split, hits, images in (("valid", 3, 128), ("valid", 4, 20), ("test", 5, 7)):
+        command = Evaluate(epoch=0, split=split, batches=())  # type: ignore[arg-type]
+        stages = [
+            Report(started_s=0, busy_s=1.5, images=images),
+            Report(started_s=0, busy_s=0.5, images=images, hits=np.full((2, 2), hits)),
+        ]
+        tally.add(command, stages, seconds=2.0)
+    assert {split: hits.tolist() for split, hits in tally.hits.items()} == {
+        "valid": [[7, 7], [7, 7]],
+        "test": [[5, 5], [5, 5]],
+    }
+    assert tally.evaluated == 155
+    assert tally.busy_s.tolist() == [4.5, 1.5]
+    assert (tally.images, tally.train_s) == (0, 0.0)
+
+
 class TestTheObserver:
     def test_sees_events_in_order(self, task: str, tmp_path: Path) -> None:
         _, diary = train(make_run(task, tmp_path / "run"))
