@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,12 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from rayff.spec import Architecture, UserError
-from rayff.training.files import write_durably
+from rayff.training.files import write_atomically, write_durably
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
+_FILE = re.compile(r"[a-z][a-z0-9.-]*")
+
+
+class DamagedError(UserError):
+    """A checkpoint is not as it was written; the one before it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +85,11 @@ class CheckpointStore:
         target = self.directory / f"step-{checkpoint.step:08d}"
         aside = self.directory / f".{target.name}.partial"
         self.directory.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # the same step of the same run has the same bits
+        if target.exists():  # the same step of the same run has the same layers
+            _write_progress(target / "manifest.json", checkpoint.progress)
             return target
-        shutil.rmtree(aside, ignore_errors=True)
+        for cut_short in self.directory.glob(".step-*.partial"):
+            shutil.rmtree(cut_short, ignore_errors=True)
         try:
             aside.mkdir()
             files = {}
@@ -126,29 +135,43 @@ class CheckpointStore:
             return None
         try:
             return self.read(found[-1])
-        except UserError as error:
-            before = f"; delete {found[-1]} to resume from {found[-2].name}" if found[1:] else ""
-            raise UserError(f"{error}{before}") from error
+        except DamagedError as error:
+            then = f"resume from {found[-2].name}" if found[1:] else "start the run again"
+            raise DamagedError(f"{error}; delete {found[-1]} to {then}") from error
 
     def read(self, path: Path) -> Checkpoint:
         """Read and check one checkpoint."""
         manifest = _read_manifest(path / "manifest.json")
-        if manifest["architecture"] != json.loads(json.dumps(self.architecture.to_dict())):
-            was, now = manifest["architecture"].get("name"), self.architecture.name
+        was, now = manifest["architecture"], self.architecture
+        if was != now:
             raise UserError(
-                f"{path} is a checkpoint of another architecture ({was!r} with "
-                f"{len(manifest['architecture'].get('layers', ()))} layers and "
-                f"{manifest['architecture'].get('num_classes')} classes; this run's is {now!r} "
-                f"with {len(self.architecture)} and {self.architecture.num_classes}): resume "
-                "with the architecture and task it was made with"
+                f"{path} is a checkpoint of another architecture ({was.name!r} with {len(was)} "
+                f"layers and {was.num_classes} classes; this run's is {now.name!r} with "
+                f"{len(now)} and {now.num_classes}): resume with the architecture and task it "
+                "was made with"
             )
         if manifest["seed"] != self.seed:
             raise UserError(f"{path} was trained with --seed {manifest['seed']}: use the same")
+        progress = manifest["progress"]
+        if (
+            path.name != f"step-{manifest['step']:08d}"
+            or bool(progress.batch) != bool(progress.images)
+            or len(progress.loss_sums) != (len(now) if progress.images else 0)
+        ):
+            raise DamagedError(f"{path / 'manifest.json'} is damaged: its numbers do not fit")
         states = {
             layer.index: _read_layer(path, layer.index, manifest["layers"])
             for layer in self.architecture.layers
         }
-        return Checkpoint(step=manifest["step"], progress=manifest["progress"], states=states)
+        return Checkpoint(step=manifest["step"], progress=progress, states=states)
+
+
+def _write_progress(path: Path, progress: Progress) -> None:
+    """Write a manifest anew where its run stands elsewhere: an evaluation trains no layer."""
+    manifest = json.loads(path.read_bytes())
+    before, manifest["progress"] = manifest["progress"], dataclasses.asdict(progress)
+    if before != json.loads(json.dumps(manifest["progress"])):
+        write_atomically(path, json.dumps(manifest, indent=1).encode())
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -156,32 +179,46 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the checkpoint is not whole") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is no manifest of a checkpoint: {error}") from error
+        raise DamagedError(f"{path} is missing: the checkpoint is not whole") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DamagedError(f"{path} is no manifest of a checkpoint: {error}") from error
     try:
-        if data["format"] != FORMAT:
-            raise UserError(f"{path} has format {data['format']!r}; this version reads {FORMAT}")
-        progress = Progress(**data["progress"])
-        return {
-            "step": int(data["step"]),
-            "seed": int(data["seed"]),
-            "architecture": dict(data["architecture"]),
-            "progress": Progress(
-                epoch=int(progress.epoch),
-                batch=int(progress.batch),
-                images=int(progress.images),
-                loss_sums=tuple(float(value) for value in progress.loss_sums),
-            ),
-            "layers": {
-                int(index): (str(entry["file"]), str(entry["sha256"]))
-                for index, entry in data["layers"].items()
-            },
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no manifest of a checkpoint: {error!r}") from error
+        version = data["format"]
+        if version == FORMAT:
+            progress = data["progress"]
+            return {
+                "step": _count(data["step"]),
+                "seed": _count(data["seed"]),
+                "architecture": Architecture.from_dict(data["architecture"]),
+                "progress": Progress(
+                    epoch=_count(progress["epoch"]),
+                    batch=_count(progress["batch"]),
+                    images=_count(progress["images"]),
+                    loss_sums=tuple(_finite(value) for value in progress["loss_sums"]),
+                ),
+                "layers": {
+                    int(index): (str(entry["file"]), str(entry["sha256"]))
+                    for index, entry in data["layers"].items()
+                },
+            }
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path} is no manifest of a checkpoint: {error!r}") from error
+    raise UserError(
+        f"{path} has format {version!r} and this version reads {FORMAT}: resume with the version "
+        "that wrote it"
+    )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
 
 
 def _read_layer(
@@ -189,10 +226,10 @@ def _read_layer(
 ) -> NDArray[np.uint8]:
     """Read one layer's file and hold it against the manifest."""
     if index not in layers:
-        raise UserError(f"{directory / 'manifest.json'} names no file for layer {index}")
+        raise DamagedError(f"{directory / 'manifest.json'} names no file for layer {index}")
     name, sha256 = layers[index]
-    if name != os.path.basename(name) or name in ("", ".", ".."):
-        raise UserError(
+    if not _FILE.fullmatch(name):
+        raise DamagedError(
             f"{directory / 'manifest.json'} names {name!r} for layer {index}, which is not a "
             "file of the checkpoint itself"
         )
@@ -200,13 +237,18 @@ def _read_layer(
     try:
         state = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise UserError(
+        raise DamagedError(
             f"{path}, which the manifest names for layer {index}, cannot be read: {error.strerror}"
         ) from error
     if hashlib.sha256(state.data).hexdigest() != sha256:
-        raise UserError(
+        raise DamagedError(
             f"{path} is damaged: its {len(state)} bytes are not those that were written"
         )
+    try:
+        with safe_open(path, framework="np"):  # reads the header alone
+            pass
+    except SafetensorError as error:
+        raise DamagedError(f"{path} is no safetensors file: {error}") from error
     return state
 
 

@@ -117,9 +117,15 @@ class Metrics:
 def read_metrics(path: Path) -> list[EpochRecord]:
     """Read the records of a metrics.parquet; UserError where it is none."""
     try:
-        return [EpochRecord(**row) for row in pq.read_table(path).to_pylist()]
-    except (pa.ArrowInvalid, TypeError) as error:
-        raise UserError(f"{path} is no metrics file of a run: {error}") from error
+        table = pq.read_table(path)
+        if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
+            raise ValueError(f"its columns are not those of {', '.join(_SCHEMA.names)}")
+        return [EpochRecord(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is no metrics file of a run: {reason}; move it away to go on without its rows"
+        ) from error
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

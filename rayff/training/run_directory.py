@@ -32,9 +32,16 @@ class RunDirectory:
 
     def check_new(self) -> None:
         """Raise a UserError where the folder already holds something."""
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+            is_empty = is_file or not self.path.exists() or not any(self.path.iterdir())
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path} cannot be read: {error.strerror}; name another folder"
+            ) from error
+        if is_file:
             raise UserError(f"--run-dir {self.path} is a file; name a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not is_empty:
             raise UserError(
                 f"--run-dir {self.path} is not empty: add --resume to go on with the run in it, "
                 "or name another folder"
@@ -110,22 +117,30 @@ class RunDirectory:
         data = read_json(description)
         try:
             architecture = Architecture.from_dict(data["architecture"])
-            first, last = (int(value) for value in data["sip_window"])
-            class_names = tuple(str(name) for name in data["class_names"])
+            first, last = data["sip_window"]
+            class_names = data["class_names"]
             dtype = DTYPES[data["precision"]]
             chain = Chain.build(architecture, dtype=dtype)
             chain.load_state_dict(load_file(weights))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, UserError):
-                raise
+        except (
+            *(ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+            SafetensorError,
+        ) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the model in {self.path} is damaged: {reason}") from error
+            raise UserError(
+                f"the model in {self.path} is damaged: {reason}; write it anew with --resume"
+            ) from error
         if (
-            not 0 <= first <= last < len(architecture)
-            or len(class_names) != data["architecture"]["num_classes"]
+            not type(first) is type(last) is int
+            or not 0 <= first <= last < len(architecture)
+            or type(class_names) is not list
+            or [type(name) for name in class_names] != [str] * architecture.num_classes
         ):
-            raise UserError(f"{description} is damaged: its window or class names do not fit")
-        return ForwardForward(chain, (first, last), class_names).eval()
+            raise UserError(
+                f"{description} is damaged: its window or class names do not fit; write it anew "
+                "with --resume"
+            )
+        return ForwardForward(chain, (first, last), tuple(class_names)).eval()
 
 
 def read_json(path: Path) -> Any:
@@ -134,7 +149,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 

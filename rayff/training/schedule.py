@@ -47,12 +47,15 @@ class Schedule:
     def commands(
         self, epoch: int = 0, batch: int = 0, *, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Command]:
-        """Yield the commands from batch `batch` of epoch `epoch` to the end of the run.
+        """Yield the commands from batch `batch` of epoch `epoch` to the final snapshot.
 
         Each epoch trains, evaluates on the validation and the test images, and is followed by a
         snapshot where one is due. Once `stop` says so, a final snapshot of the place reached
-        ends the run; an epoch whose evaluation it interrupts is evaluated again on resumption.
+        ends the run; an epoch whose evaluation it interrupts is evaluated again on resumption. A
+        run that is complete yields its final snapshot again, which writes what is missing of it.
         """
+        if epoch == self.recipe.epochs:
+            yield Snapshot(epoch=epoch, batch=0, final=True)
         for current in range(epoch, self.recipe.epochs):
             begin = batch if current == epoch else 0
             order = epoch_order(self.num_images["train"], seed=self.seed, epoch=current)

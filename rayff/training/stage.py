@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Stage:
         self.spec = spec
         self.device = device
         self.dtype = DTYPES[spec.precision]
+        self.next_step = 0
         self.chain = Chain.build(
             spec.architecture, dropout=spec.recipe.dropout, seed=spec.seed, dtype=self.dtype
         ).to(device)
@@ -97,7 +99,7 @@ class Stage:
             the batches for the next stage (None where nothing goes on) and the report.
 
         Raises:
-            TrainingDiverged: a loss is not finite.
+            TrainingDiverged: a loss is not finite, or would not be in the next batch.
         """
         started_s, start = time.time(), time.perf_counter()
         onward, facts = self._carry_out(command, chunk)
@@ -145,6 +147,7 @@ class Stage:
             sizes.append(len(batch.labels))
             if not self.spec.is_last:
                 onward.append(Batch(crossing=crossing, labels=batch.labels))
+        self.next_step = command.step + len(sizes)
         table = torch.stack(losses).view(len(sizes), len(self.chain)).double().cpu()
         self._check_finite(table, command.step)
         sums = (table * torch.tensor(sizes, dtype=torch.float64)[:, None]).sum(dim=0)
@@ -177,7 +180,13 @@ class Stage:
         return onward or None, {"images": images, "hits": hits}
 
     def _snapshot(self) -> dict[int, NDArray[np.uint8]]:
-        """Return the safetensors bytes of every layer, by global number."""
+        """Return the safetensors bytes of every layer, by global number.
+
+        Weights that the last batch broke do not take the place of the last good checkpoint.
+        """
+        for layer in self.chain.cwconvs():
+            if not layer.weight.isfinite().all():
+                raise TrainingDiverged(layer.spec.index, self.next_step, math.nan)
         return {
             layer.spec.index: np.frombuffer(
                 save(layer_state(layer, self.optimizers[layer.spec.index])), dtype=np.uint8

@@ -1,0 +1,102 @@
+"""A whole training in this process, with an observer that writes down what it is told."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayff.spec import RunSpec
+from rayff.training.loop import Loop
+from rayff.training.messages import Evaluate, Train
+from rayff.training.pipeline import LocalPipeline, Pipeline
+from rayff.training.preparation import Prepared, prepare
+from rayff.training.records import EpochRecord
+from rayff.training.stage import Stage, StageSpec
+from rayff.training.stop import StopRequest
+
+PASSING: dict[str, Any] = {
+    "images_per_s": 0.0,
+    "elapsed_s": 0.0,
+    "stage_busy": [],
+    "cuts": [],
+}
+"""What of a record depends on the time it takes and on the plan."""
+
+
+class Diary:
+    """An observer: a line an event; `then` is called behind each with their number."""
+
+    def __init__(self, then: Callable[[int], object] = lambda number: None) -> None:
+        self.lines: list[str] = []
+        self.records: list[EpochRecord] = []
+        self.results = 0
+        self.then = then
+
+    def on_result(self, command: Train | Evaluate, reports: Any) -> None:
+        what = f"train {command.step}" if isinstance(command, Train) else command.split
+        self.lines.append(what)
+        self.results += 1
+        self.then(self.results)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        self.lines.append(f"epoch {record.epoch}")
+        self.records.append(record)
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.lines.append(path.name)
+
+    def on_warning(self, message: str) -> None:
+        self.lines.append(f"warning: {message}")
+
+
+def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipeline:
+    """Return the stages of a prepared run, which go on from its checkpoint."""
+    states = None if prepared.checkpoint is None else prepared.checkpoint.states
+    slices = prepared.architecture.stages(cuts)
+    stages = []
+    for part in slices:
+        spec = StageSpec(
+            architecture=part,
+            is_last=part is slices[-1],
+            recipe=prepared.recipe,
+            seed=prepared.run.seed,
+            precision=prepared.run.precision,
+        )
+        data = prepared.splits if part is slices[0] else None
+        stages.append(Stage(spec, torch.device("cpu"), data, states))
+    return LocalPipeline(stages)
+
+
+def train(
+    run: RunSpec,
+    *,
+    resume: bool = False,
+    chunk: int = 1,
+    cuts: tuple[int, ...] = (),
+    stop_after: int | None = None,
+    observer: Diary | None = None,
+    pipeline: Callable[[Prepared], Pipeline] | None = None,
+) -> tuple[list[EpochRecord], Diary]:
+    """Train, or go on; `stop_after` that many results a stop is asked for."""
+    prepared = prepare(run, resume=resume)
+    prepared.directory.create(prepared.run)
+    stop = StopRequest()
+    diary = observer or Diary()
+    if stop_after is not None:
+        diary.then = lambda number: setattr(stop, "signum", 15) if number == stop_after else None
+    loop = Loop(prepared=prepared, schedule=prepared.schedule(chunk), cuts=cuts, observer=diary)
+    stages = pipeline(prepared) if pipeline else local_pipeline(prepared, cuts)
+    return loop.train(stages, stop), diary
+
+
+def layer_files(run: RunSpec, step: int) -> dict[str, bytes]:
+    """Return weights and optimizer state of every layer, byte for byte."""
+    folder = Path(str(run.run_dir)) / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path.read_bytes() for path in folder.glob("layer-*.safetensors")}
+
+
+def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+    """Return the records without what differs from one run or plan to the next."""
+    return [dataclasses.replace(record, **PASSING) for record in records]
