@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from rayff.spec import UserError
+from rayff.spec import RunError, UserError
 
 T = TypeVar("T")
 
@@ -146,17 +146,17 @@ def parse(
 def run_command(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command with the program's arguments and exit with its code.
 
-    A UserError becomes its sentence and exit code 2, an interruption exit code 130; neither
-    shows a traceback.
+    A UserError becomes its sentence and exit code 2, a RunError its sentence and exit code 1,
+    an interruption exit code 130; none shows a traceback.
     """
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, RunError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[bold red]error:[/] {escape(str(error))}"
         )
-        code = 2
+        code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever read the output has gone

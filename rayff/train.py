@@ -55,8 +55,6 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     )
     over = _parse(args, TrainCommand(**saved.to_dict()))
     merged = saved.overridden(over)
-    if asked.resume:
-        saved.check_resumes(merged)
     assert isinstance(merged, TrainCommand)
     return merged
 

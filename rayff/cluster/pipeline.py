@@ -23,12 +23,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rayff.cluster.transport import Transport
-from rayff.spec import UserError
+from rayff.spec import RunError, UserError
 from rayff.training.messages import Command, Report
 from rayff.training.pipeline import Result
 
 
-class StageLostError(RuntimeError):
+class StageLostError(RunError):
     """A stage's process or node died; the run resumes from its last checkpoint."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import ray
 
 from rayff.spec import UserError
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -28,20 +31,28 @@ def ray_session() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray instance"
         raise UserError(
-            f"{where} did not answer: {str(error).splitlines()[0]}; check RAY_ADDRESS, that the "
-            "head node runs this version of Ray, and that RAY_AUTH_MODE and the token are those "
-            "of the cluster"
+            f"{where} did not answer: {str(error).strip().splitlines()[0]}; check RAY_ADDRESS, "
+            "that the head node runs this version of Ray, and that RAY_AUTH_MODE and the token "
+            "are those of the cluster"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where nothing listens; ray.init would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()

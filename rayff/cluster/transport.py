@@ -149,11 +149,8 @@ class DirectTransport:
         if self.name in ("nccl", "gloo") and len(actors) > 1:
             try:
                 create_collective_group(actors, backend=self.name)
-            except Exception as error:
-                raise UserError(
-                    f"--transport {self.name} cannot connect the stages "
-                    f"({str(error).strip().splitlines()[-1]}); use --transport object-store"
-                ) from error
+            except Exception as error:  # each backend has errors of its own
+                raise self._unusable(error) from error
 
     def call(
         self,
@@ -167,8 +164,18 @@ class DirectTransport:
         if isinstance(command, Snapshot) or is_last:
             _, report = actor.handle.options(num_returns=2).remote(command, message)
             return None, report
-        onward = actor.send.options(tensor_transport=self.name).remote(command, message)
+        try:
+            onward = actor.send.options(tensor_transport=self.name).remote(command, message)
+        except ValueError as error:  # what the call needs is not installed
+            raise self._unusable(error) from error
         return onward, actor.report.remote()
+
+    def _unusable(self, error: Exception) -> UserError:
+        reason = str(error).strip().splitlines()[-1]
+        return UserError(
+            f"--transport {self.name} cannot connect the stages ({reason}); use --transport "
+            "object-store"
+        )
 
 
 def make_transport(name: str) -> Transport:

@@ -1,7 +1,7 @@
 """What is to be trained and how, as plain data; the standard library only."""
 
 from rayff.spec.architecture import IMAGE_SIZE, Architecture, LayerSpec
-from rayff.spec.errors import TrainingDiverged, UserError, nearest
+from rayff.spec.errors import RunError, TrainingDiverged, UserError, nearest
 from rayff.spec.recipe import Recipe
 from rayff.spec.run import RunSpec, check_cuts
 from rayff.spec.zoo import ZOO, architecture
@@ -12,6 +12,7 @@ __all__ = [
     "Architecture",
     "LayerSpec",
     "Recipe",
+    "RunError",
     "RunSpec",
     "TrainingDiverged",
     "UserError",

@@ -1,4 +1,4 @@
-"""The error that a user's mistake becomes."""
+"""The errors that reach a user as a sentence."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A mistake that the user can mend: one sentence with what is wrong, where, and the remedy.
 
     The commands print it without a traceback and exit with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run ended through no mistake of the user's: a sentence with the cause and how to go on.
+
+    The commands print it without a traceback and exit with code 1.
     """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayff.learning.sip import best_window
+from rayff.spec import RunError
 from rayff.training.checkpoint import Checkpoint, Progress
 from rayff.training.messages import Evaluate, Report, Snapshot, Split, Train
 from rayff.training.pipeline import Pipeline
@@ -97,7 +98,7 @@ class Loop:
 
         Raises:
             TrainingDiverged: a loss is not finite; the last good checkpoint stays.
-            OSError: the last checkpoint cannot be written.
+            RunError: the last checkpoint cannot be written.
         """
         start = self.prepared.progress
         tally = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums))
@@ -116,7 +117,13 @@ class Loop:
                 self.observer.on_result(command, reports)
                 if tally.evaluated == self._num_evaluated:
                     record = self._record(command.epoch, tally, now - epoch_began)
-                    metrics.append(record)
+                    try:
+                        metrics.append(record)
+                    except OSError as error:
+                        self.observer.on_warning(
+                            f"metrics of epoch {record.epoch} not written ({error.strerror}): "
+                            "they will be with those of the next epoch"
+                        )
                     self.observer.on_epoch(record)
                     tally, epoch_began = EpochTally(), now
             return metrics.records
@@ -177,11 +184,12 @@ class Loop:
                 precision=prepared.run.precision,
             )
         except OSError as error:
+            what = f"the checkpoint of step {step} could not be written ({error.strerror})"
             if command.final:
-                raise
-            self.observer.on_warning(
-                f"checkpoint of step {step} not written ({error.strerror}): training goes on, "
-                "the checkpoint before it stays"
-            )
+                raise RunError(
+                    f"{what}; the one before it stays: make room in "
+                    f"{prepared.directory.path} and go on with --resume"
+                ) from error
+            self.observer.on_warning(f"{what}: training goes on, the one before it stays")
         else:
             self.observer.on_checkpoint(path)

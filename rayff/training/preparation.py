@@ -73,7 +73,9 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
     """
     run = run.resolved(task_recipe(run.task))
     directory = RunDirectory(Path(run.run_dir or default_run_dir(run)))
-    if not resume:
+    if resume:
+        _check_resumes(run, directory)
+    else:
         directory.check_new()
     data_dir = None if run.data_dir is None else Path(run.data_dir)
     data = load_task(run.task, data_dir=data_dir, download=run.download)
@@ -95,7 +97,24 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
     prepared.schedule(chunk=1)  # checks the batch size
     if not resume:
         return prepared
-    return dataclasses.replace(prepared, checkpoint=prepared.checkpoints.read_latest())
+    checkpoint = prepared.checkpoints.read_latest()
+    prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
+    batches, progress = prepared.schedule(chunk=1).batches_per_epoch, prepared.progress
+    if checkpoint is not None and checkpoint.step != progress.epoch * batches + progress.batch:
+        raise UserError(
+            f"the data of {run.task!r} has changed: an epoch has {batches} batches now, which "
+            f"does not fit the checkpoint of step {checkpoint.step}; restore the data, or start "
+            "a new --run-dir"
+        )
+    return prepared
+
+
+def _check_resumes(run: RunSpec, directory: RunDirectory) -> None:
+    """Raise a UserError where the directory's run is missing, or is not the one asked for."""
+    if run.run_dir is None:
+        raise UserError("--resume needs --run-dir: the folder of the run to go on with")
+    saved = directory.read_config()
+    saved.resolved(task_recipe(saved.task)).check_resumes(run)
 
 
 def check_cut_wishes(run: RunSpec, num_layers: int) -> None:

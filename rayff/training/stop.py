@@ -12,8 +12,9 @@ class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets `signum`; a second one interrupts.
 
     Ray must not be shut down inside a signal handler, so the handler sets a flag and the run
-    leaves from its loop, with a checkpoint. Outside the main thread nothing is handled: there
-    Python delivers no signals.
+    leaves from its loop, with a checkpoint. What is said of it is said by a thread: the handler
+    may have interrupted the main thread in the middle of writing. Outside the main thread
+    nothing is handled: there Python delivers no signals.
 
     Args:
         on_request: called with the name of the first signal.
@@ -22,6 +23,7 @@ class StopRequest:
     def __init__(self, on_request: Callable[[str], None] = lambda name: None) -> None:
         self.signum: int | None = None
         self._on_request = on_request
+        self._announcer: threading.Thread | None = None
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -42,6 +44,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._announcer is not None:
+            self._announcer.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -49,4 +53,6 @@ class StopRequest:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
-        self._on_request(signal.Signals(signum).name)
+        name = signal.Signals(signum).name
+        self._announcer = threading.Thread(target=self._on_request, args=(name,))
+        self._announcer.start()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from rayff.spec import RunSpec, TrainingDiverged
+from rayff.spec import RunError, RunSpec, TrainingDiverged
 from rayff.training import checkpoint as checkpoint_module
 from rayff.training import files
 from rayff.training import loop as loop_module
@@ -337,7 +337,7 @@ class TestACheckpointThatCannotBeWritten:
     ) -> None:
         run = make_run(task, tmp_path / "run")
         self.fail_at(monkeypatch, checkpoint_module, "step-00000006")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match="No space left.*make room"):
             train(run)
         latest = prepare(run, resume=True).checkpoint
         assert latest is not None
@@ -351,7 +351,7 @@ class TestACheckpointThatCannotBeWritten:
     ) -> None:
         run = make_run(task, tmp_path / "run")
         self.fail_at(monkeypatch, checkpoint_module, "step-00000004")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match="No space left.*make room"):
             train(run, stop_after=6)
         assert prepare(run, resume=True).progress.epoch == 1
 
@@ -366,7 +366,7 @@ class TestACheckpointThatCannotBeWritten:
             write_durably(path, data)
 
         monkeypatch.setattr(files, "write_durably", write)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match="No space left.*make room"):
             train(run)
         monkeypatch.undo()
         train(run, resume=True)

@@ -104,11 +104,25 @@ class TestMistakesOfAResumption:
 
     def test_another_network_or_seed(self, run: RunSpec, tmp_path: Path) -> None:
         for options, match in (
-            ({"width": 8}, "another architecture"),
-            ({"arch": "vgg"}, "another architecture"),
-            ({"seed": 1}, "--seed 0: use the same"),
+            ({"width": 8}, "--width 8: the run was made with 4, and a resumed run keeps it"),
+            ({"arch": "vgg"}, "--arch vgg: the run was made with tinycnn"),
+            ({"seed": 1}, "--seed 1: the run was made with 0"),
+            ({"epochs": 2}, "--epochs 2: the run was made with 1"),
+            ({"run_dir": None}, "--resume needs --run-dir"),
+            ({"run_dir": "nowhere"}, "no run directory nowhere"),
         ):
             refused(tmp_path, self.changed(run, **options), resume=True, match=match)
+
+    def test_a_checkpoint_of_another_architecture(self, run: RunSpec, tmp_path: Path) -> None:
+        config = tmp_path / "run" / "config.json"
+        config.write_text(config.read_text().replace('"width": 4', '"width": 8'))
+        wider = self.changed(run, width=8)
+        refused(tmp_path, wider, resume=True, match="is a checkpoint of another architecture")
+
+    def test_data_that_has_grown(self, task: str, run: RunSpec, tmp_path: Path) -> None:
+        write_tiny_task(Path(task), num_train=97)
+        refused(tmp_path, run, resume=True, match="has changed: an epoch has 2 batches now")
+        write_tiny_task(Path(task))
 
     def test_a_damaged_checkpoint(self, run: RunSpec, tmp_path: Path) -> None:
         layer = tmp_path / "run" / "checkpoints" / "step-00000001" / "layer-002.safetensors"
