@@ -43,6 +43,10 @@ class ImageSet:
         """Return a copy of the images at `indices`, in that order."""
         return ImageSet(images=self.images[indices], labels=self.labels[indices])
 
+    def first(self, num_images: int | None) -> "ImageSet":
+        """Return the first images, or all of them for None; they share this set's memory."""
+        return ImageSet(images=self.images[:num_images], labels=self.labels[:num_images])
+
 
 def decode_image(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     """Decode an image file's bytes to shape (`channels`, 32, 32), resized where needed.

@@ -30,6 +30,8 @@ class RunSpec:
     """Folder that holds the task's Parquet (DIR/TASK/) or torchvision's own files."""
     download: bool = False
     """Fetch the task with torchvision where it is not in the data folder."""
+    limit: int | None = None
+    """Images of each split to use at most, to try things out. Default: all."""
 
     epochs: int | None = None
     """Passes over the training images. Default: the task's own, else the paper's 150."""
@@ -77,7 +79,7 @@ class RunSpec:
     """Checkpoints to keep, the newest ones."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "epochs", "batch_size", "stages", "chunk", "window"):
+        for name in ("width", "limit", "epochs", "batch_size", "stages", "chunk", "window"):
             _check(name, getattr(self, name), at_least=1)
         _check("checkpoint_every", self.checkpoint_every, at_least=1)
         _check("keep_checkpoints", self.keep_checkpoints, at_least=1)
@@ -151,7 +153,7 @@ class RunSpec:
         return cls(**values)
 
 
-_FIXED = ("arch", "width", "task", "seed", "precision") + tuple(
+_FIXED = ("arch", "width", "task", "limit", "seed", "precision") + tuple(
     field.name for field in dataclasses.fields(Recipe)
 )
 """What decides the bits of a run, and so stays when it is resumed."""

@@ -37,7 +37,12 @@ class Prepared:
     @property
     def splits(self) -> dict[Split, ImageSet]:
         """The images of each split."""
-        return {"train": self.data.train, "valid": self.data.valid, "test": self.data.test}
+        splits: dict[Split, ImageSet] = {
+            "train": self.data.train,
+            "valid": self.data.valid,
+            "test": self.data.test,
+        }
+        return {split: images.first(self.run.limit) for split, images in splits.items()}
 
     @property
     def checkpoints(self) -> CheckpointStore:

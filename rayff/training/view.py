@@ -232,7 +232,7 @@ def console_view(
 def observe(prepared: Prepared, plan: Plan, console: Console | None = None) -> PlainView:
     """Return the console view of a run that was prepared and planned; standard output if None."""
     run, network = prepared.run, prepared.architecture
-    num_train_images = len(prepared.data.train)
+    num_train_images = len(prepared.splits["train"])
     header = [
         f"{run.arch} on {prepared.data.name}: {len(network)} layers, {network.num_weights:,} "
         f"weights, {num_train_images:,} images an epoch, seed {run.seed}",

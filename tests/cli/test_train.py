@@ -91,16 +91,24 @@ class TestAWholeRun:
 @pytest.mark.ray
 @pytest.mark.slow
 class TestStopping:
+    ARGS = (*TINY, "--epochs", "2", "--stages=2", "--chunk=1")
+
+    @pytest.fixture(scope="class")
+    def long_task(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        return write_tiny_task(tmp_path_factory.mktemp("long_task"), num_train=640)
+
+    @pytest.fixture(scope="class")
+    def undisturbed(self, long_task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        process = start(*self.ARGS, "--task", long_task, "--run-dir", "run", cwd=folder)
+        process.communicate(timeout=PATIENCE_S)
+        return folder / "run"
+
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     def test_leaves_a_checkpoint_and_no_process_and_resumes_with_the_same_bits(
-        self, signum: signal.Signals, tmp_path: Path
+        self, signum: signal.Signals, long_task: str, undisturbed: Path, tmp_path: Path
     ) -> None:
-        task = write_tiny_task(tmp_path / "task", num_train=640)
-        args = [*TINY, "--task", task, "--epochs", "2", "--stages=2", "--chunk=1"]
-        undisturbed = start(*args, "--run-dir", "whole", cwd=tmp_path)
-        undisturbed.communicate(timeout=PATIENCE_S)
-
-        process = start(*args, "--run-dir", "stopped", cwd=tmp_path)
+        process = start(*self.ARGS, "--task", long_task, "--run-dir", "stopped", cwd=tmp_path)
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("run directory"):
@@ -122,11 +130,11 @@ class TestStopping:
         again = start("--run-dir", "stopped", "--resume", cwd=tmp_path)
         _, err = again.communicate(timeout=PATIENCE_S)
         assert again.returncode == 0, err
-        assert layer_files(tmp_path / "stopped") == layer_files(tmp_path / "whole")
-        assert len(layer_files(tmp_path / "whole")) == 4
+        assert layer_files(tmp_path / "stopped") == layer_files(undisturbed)
+        assert len(layer_files(undisturbed)) == 4
         losses = [
-            pq.read_table(tmp_path / name / "metrics.parquet")["layer_loss"].to_pylist()
-            for name in ("whole", "stopped")
+            pq.read_table(run_dir / "metrics.parquet")["layer_loss"].to_pylist()
+            for run_dir in (tmp_path / "stopped", undisturbed)
         ]
         assert losses[0] == losses[1]
 
