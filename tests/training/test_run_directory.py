@@ -3,7 +3,7 @@
 import copy
 import errno
 import json
-import pickle
+import pickle  # noqa: TID251 - strangers' files are made with it
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
