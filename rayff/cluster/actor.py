@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from rayff.cluster.transport import PackedBatch, pack_chunk, unpack_chunk
-from rayff.data.images import ImageSet
+from rayff.data.images import ImageSet, Split
 from rayff.learning.chain import Crossing
 from rayff.partition.profile import time_layers
 from rayff.spec import Architecture, Recipe
-from rayff.training.messages import Batch, Chunk, Command, Report, Split
+from rayff.training.messages import Batch, Chunk, Command, Report
 from rayff.training.stage import DTYPES, Stage, StageSpec
 
 _LINK_BYTES = 8 * 2**20

@@ -6,15 +6,15 @@ Shapes: N images, K channels (1 grey, 3 colour).
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from rayff.spec.errors import UserError
+from rayff.spec import IMAGE_SIZE, UserError
 
-IMAGE_SIZE = 32
-"""Height and width of the networks' input, in pixels."""
+Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayff.data.images import IMAGE_SIZE, ImageSet, decode_image, is_grey
-from rayff.spec.errors import UserError
+from rayff.data.images import ImageSet, decode_image, is_grey
+from rayff.spec import IMAGE_SIZE, UserError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")

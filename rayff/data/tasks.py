@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rayff.data import parquet
 from rayff.data.digits import VALID_SIZE, read_digits
-from rayff.data.images import ImageSet
+from rayff.data.images import ImageSet, Split
 from rayff.data.order import holdout
 from rayff.data.torchvision_files import read_torchvision, torchvision_folder
-from rayff.spec.errors import UserError, nearest
+from rayff.spec import UserError, nearest
 
 DEFAULT_DOWNLOAD_DIR = Path("~/.cache/rayff")
 """Where `--download` puts the data when no folder is given."""
@@ -58,6 +58,11 @@ class TaskData:
     """The images that the classifier is chosen on: the same ones in every run."""
     test: ImageSet
     """The images that the final accuracy is measured on."""
+
+    @property
+    def splits(self) -> dict[Split, ImageSet]:
+        """The images of each split by its name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
 
     @property
     def num_classes(self) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rayff.data.images import IMAGE_SIZE, ImageSet, to_array
-from rayff.spec.errors import UserError
+from rayff.data.images import ImageSet, to_array
+from rayff.spec import IMAGE_SIZE, UserError
 
 
 def torchvision_folder(class_name: str, root: Path) -> Path:

@@ -54,8 +54,8 @@ class CWConv(nn.Module):
         h = h.to(self.weight.dtype)
         if step is None or self.dropped == 0:
             return h
-        mask = keep_mask(h, self.dropped, self.seed, self.spec.index, step)
-        return h * mask * (256 / (256 - self.dropped))
+        kept = keep_mask(h, self.dropped, self.seed, self.spec.index, step)
+        return h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
 
     def goodness(self, h: Tensor) -> Tensor:
         """Return the mean of each class's group of channels over all pixels, (B, C)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayff.data.images import ImageSet
+from rayff.data.images import Split
 from rayff.data.tasks import TaskData, load_task
 from rayff.learning.chain import ForwardForward
 from rayff.spec import UserError
 from rayff.spec.run import Device
-from rayff.training.messages import Split
 from rayff.training.prediction import pick_device
 from rayff.training.run_directory import RunDirectory
 
@@ -69,16 +67,11 @@ def evaluate(
         run.task, data_dir=None if folder is None else Path(folder), download=run.download
     )
     _check_fits(model, data, directory.path)
-    splits: Mapping[Split, ImageSet] = {
-        "train": data.train,
-        "valid": data.valid,
-        "test": data.test,
-    }
-    if split not in splits:
-        raise UserError(f"--split {split!r} is unknown; known are {', '.join(splits)}")
+    if split not in data.splits:
+        raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
+    images, labels = data.splits[split].images, data.splits[split].labels
     window = model.window if prune else (0, len(model.chain) - 1)
-    by_layer, summed = classify(model.to(where), splits[split].images, window, batch_size)
-    labels = splits[split].labels
+    by_layer, summed = classify(model.to(where), images, window, batch_size)
     return Evaluation(
         accuracy=_percent(summed == labels),
         layer_accuracy=tuple(_percent(layer == labels) for layer in by_layer),

@@ -11,10 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rayff.data.images import Split
 from rayff.learning.sip import best_window
 from rayff.spec import RunError
 from rayff.training.checkpoint import Checkpoint, Progress
-from rayff.training.messages import Evaluate, Report, Snapshot, Split, Train
+from rayff.training.messages import Evaluate, Report, Snapshot, Train
 from rayff.training.pipeline import Pipeline
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, Metrics

@@ -6,15 +6,14 @@ A stage handles its commands in the order called, so the order of commands *is* 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayff.data.images import Split
 from rayff.learning.chain import Crossing
 
-Split = Literal["train", "valid", "test"]
 Indices = NDArray[np.int64]
 
 

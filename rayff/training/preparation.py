@@ -7,11 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayff.data.images import ImageSet
+from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.spec import Architecture, Recipe, RunSpec, UserError, architecture, check_cuts
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
-from rayff.training.messages import Split
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
 
@@ -37,12 +36,8 @@ class Prepared:
     @property
     def splits(self) -> dict[Split, ImageSet]:
         """The images of each split."""
-        splits: dict[Split, ImageSet] = {
-            "train": self.data.train,
-            "valid": self.data.valid,
-            "test": self.data.test,
-        }
-        return {split: images.first(self.run.limit) for split, images in splits.items()}
+        limit = self.run.limit
+        return {split: images.first(limit) for split, images in self.data.splits.items()}
 
     @property
     def checkpoints(self) -> CheckpointStore:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayff.data.images import Split
 from rayff.data.order import batches, epoch_order
 from rayff.learning.optimizers import cosine_lr
 from rayff.spec import Recipe, UserError
-from rayff.training.messages import Command, Evaluate, Indices, Snapshot, Split, Train
+from rayff.training.messages import Command, Evaluate, Indices, Snapshot, Train
 
 EVALUATION_BATCH = 128
 """Images of an evaluation batch at least; it needs less memory than a training batch."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rayff.data.images import ImageSet
+from rayff.data.images import ImageSet, Split
 from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
@@ -29,7 +29,6 @@ from rayff.training.messages import (
     Indices,
     Report,
     Snapshot,
-    Split,
     Train,
 )
 

@@ -179,3 +179,21 @@ class TestWhatIsPrepared:
         assert re.fullmatch(r"runs/resnet-tiny-\d{8}-\d{6}", default_run_dir(run))
         prepared = prepare(RunSpec(task=task, width=4, batch_size=32), resume=False)
         assert prepared.directory.path.parent == Path("runs")
+
+    def test_a_limit_takes_the_first_images_of_each_split(self, task: str) -> None:
+        whole = prepare(RunSpec(task=task, width=4, batch_size=8), resume=False)
+        few = prepare(RunSpec(task=task, width=4, batch_size=8, limit=25), resume=False)
+        assert {split: len(images) for split, images in few.splits.items()} == {
+            "train": 25,
+            "valid": 20,
+            "test": 25,
+        }
+        for split, images in few.splits.items():
+            taken = whole.splits[split]
+            assert images.images.tobytes() == taken.images[:25].tobytes()
+            assert images.labels.tolist() == taken.labels[:25].tolist()
+        assert few.schedule(chunk=1).batches_per_epoch == 4
+
+    def test_a_limit_below_the_batch_size_is_refused(self, task: str, tmp_path: Path) -> None:
+        run = RunSpec(task=task, width=4, batch_size=32, limit=31)
+        refused(tmp_path, run, match="--batch-size 32 is larger than the 31 training images")
