@@ -51,7 +51,9 @@ def train(
     from rayff.training.view import observe, observe_quietly
 
     run = config if isinstance(config, RunSpec) else RunSpec.from_dict(config or {})
-    return train_on_cluster(run, observe_quietly if quiet else observe, resume=resume)
+    if quiet:
+        return train_on_cluster(run, observe_quietly, resume=resume)
+    return train_on_cluster(run, observe, resume=resume, notify=print)
 
 
 def load(run_dir: str | PathLike[str]) -> ForwardForward:

@@ -36,6 +36,7 @@ class StageActor:
 
     def __init__(self, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = True  # the same bits for every plan, on GPUs too
         self.device = torch.device(device)
         self.stage: Stage | None = None
         self.reports: deque[Report] = deque()

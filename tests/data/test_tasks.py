@@ -51,10 +51,10 @@ class TestTheTable:
 
     def test_digits_has_defaults_of_its_own(self):
         assert task_recipe("digits") == {
-            "batch_size": 32,
+            "batch_size": 16,
             "lr": 0.01,
-            "lr_min": 0.001,
-            "epochs": 8,
+            "lr_min": 0.0005,
+            "epochs": 7,
         }
 
     def test_a_path_has_no_defaults_of_its_own(self, tmp_path):
