@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from rayff.data.images import ImageSet, to_array
 
-TEST_SIZE = 300
+TEST_SIZE = 200
 VALID_SIZE = 200
 
 _MAX_VALUE = 16
@@ -16,7 +16,7 @@ _SPLIT_SEED = 0
 
 
 def read_digits() -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Return the (train, valid, test) splits: 1,297, 200 and 300 images, each class in proportion.
+    """Return the (train, valid, test) splits: 1,397, 200 and 200 images, each class in proportion.
 
     The splits are the same in every run.
     """

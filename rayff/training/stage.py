@@ -25,7 +25,6 @@ from rayff.training.messages import (
     Batch,
     Chunk,
     Command,
-    Evaluate,
     Indices,
     Report,
     Snapshot,
@@ -114,8 +113,9 @@ class Stage:
             return None, {"states": self._snapshot()}
         split: Split = "train" if isinstance(command, Train) else command.split
         batches = self._enter(split, command.batches) if chunk is None else iter(chunk)
-        work = self._train if isinstance(command, Train) else self._evaluate
-        return work(command, batches)  # type: ignore[arg-type]
+        if isinstance(command, Train):
+            return self._train(command, batches)
+        return self._evaluate(batches)
 
     def _enter(self, split: Split, batches: tuple[Indices, ...]) -> Iterator[Batch]:
         """Pick the batches from the data; images are normalised on the device."""
@@ -161,9 +161,7 @@ class Stage:
             index = self.spec.architecture[position].index
             raise TrainingDiverged(index, step + offset, losses[offset, position].item())
 
-    def _evaluate(
-        self, command: Evaluate, batches: Iterator[Batch]
-    ) -> tuple[Chunk | None, dict[str, Any]]:
+    def _evaluate(self, batches: Iterator[Batch]) -> tuple[Chunk | None, dict[str, Any]]:
         onward: Chunk = []
         hits: NDArray[np.int64] | None = None
         images = 0

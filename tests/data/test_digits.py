@@ -10,8 +10,8 @@ def splits():
     return read_digits()
 
 
-def test_the_1797_images_are_split_into_1297_and_200_and_300(splits):
-    assert [len(split) for split in splits] == [1297, 200, 300]
+def test_the_1797_images_are_split_into_1397_and_200_and_200(splits):
+    assert [len(split) for split in splits] == [1397, 200, 200]
 
 
 def test_the_splits_hold_each_class_in_proportion(splits):

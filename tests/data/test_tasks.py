@@ -74,7 +74,7 @@ class TestNamedTasks:
     def test_digits_needs_no_folder(self):
         digits = load_task("digits")
         assert (digits.name, digits.num_classes, digits.image_channels) == ("digits", 10, 1)
-        assert [len(digits.train), len(digits.valid), len(digits.test)] == [1297, 200, 300]
+        assert [len(digits.train), len(digits.valid), len(digits.test)] == [1397, 200, 200]
 
     @pytest.mark.parametrize(
         ("task", "folder"),
@@ -187,7 +187,7 @@ class TestNamedTasks:
     ):
         write_task(tmp_path / "digits")
         monkeypatch.chdir(tmp_path)
-        assert len(load_task("digits").train) == 1297
+        assert len(load_task("digits").train) == 1397
 
 
 class TestPaths:

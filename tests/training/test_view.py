@@ -308,7 +308,7 @@ class TestObserve:
             pass
         # 10*1*25 + 20*10*25 + 40*20*9 + 40*40*9 weights
         assert file.getvalue().splitlines()[:3] == [
-            "tinycnn on digits: 4 layers, 26,850 weights, 1,297 images an epoch, seed 3",
+            "tinycnn on digits: 4 layers, 26,850 weights, 1,397 images an epoch, seed 3",
             str(plan),
             f"run directory {prepared.directory.path}",
         ]
