@@ -72,37 +72,49 @@ def resnet(width: int) -> list[Row]:
 
 
 def deep_resnet(width: int, blocks: tuple[int, ...]) -> list[Row]:
-    """Return a stem and groups of two-layer blocks.
+    """Return a stem and groups of two-layer blocks."""
 
-    A group's first block widens: its last layer gives only the channels that are new, and the
-    concatenated shortcut brings the others.
-    """
-    rows, channels = [Row(channels=width)], width
-    for group, num_blocks in enumerate(blocks):
-        planes = width * 2**group
-        for block in range(num_blocks):
-            stride = 2 if group > 0 and block == 0 else 1
-            rows += [
-                Row(channels=planes, stride=stride, opens_block=True),
-                _closing(planes, channels, kernel=3),
-            ]
-            channels = planes
-    return rows
+    def block(planes: int, stride: int, before: int) -> list[Row]:
+        return [
+            Row(channels=planes, stride=stride, opens_block=True),
+            _closing(planes, before, kernel=3),
+        ]
+
+    return _grouped(width, blocks, block, expansion=1)
 
 
 def bottleneck_resnet(width: int, blocks: tuple[int, ...]) -> list[Row]:
     """Return a stem and groups of 1x1, 3x3, 1x1 blocks that leave four times the planes."""
-    rows, channels = [Row(channels=width)], width
+
+    def block(planes: int, stride: int, before: int) -> list[Row]:
+        return [
+            Row(channels=planes, kernel=1, opens_block=True),
+            Row(channels=planes, stride=stride),
+            _closing(4 * planes, before, kernel=1),
+        ]
+
+    return _grouped(width, blocks, block, expansion=4)
+
+
+def _grouped(
+    width: int,
+    blocks: tuple[int, ...],
+    block: Callable[[int, int, int], list[Row]],
+    expansion: int,
+) -> list[Row]:
+    """Return a stem and groups of blocks; each group doubles the planes and halves the pixels.
+
+    `block` makes the rows of one block from its planes, its stride and the channels before it. A
+    group's first block widens: its last layer gives only the channels that are new, and the
+    concatenated shortcut brings the others.
+    """
+    rows, before = [Row(channels=width)], width
     for group, num_blocks in enumerate(blocks):
         planes = width * 2**group
-        for block in range(num_blocks):
-            stride = 2 if group > 0 and block == 0 else 1
-            rows += [
-                Row(channels=planes, kernel=1, opens_block=True),
-                Row(channels=planes, stride=stride),
-                _closing(4 * planes, channels, kernel=1),
-            ]
-            channels = 4 * planes
+        for position in range(num_blocks):
+            stride = 2 if group > 0 and position == 0 else 1
+            rows += block(planes, stride, before)
+            before = expansion * planes
     return rows
 
 

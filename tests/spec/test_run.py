@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rayff.spec import RunSpec, UserError, check_cuts
 
 EVERYTHING = RunSpec(
+    limit=500,
     arch="resnet",
     width=50,
     task="cifar10",
