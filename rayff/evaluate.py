@@ -69,9 +69,10 @@ def main(args: Sequence[str]) -> int:
         device=command.device,
         batch_size=command.batch_size,
     )
+    if command.save is not None:  # first, so that a pager that is left early loses nothing
+        save(evaluation, command.split, Path(command.save))
     show(evaluation, command.split, Console(highlight=False))
     if command.save is not None:
-        save(evaluation, command.split, Path(command.save))
         print(f"saved to {command.save}")
     return 0
 
