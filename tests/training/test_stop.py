@@ -120,14 +120,17 @@ def test_a_process_ends_as_it_likes_after_one_signal_and_at_once_after_two(
 ) -> None:
     script = textwrap.dedent(
         """
-        import time
+        import os, time
         from rayff.training.stop import StopRequest
 
-        with StopRequest(lambda name: print(name, flush=True)) as stop:
-            print("ready", flush=True)
+        def say(line):  # in one write, so that the lines of two threads do not mix
+            os.write(1, line.encode() + b"\\n")
+
+        with StopRequest(say) as stop:
+            say("ready")
             while not stop.requested:
                 time.sleep(0.01)
-            print("leaving", flush=True)
+            say("leaving")
             time.sleep(60)
         """
     )
