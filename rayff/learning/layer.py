@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayff.learning.streams import keep_mask, weight_generator
+from rayff.learning.streams import Share, keep_mask, weight_generator
 from rayff.spec import LayerSpec
 
 
@@ -44,17 +44,17 @@ class CWConv(nn.Module):
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         self.weight = nn.Parameter(weight)
 
-    def activation(self, x: Tensor, step: int | None = None) -> Tensor:
-        """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `step` is None."""
+    def activation(self, x: Tensor, share: Share | None = None) -> Tensor:
+        """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `share` is None."""
         x = x.detach().to(self.dtype)
         if self.spec.pool:
             x = F.avg_pool2d(x, 2)
         padding = self.spec.kernel_size // 2
         h = F.relu(F.conv2d(x, self.weight.to(self.dtype), None, self.spec.stride, padding))
         h = h.to(self.weight.dtype)
-        if step is None or self.dropped == 0:
+        if share is None or self.dropped == 0:
             return h
-        kept = keep_mask(h, self.dropped, self.seed, self.spec.index, step)
+        kept = keep_mask(h, self.dropped, self.seed, self.spec.index, share)
         return h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
 
     def goodness(self, h: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import make_optimizer
-from rayff.learning.rule import local_step
+from rayff.learning.rule import local_step, plain_rule
 from rayff.partition.cuts import Costs
 from rayff.spec import IMAGE_SIZE, Architecture, Recipe
 
@@ -51,7 +51,7 @@ def time_layers(
         position = layer.spec.index - architecture.layers[0].index
         optimizer = optimizers[position]
         start = clock()
-        features, _ = local_step(layer, optimizer, x, labels, step=0)
+        features, _ = local_step(plain_rule, layer, optimizer, x, labels, step=0)
         whole_s, step_s = clock() - start, timed(optimizer.step)
         times[position].append(max(0.0, whole_s - step_s) * scale + step_s)
         return features

@@ -18,7 +18,7 @@ from rayff.data.images import ImageSet, Split
 from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
-from rayff.learning.rule import local_step
+from rayff.learning.rule import local_step, plain_rule
 from rayff.learning.sip import window_hits
 from rayff.spec import Architecture, Recipe, TrainingDiverged
 from rayff.training.messages import (
@@ -138,7 +138,7 @@ class Stage:
 
             def visit(layer: CWConv, x: Tensor, batch: Batch = batch, step: int = step) -> Tensor:
                 optimizer = self.optimizers[layer.spec.index]
-                features, loss = local_step(layer, optimizer, x, batch.labels, step)
+                features, loss = local_step(plain_rule, layer, optimizer, x, batch.labels, step)
                 losses.append(loss)
                 return features
 

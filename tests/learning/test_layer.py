@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rayff.learning.layer import CWConv
-from rayff.learning.rule import local_step
-from rayff.learning.streams import keep_mask
+from rayff.learning.rule import local_step, plain_rule
+from rayff.learning.streams import Share, keep_mask
 from rayff.spec import LayerSpec
 from tests.learning import direct
 
@@ -40,6 +40,10 @@ def images_for(spec: LayerSpec) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
+def whole(step: int) -> Share:
+    return Share(step=step, batch_size=len(LABELS))
+
+
 def no_step(layer: CWConv) -> Optimizer:
     return SGD([layer.weight], lr=0.0)
 
@@ -51,7 +55,7 @@ def test_a_step_is_what_the_formulas_say(shape: str, dropout: float):
     layer, x = layer_of(spec, dropout), images_for(spec)
     dropped = {0.0: 0, 0.2: 51, 0.75: 192}[dropout]
     out = (len(LABELS), 6, spec.out_size, spec.out_size)
-    mask = keep_mask(torch.empty(out), dropped, 11, 5, step=9).numpy()
+    mask = keep_mask(torch.empty(out), dropped, 11, 5, whole(9)).numpy()
     expected = direct.step(
         x.numpy(),
         layer.weight.detach().numpy(),
@@ -62,8 +66,8 @@ def test_a_step_is_what_the_formulas_say(shape: str, dropout: float):
         keep=1 - dropped / 256,
     )
 
-    h = layer.activation(x, step=9)
-    features, loss = local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=9)
+    h = layer.activation(x, whole(9))
+    features, loss = local_step(plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=9)
 
     assert h.shape == out
     np.testing.assert_allclose(h.detach(), expected.h, rtol=1e-12, atol=1e-13)
@@ -80,7 +84,7 @@ def test_a_step_is_what_the_formulas_say(shape: str, dropout: float):
 def test_the_gradient_is_the_slope_of_the_loss(shape: str):
     spec = spec_of(shape)
     layer, x = layer_of(spec), images_for(spec)
-    local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=0)
+    local_step(plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=0)
     weight, gradient = layer.weight.detach().numpy(), layer.weight.grad.numpy()
 
     def loss(moved: np.ndarray) -> float:
@@ -114,7 +118,7 @@ class _Activation(torch.nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer.activation(x, step=4)
+        return self.layer.activation(x, whole(4))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -124,7 +128,7 @@ def test_single_precision_stays_near_the_formulas(shape: str):
     expected = direct.step(
         x.double().numpy(), layer.weight.detach().double().numpy(), LABELS, spec, CLASSES
     )
-    features, loss = local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=0)
+    features, loss = local_step(plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=0)
     np.testing.assert_allclose(features, expected.features, atol=1e-4)
     assert loss.item() == pytest.approx(expected.loss, rel=1e-5)
     np.testing.assert_allclose(layer.weight.grad, expected.gradient, atol=1e-5)
@@ -134,7 +138,9 @@ def test_half_precision_keeps_weights_goodness_and_gradient_in_single():
     spec = spec_of("3x3")
     layer = CWConv(spec, CLASSES, seed=11, dtype=torch.bfloat16)
     x = images_for(spec)
-    features, loss = local_step(layer, no_step(layer), x.bfloat16(), torch.tensor(LABELS), step=0)
+    features, loss = local_step(
+        plain_rule, layer, no_step(layer), x.bfloat16(), torch.tensor(LABELS), step=0
+    )
     assert features.dtype == torch.bfloat16
     assert {loss.dtype, layer.weight.dtype, layer.weight.grad.dtype} == {torch.float32}
     assert layer(x)[1].dtype == torch.float32
@@ -177,20 +183,22 @@ class TestDetachment:
 
     def test_no_gradient_reaches_the_input(self, layer: CWConv):
         x = images_for(layer.spec).requires_grad_()
-        local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=0)
+        local_step(plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=0)
         assert x.grad is None
         assert torch.autograd.grad(layer.activation(x).sum(), x, allow_unused=True) == (None,)
 
     def test_no_gradient_reaches_what_the_input_was_made_from(self, layer: CWConv):
         source = torch.nn.Conv2d(2, 2, 1).double()
         x = source(images_for(layer.spec))
-        local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=0)
+        local_step(plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=0)
         assert source.weight.grad is None
         assert source.bias.grad is None
 
     def test_features_and_loss_leave_without_a_graph(self, layer: CWConv):
         x = images_for(layer.spec)
-        features, loss = local_step(layer, no_step(layer), x, torch.tensor(LABELS), step=0)
+        features, loss = local_step(
+            plain_rule, layer, no_step(layer), x, torch.tensor(LABELS), step=0
+        )
         assert not features.requires_grad
         assert not loss.requires_grad
         assert not layer(x)[0].requires_grad
@@ -206,7 +214,9 @@ class TestStep:
         layer, x = layer_of(spec), images_for(spec)
         before = layer.weight.detach().clone()
         labels = torch.tensor(LABELS)
-        features, _ = local_step(layer, SGD([layer.weight], lr=10.0), x, labels, step=0)
+        features, _ = local_step(
+            plain_rule, layer, SGD([layer.weight], lr=10.0), x, labels, step=0
+        )
         of_before = direct.step(x.numpy(), before.numpy(), LABELS, spec, CLASSES)
         of_after = direct.step(x.numpy(), layer.weight.detach().numpy(), LABELS, spec, CLASSES)
         np.testing.assert_allclose(features, of_before.features, rtol=1e-10, atol=1e-12)
@@ -218,7 +228,7 @@ class TestStep:
         optimizer = SGD([layer.weight], lr=0.5)
         for step in range(3):
             before, x = layer.weight.detach().clone(), images_for(spec)
-            local_step(layer, optimizer, x, labels, step=step)
+            local_step(plain_rule, layer, optimizer, x, labels, step=step)
             gradient = direct.step(x.numpy(), before.numpy(), LABELS, spec, CLASSES).gradient
             np.testing.assert_allclose(
                 layer.weight.detach(), before.numpy() - 0.5 * gradient, rtol=1e-12, atol=1e-14
@@ -227,9 +237,11 @@ class TestStep:
     def test_each_step_drops_other_activations(self):
         spec = spec_of("3x3")
         layer, x = layer_of(spec, dropout=0.5), images_for(spec)
-        dropped = [(layer.activation(x, step) == 0) & (layer.activation(x) > 0) for step in (0, 1)]
+        dropped = [
+            (layer.activation(x, whole(step)) == 0) & (layer.activation(x) > 0) for step in (0, 1)
+        ]
         assert not torch.equal(*dropped)
-        assert torch.equal(layer.activation(x, 1), layer.activation(x, 1))
+        assert torch.equal(layer.activation(x, whole(1)), layer.activation(x, whole(1)))
 
 
 class TestFirstWeights:

@@ -7,7 +7,7 @@ from torch import Tensor
 from rayff.learning.chain import Chain, Crossing
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import make_optimizer
-from rayff.learning.rule import local_step
+from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import Recipe
 from rayff.spec.zoo import Row, chain
 
@@ -46,7 +46,7 @@ def train(
             entered[-1].append(x)
             perturbed = layer.spec.index == other_labels_at and step >= from_step
             own = 1 - labels if perturbed else labels
-            return local_step(layer, optimizers[layer], x, own, step)[0]
+            return local_step(plain_rule, layer, optimizers[layer], x, own, step)[0]
 
         layers.walk(Crossing(features=images), visit)
     return [layer.weight.detach() for layer in layers.cwconvs()], entered

@@ -18,7 +18,7 @@ from rayff.learning.optimizers import (
     restore_layer,
     set_lr,
 )
-from rayff.learning.rule import local_step
+from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import LayerSpec, Recipe, UserError
 
 OPTIMIZERS = ["adamw", "adam", "sgd"]
@@ -120,7 +120,7 @@ def learn(layer: CWConv, optimizer: Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(3, 2, 6, 6, generator=generator)
-        local_step(layer, optimizer, x, torch.tensor([0, 1, 1]), step)
+        local_step(plain_rule, layer, optimizer, x, torch.tensor([0, 1, 1]), step)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

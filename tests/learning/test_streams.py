@@ -6,13 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.learning.streams import keep_mask, weight_generator
+from rayff.learning.streams import Share, keep_mask, weight_generator
 
 
 def mask(
     *, dropped: int = 51, seed: int = 0, layer: int = 0, step: int = 0, size: int = 4096
 ) -> torch.Tensor:
-    return keep_mask(torch.empty(size), dropped, seed, layer, step)
+    like = torch.empty(1, size, 1, 1)
+    return keep_mask(like, dropped, seed, layer, Share(step=step, batch_size=1)).flatten()
 
 
 @given(
@@ -92,11 +93,29 @@ def test_any_number_of_elements_is_served_from_the_same_stream(size: int):
     assert mask(dropped=128, size=size).tolist() == mask(dropped=128, size=80)[:size].tolist()
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 2, 4, 4), (9,), (1,)])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 2, 4, 4), (9, 1, 1, 1)])
 def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]):
-    kept = keep_mask(torch.empty(shape), 51, 0, 0, 0)
+    kept = keep_mask(torch.empty(shape), 51, 0, 0, Share(step=0, batch_size=shape[0]))
     assert kept.shape == shape
     assert kept.dtype == torch.bool
+
+
+@given(batch=st.integers(1, 9), bounds=st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted))
+def test_a_share_has_the_bits_that_its_images_have_in_the_batch(batch: int, bounds: list[int]):
+    first, end = (min(bound, batch) for bound in bounds)
+
+    def kept(images: int, first: int) -> torch.Tensor:
+        share = Share(step=2, batch_size=batch, first=first)
+        return keep_mask(torch.empty(images, 3, 2, 2), 128, 0, 0, share)
+
+    assert torch.equal(kept(end - first, first), kept(batch, 0)[first:end])
+
+
+def test_bytes_lie_as_channels_last_memory_does():
+    like = torch.empty(2, 3, 5, 4)
+    share = Share(step=0, batch_size=2)
+    kept = keep_mask(like, 128, 0, 0, share)
+    assert kept.permute(0, 2, 3, 1).flatten().tolist() == mask(dropped=128, size=120).tolist()
 
 
 def test_neighbours_within_a_word_are_independent():

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from rayff.data.images import ImageSet
 from rayff.learning.layer import CWConv
-from rayff.learning.rule import local_step
+from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import Architecture, Recipe, TrainingDiverged, UserError, architecture
 from rayff.training.messages import Batch, Chunk, Evaluate, Report, Snapshot, Split, Train
 from rayff.training.pipeline import LocalPipeline
@@ -141,7 +141,7 @@ class ByHand:
         for index, layer in enumerate(self.layers):
             if index in OPENS:
                 shortcut = x
-            x, loss = local_step(layer, self.optimizers[index], x, labels, step)
+            x, loss = local_step(plain_rule, layer, self.optimizers[index], x, labels, step)
             losses.append(loss.item())
             x = self.joined(index, x, shortcut)
         return losses

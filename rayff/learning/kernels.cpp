@@ -1,0 +1,357 @@
+// What torch has no kernel for: the pointwise part of a local step in one visit to memory, and
+// the transforms of Winograd's convolution. Plain C++17 behind a C interface, so that compiling
+// takes a second and needs no headers but the compiler's own.
+//
+// Images are channels-last: element (b, pixel, k) lies at (b * pixels + pixel) * channels + k.
+// No result depends on the number of threads: each image, and each tile, is one thread's.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+template <class Work>
+void parallel(int64_t count, int threads, Work work) {
+  if (threads > count) threads = static_cast<int>(count);
+  if (threads < 1) threads = 1;
+  auto share = [=](int t) {
+    for (int64_t i = count * t / threads; i < count * (t + 1) / threads; ++i) work(i);
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(share, t);
+  share(0);
+  for (auto& other : others) other.join();
+}
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+INLINE float widen(float value) { return value; }
+
+INLINE float widen(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+INLINE void narrow(float& out, float value) { out = value; }
+
+INLINE void narrow(bfloat16& out, float value) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0);
+}
+
+// h = dropout(relu(y)) without its scale. Not fmax: a NaN must come through.
+template <bool DROPOUT, class T>
+INLINE float activation(T y, const uint8_t* bytes, int64_t at, uint8_t dropped) {
+  const float value = widen(y);
+  const float h = value < 0.0f ? 0.0f : value;
+  if constexpr (DROPOUT) return bytes[at] >= dropped ? h : 0.0f;
+  return h;
+}
+
+// ---- the pointwise part ------------------------------------------------------------------------
+
+// One image, which stays in the cache: (1) sums over its pixels, (2) goodness, loss and the
+// coefficients of each group, (3) features and gradient.
+template <bool DROPOUT, bool LEARN, class T>
+void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t pixels,
+                     int channels, int classes, int64_t label, float loss_scale, float epsilon,
+                     T* features, T* gradient, float* goodness, float* loss) {
+  const int width = channels / classes;
+  const double n = static_cast<double>(pixels) * width;
+  const float scale = DROPOUT ? 256.0f / (256 - dropped) : 1.0f;
+
+  // (1) floats over a few pixels, doubles over all: as exact as it need be, and quick
+  constexpr int64_t FEW = 32;
+  std::vector<double> sums(2 * channels, 0.0);
+  std::vector<float> few(2 * channels);
+  float* sum = few.data();
+  float* square = sum + channels;
+  for (int64_t first = 0; first < pixels; first += FEW) {
+    std::fill(few.begin(), few.end(), 0.0f);
+    const int64_t last = first + FEW < pixels ? first + FEW : pixels;
+    for (int64_t p = first; p < last; ++p) {
+      for (int k = 0; k < channels; ++k) {
+        const int64_t at = p * channels + k;
+        const float h = activation<DROPOUT>(y[at], bytes, at, dropped);
+        sum[k] += h;
+        square[k] += h * h;
+      }
+    }
+    for (int k = 0; k < 2 * channels; ++k) sums[k] += few[k];
+  }
+
+  // (2)
+  std::vector<double> mean(classes), variance(classes);
+  double largest = -INFINITY, total = 0.0;
+  for (int c = 0; c < classes; ++c) {
+    double s = 0.0, q = 0.0;
+    for (int k = c * width; k < (c + 1) * width; ++k) {
+      s += sums[k];
+      q += sums[channels + k];
+    }
+    mean[c] = s / n * scale;
+    const double spread = q / n * scale * scale - mean[c] * mean[c];
+    variance[c] = spread < 0.0 ? 0.0 : spread;
+    goodness[c] = static_cast<float>(mean[c]);
+    if (mean[c] > largest) largest = mean[c];
+  }
+  float* slope = few.data();  // of the features, their offset, and the gradient, by channel
+  float* offset = slope + channels;
+  std::vector<float> coefficient(LEARN ? channels : 0);
+  if constexpr (LEARN) {
+    for (int c = 0; c < classes; ++c) total += std::exp(mean[c] - largest);
+    *loss = static_cast<float>(std::log(total) + largest - mean[label]);
+  }
+  for (int c = 0; c < classes; ++c) {
+    const double inverse = 1.0 / std::sqrt(variance[c] + epsilon);
+    for (int k = c * width; k < (c + 1) * width; ++k) {
+      slope[k] = static_cast<float>(scale * inverse);
+      offset[k] = static_cast<float>(-mean[c] * inverse);
+      if constexpr (LEARN) {
+        const double probability = std::exp(mean[c] - largest) / total;
+        coefficient[k] =
+            static_cast<float>((probability - (c == label)) * loss_scale * scale / n);
+      }
+    }
+  }
+
+  // (3)
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int k = 0; k < channels; ++k) {
+      const int64_t at = p * channels + k;
+      const float h = activation<DROPOUT>(y[at], bytes, at, dropped);
+      narrow(features[at], h * slope[k] + offset[k]);
+      if constexpr (LEARN) narrow(gradient[at], h > 0.0f ? coefficient[k] : 0.0f);
+    }
+  }
+}
+
+template <class T>
+void pointwise(const T* y, const uint8_t* bytes, int dropped, const int64_t* labels,
+               int64_t images, int64_t pixels, int channels, int classes, float loss_scale,
+               float epsilon, T* features, T* gradient, float* goodness, float* losses,
+               int threads) {
+  parallel(images, threads, [=](int64_t b) {
+    const int64_t at = b * pixels * channels;
+    auto run = [&](auto dropout, auto learn) {
+      image_pointwise<decltype(dropout)::value, decltype(learn)::value>(
+          y + at, bytes ? bytes + at : nullptr, static_cast<uint8_t>(dropped), pixels, channels,
+          classes, labels ? labels[b] : 0, loss_scale, epsilon, features + at,
+          gradient ? gradient + at : nullptr, goodness + b * classes,
+          losses ? losses + b : nullptr);
+    };
+    using std::true_type, std::false_type;
+    if (labels && bytes) run(true_type{}, true_type{});
+    else if (labels) run(false_type{}, true_type{});
+    else run(false_type{}, false_type{});
+  });
+}
+
+// ---- Winograd's convolution (Lavin and Gray, 2016) ---------------------------------------------
+//
+// F(M, R): M x M outputs of an R x R filter from N x N inputs, N = M + R - 1, by N x N products
+// in place of (M R)^2. The matrices follow from N - 1 points and infinity (Toom-Cook):
+//   Bt[i][j]  coefficient of x^j in the product of (x - p_l) over l != i; last row over all l
+//   At[i][j]  p_j^i; last column zero but for the last row
+
+constexpr double POINTS[] = {0, 1, -1, 2, -2, 0.5, -0.5};
+
+template <int OUTPUTS, int FILTER>
+struct Winograd {
+  static constexpr int M = OUTPUTS, R = FILTER, N = M + R - 1;
+
+  static constexpr float bt(int i, int j) {
+    double polynomial[N + 1] = {1};
+    int degree = 0;
+    for (int l = 0; l < N - 1; ++l) {
+      if (l == i) continue;
+      ++degree;
+      for (int d = degree; d > 0; --d)
+        polynomial[d] = polynomial[d - 1] - POINTS[l] * polynomial[d];
+      polynomial[0] *= -POINTS[l];
+    }
+    return static_cast<float>(j > degree ? 0.0 : polynomial[j]);
+  }
+
+  static constexpr float at(int i, int j) {
+    if (j == N - 1) return i == M - 1 ? 1.0f : 0.0f;
+    double power = 1;
+    for (int d = 0; d < i; ++d) power *= POINTS[j];
+    return static_cast<float>(power);
+  }
+
+  struct Input {  // N x N <- N x N
+    static constexpr int ROWS = N, COLUMNS = N;
+    static constexpr float entry(int i, int j) { return bt(i, j); }
+  };
+  struct Output {  // M x M <- N x N
+    static constexpr int ROWS = M, COLUMNS = N;
+    static constexpr float entry(int i, int j) { return at(i, j); }
+  };
+  struct Gradient {  // N x N <- M x M
+    static constexpr int ROWS = N, COLUMNS = M;
+    static constexpr float entry(int i, int j) { return at(j, i); }
+  };
+};
+
+constexpr int LANES = 16;  // channels at a time
+using Lane = float[LANES];
+
+template <class Matrix, int I, int... J>
+INLINE void product_row(Lane* out, int out_stride, const Lane* in, int in_stride,
+                        std::integer_sequence<int, J...>) {
+  Lane sum = {};
+  auto add = [&](auto column) {
+    constexpr int j = decltype(column)::value;
+    constexpr float factor = Matrix::entry(I, j);
+    if constexpr (factor != 0.0f)
+      for (int l = 0; l < LANES; ++l) sum[l] += factor * in[j * in_stride][l];
+  };
+  (add(std::integral_constant<int, J>{}), ...);
+  for (int l = 0; l < LANES; ++l) out[I * out_stride][l] = sum[l];
+}
+
+template <class Matrix, int... I>
+INLINE void product(Lane* out, int out_stride, const Lane* in, int in_stride,
+                    std::integer_sequence<int, I...>) {
+  (product_row<Matrix, I>(out, out_stride, in, in_stride,
+                          std::make_integer_sequence<int, Matrix::COLUMNS>{}),
+   ...);
+}
+
+// out = matrix in matrix^T, for LANES channels side by side
+template <class Matrix>
+INLINE void transform(Lane* out, const Lane* in) {
+  constexpr int rows = Matrix::ROWS, columns = Matrix::COLUMNS;
+  constexpr auto all = std::make_integer_sequence<int, rows>{};
+  Lane half[rows * columns];
+  for (int j = 0; j < columns; ++j) product<Matrix>(half + j, columns, in + j, columns, all);
+  for (int i = 0; i < rows; ++i) product<Matrix>(out + i * rows, 1, half + i * columns, 1, all);
+}
+
+INLINE void load(Lane& lane, const float* from, int count) {
+  if (count == LANES) {
+    std::memcpy(lane, from, sizeof lane);
+  } else {
+    for (int l = 0; l < LANES; ++l) lane[l] = l < count ? from[l] : 0.0f;
+  }
+}
+
+INLINE void store(float* to, const Lane& lane, int count) {
+  if (count == LANES) {
+    std::memcpy(to, lane, sizeof lane);
+  } else {
+    for (int l = 0; l < count; ++l) to[l] = lane[l];
+  }
+}
+
+// Calls visit(tile number, image, top pixel row, left pixel column, channel, channels) for every
+// tile and every LANES channels of square images.
+template <int M, class Visit>
+void each_tile(int64_t images, int size, int channels, int threads, Visit visit) {
+  const int across = size / M;
+  parallel(images * across, threads, [=](int64_t row) {
+    for (int column = 0; column < across; ++column)
+      for (int k = 0; k < channels; k += LANES)
+        visit(row * across + column, row / across, static_cast<int>(row % across) * M, column * M,
+              k, channels - k < LANES ? channels - k : LANES);
+  });
+}
+
+// images (B, S, S, K) -> tiles (N * N, B * (S / M)^2, K), the padding's zeros included
+template <class W>
+void input_transform(const float* images, float* tiles, int64_t count, int size, int channels,
+                     int threads) {
+  const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
+  each_tile<W::M>(count, size, channels, threads,
+                  [=](int64_t t, int64_t b, int top, int left, int k, int n) {
+    Lane in[W::N * W::N], out[W::N * W::N];
+    for (int i = 0; i < W::N; ++i) {
+      for (int j = 0; j < W::N; ++j) {
+        const int r = top + i - W::R / 2, c = left + j - W::R / 2;
+        if (r < 0 || r >= size || c < 0 || c >= size)
+          std::memset(in[i * W::N + j], 0, sizeof(Lane));
+        else
+          load(in[i * W::N + j], images + ((b * size + r) * size + c) * channels + k, n);
+      }
+    }
+    transform<typename W::Input>(out, in);
+    for (int e = 0; e < W::N * W::N; ++e) store(tiles + e * stride + t * channels + k, out[e], n);
+  });
+}
+
+// tiles (N * N, B * (S / M)^2, K) -> images (B, S, S, K)
+template <class W>
+void output_transform(const float* tiles, float* images, int64_t count, int size, int channels,
+                      int threads) {
+  const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
+  each_tile<W::M>(count, size, channels, threads,
+                  [=](int64_t t, int64_t b, int top, int left, int k, int n) {
+    Lane in[W::N * W::N], out[W::M * W::M];
+    for (int e = 0; e < W::N * W::N; ++e) load(in[e], tiles + e * stride + t * channels + k, n);
+    transform<typename W::Output>(out, in);
+    for (int i = 0; i < W::M; ++i)
+      for (int j = 0; j < W::M; ++j)
+        store(images + ((b * size + top + i) * size + left + j) * channels + k, out[i * W::M + j],
+              n);
+  });
+}
+
+// gradient of the outputs (B, S, S, K) -> tiles (N * N, B * (S / M)^2, K)
+template <class W>
+void gradient_transform(const float* images, float* tiles, int64_t count, int size, int channels,
+                        int threads) {
+  const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
+  each_tile<W::M>(count, size, channels, threads,
+                  [=](int64_t t, int64_t b, int top, int left, int k, int n) {
+    Lane in[W::M * W::M], out[W::N * W::N];
+    for (int i = 0; i < W::M; ++i)
+      for (int j = 0; j < W::M; ++j)
+        load(in[i * W::M + j], images + ((b * size + top + i) * size + left + j) * channels + k,
+             n);
+    transform<typename W::Gradient>(out, in);
+    for (int e = 0; e < W::N * W::N; ++e) store(tiles + e * stride + t * channels + k, out[e], n);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+#define POINTWISE(NAME, T)                                                                       \
+  void NAME(const T* y, const uint8_t* bytes, int dropped, const int64_t* labels, int64_t images, \
+            int64_t pixels, int channels, int classes, float loss_scale, float epsilon,           \
+            T* features, T* gradient, float* goodness, float* losses, int threads) {              \
+    pointwise<T>(y, bytes, dropped, labels, images, pixels, channels, classes, loss_scale,        \
+                 epsilon, features, gradient, goodness, losses, threads);                         \
+  }
+POINTWISE(pointwise_float32, float)
+POINTWISE(pointwise_bfloat16, bfloat16)
+
+#define TRANSFORM(NAME, KIND, M, R)                                                          \
+  void NAME##_##M##_##R(const float* from, float* to, int64_t count, int size, int channels, \
+                        int threads) {                                                       \
+    KIND<Winograd<M, R>>(from, to, count, size, channels, threads);                          \
+  }
+#define TRANSFORMS(M, R)                        \
+  TRANSFORM(input, input_transform, M, R)       \
+  TRANSFORM(output, output_transform, M, R)     \
+  TRANSFORM(gradient, gradient_transform, M, R)
+TRANSFORMS(2, 3)
+TRANSFORMS(4, 3)
+TRANSFORMS(2, 5)
+TRANSFORMS(4, 5)
+}
