@@ -95,14 +95,18 @@ class Chain(nn.Module):
         return self.cwconvs()[0].dtype
 
     @torch.no_grad()
-    def evaluate(self, crossing: Crossing) -> tuple[Crossing, list[Tensor]]:
+    def evaluate(
+        self,
+        crossing: Crossing,
+        classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]] = CWConv.forward,
+    ) -> tuple[Crossing, list[Tensor]]:
         """Return what leaves the chain and each layer's goodness, (B, C) each; no dropout."""
         goodness: list[Tensor] = []
 
         def visit(layer: CWConv, x: Tensor) -> Tensor:
-            features, layer_goodness = layer(x)
+            features, layer_goodness = classify(layer, x)
             goodness.append(layer_goodness)
-            return features  # type: ignore[no-any-return]
+            return features
 
         return self.walk(crossing, visit), goodness
 

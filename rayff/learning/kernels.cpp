@@ -5,6 +5,7 @@
 // Images are channels-last: element (b, pixel, k) lies at (b * pixels + pixel) * channels + k.
 // No result depends on the number of threads: each image, and each tile, is one thread's.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +15,8 @@
 #include <vector>
 
 #define INLINE inline __attribute__((always_inline))
+#define RESTRICT __restrict__
+#define INDEPENDENT _Pragma("GCC ivdep")  // the loop's arrays do not overlap
 
 namespace {
 
@@ -52,13 +55,19 @@ INLINE void narrow(bfloat16& out, float value) {  // to nearest, ties to even; N
   out.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0);
 }
 
-// h = dropout(relu(y)) without its scale. Not fmax: a NaN must come through.
+// h = dropout(relu(y)) without its scale. Neither fmax nor a choice by `kept`: a NaN must come
+// through, and the loops below must become vector code.
 template <bool DROPOUT, class T>
-INLINE float activation(T y, const uint8_t* bytes, int64_t at, uint8_t dropped) {
+INLINE float activation(T y, float kept) {
   const float value = widen(y);
   const float h = value < 0.0f ? 0.0f : value;
-  if constexpr (DROPOUT) return bytes[at] >= dropped ? h : 0.0f;
-  return h;
+  return DROPOUT ? h * kept : h;
+}
+
+// 1 where the byte says that an element is kept, else 0; a loop of its own is vector code
+INLINE void unpack(const uint8_t* RESTRICT bytes, uint8_t dropped, int channels,
+                   float* RESTRICT kept) {
+  for (int k = 0; k < channels; ++k) kept[k] = bytes[k] >= dropped ? 1.0f : 0.0f;
 }
 
 // ---- the pointwise part ------------------------------------------------------------------------
@@ -76,16 +85,19 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   // (1) floats over a few pixels, doubles over all: as exact as it need be, and quick
   constexpr int64_t FEW = 32;
   std::vector<double> sums(2 * channels, 0.0);
-  std::vector<float> few(2 * channels);
-  float* sum = few.data();
-  float* square = sum + channels;
+  std::vector<float> few(3 * channels);
+  float* RESTRICT sum = few.data();
+  float* RESTRICT square = sum + channels;
+  float* RESTRICT kept = square + channels;
   for (int64_t first = 0; first < pixels; first += FEW) {
-    std::fill(few.begin(), few.end(), 0.0f);
+    std::fill(sum, kept, 0.0f);
     const int64_t last = first + FEW < pixels ? first + FEW : pixels;
     for (int64_t p = first; p < last; ++p) {
+      const T* RESTRICT pixel = y + p * channels;
+      if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
+      INDEPENDENT
       for (int k = 0; k < channels; ++k) {
-        const int64_t at = p * channels + k;
-        const float h = activation<DROPOUT>(y[at], bytes, at, dropped);
+        const float h = activation<DROPOUT>(pixel[k], kept[k]);
         sum[k] += h;
         square[k] += h * h;
       }
@@ -108,9 +120,10 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
     goodness[c] = static_cast<float>(mean[c]);
     if (mean[c] > largest) largest = mean[c];
   }
-  float* slope = few.data();  // of the features, their offset, and the gradient, by channel
-  float* offset = slope + channels;
-  std::vector<float> coefficient(LEARN ? channels : 0);
+  std::vector<float> by_channel(3 * channels);
+  float* RESTRICT slope = by_channel.data();  // of the features, their offset, the gradient
+  float* RESTRICT offset = slope + channels;
+  float* RESTRICT coefficient = offset + channels;
   if constexpr (LEARN) {
     for (int c = 0; c < classes; ++c) total += std::exp(mean[c] - largest);
     *loss = static_cast<float>(std::log(total) + largest - mean[label]);
@@ -130,17 +143,21 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
 
   // (3)
   for (int64_t p = 0; p < pixels; ++p) {
+    const T* RESTRICT pixel = y + p * channels;
+    if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
+    T* RESTRICT feature = features + p * channels;
+    T* RESTRICT steep = LEARN ? gradient + p * channels : nullptr;
+    INDEPENDENT
     for (int k = 0; k < channels; ++k) {
-      const int64_t at = p * channels + k;
-      const float h = activation<DROPOUT>(y[at], bytes, at, dropped);
-      narrow(features[at], h * slope[k] + offset[k]);
-      if constexpr (LEARN) narrow(gradient[at], h > 0.0f ? coefficient[k] : 0.0f);
+      const float h = activation<DROPOUT>(pixel[k], kept[k]);
+      narrow(feature[k], h * slope[k] + offset[k]);
+      if constexpr (LEARN) narrow(steep[k], h > 0.0f ? coefficient[k] : 0.0f);
     }
   }
 }
 
 template <class T>
-void pointwise(const T* y, const uint8_t* bytes, int dropped, const int64_t* labels,
+void pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, const int64_t* labels,
                int64_t images, int64_t pixels, int channels, int classes, float loss_scale,
                float epsilon, T* features, T* gradient, float* goodness, float* losses,
                int threads) {
@@ -148,7 +165,7 @@ void pointwise(const T* y, const uint8_t* bytes, int dropped, const int64_t* lab
     const int64_t at = b * pixels * channels;
     auto run = [&](auto dropout, auto learn) {
       image_pointwise<decltype(dropout)::value, decltype(learn)::value>(
-          y + at, bytes ? bytes + at : nullptr, static_cast<uint8_t>(dropped), pixels, channels,
+          y + at, bytes ? bytes + at : nullptr, dropped, pixels, channels,
           classes, labels ? labels[b] : 0, loss_scale, epsilon, features + at,
           gradient ? gradient + at : nullptr, goodness + b * classes,
           losses ? losses + b : nullptr);
@@ -271,25 +288,32 @@ void each_tile(int64_t images, int size, int channels, int threads, Visit visit)
   });
 }
 
-// images (B, S, S, K) -> tiles (N * N, B * (S / M)^2, K), the padding's zeros included
-template <class W>
+// images (B, S * STRIDE, S * STRIDE, K) -> tiles (N * N, B * (S / M)^2, STRIDE^2 * K), the zeros of
+// the padding included. A stride splits the images into phases, whose channels lie side by side.
+template <class W, int STRIDE>
 void input_transform(const float* images, float* tiles, int64_t count, int size, int channels,
                      int threads) {
-  const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
+  const int64_t all = STRIDE * STRIDE * channels;
+  const int64_t stride = count * (size / W::M) * (size / W::M) * all;
   each_tile<W::M>(count, size, channels, threads,
                   [=](int64_t t, int64_t b, int top, int left, int k, int n) {
-    Lane in[W::N * W::N], out[W::N * W::N];
-    for (int i = 0; i < W::N; ++i) {
-      for (int j = 0; j < W::N; ++j) {
-        const int r = top + i - W::R / 2, c = left + j - W::R / 2;
-        if (r < 0 || r >= size || c < 0 || c >= size)
-          std::memset(in[i * W::N + j], 0, sizeof(Lane));
-        else
-          load(in[i * W::N + j], images + ((b * size + r) * size + c) * channels + k, n);
+    for (int phase = 0; phase < STRIDE * STRIDE; ++phase) {
+      Lane in[W::N * W::N], out[W::N * W::N];
+      for (int i = 0; i < W::N; ++i) {
+        for (int j = 0; j < W::N; ++j) {
+          const int r = top + i - W::R / 2, c = left + j - W::R / 2;
+          const int64_t row = b * size * STRIDE + r * STRIDE + phase / STRIDE;
+          const int64_t at = row * size * STRIDE + c * STRIDE + phase % STRIDE;
+          if (r < 0 || r >= size || c < 0 || c >= size)
+            std::memset(in[i * W::N + j], 0, sizeof(Lane));
+          else
+            load(in[i * W::N + j], images + at * channels + k, n);
+        }
       }
+      transform<typename W::Input>(out, in);
+      float* to = tiles + t * all + phase * channels + k;
+      for (int e = 0; e < W::N * W::N; ++e) store(to + e * stride, out[e], n);
     }
-    transform<typename W::Input>(out, in);
-    for (int e = 0; e < W::N * W::N; ++e) store(tiles + e * stride + t * channels + k, out[e], n);
   });
 }
 
@@ -329,29 +353,35 @@ void gradient_transform(const float* images, float* tiles, int64_t count, int si
 
 }  // namespace
 
+// All whole numbers are int64_t here, but for the number of threads, which comes last.
 extern "C" {
 
-#define POINTWISE(NAME, T)                                                                       \
-  void NAME(const T* y, const uint8_t* bytes, int dropped, const int64_t* labels, int64_t images, \
-            int64_t pixels, int channels, int classes, float loss_scale, float epsilon,           \
-            T* features, T* gradient, float* goodness, float* losses, int threads) {              \
-    pointwise<T>(y, bytes, dropped, labels, images, pixels, channels, classes, loss_scale,        \
-                 epsilon, features, gradient, goodness, losses, threads);                         \
+#define POINTWISE(NAME, T)                                                                  \
+  void NAME(const T* y, const uint8_t* bytes, int64_t dropped, const int64_t* labels,       \
+            int64_t images, int64_t pixels, int64_t channels, int64_t classes,              \
+            float loss_scale, float epsilon, T* features, T* gradient, float* goodness,     \
+            float* losses, int threads) {                                                   \
+    pointwise<T>(y, bytes, static_cast<uint8_t>(dropped), labels, images, pixels,           \
+                 static_cast<int>(channels), static_cast<int>(classes), loss_scale,         \
+                 epsilon, features, gradient, goodness, losses, threads);                   \
   }
 POINTWISE(pointwise_float32, float)
 POINTWISE(pointwise_bfloat16, bfloat16)
 
-#define TRANSFORM(NAME, KIND, M, R)                                                          \
-  void NAME##_##M##_##R(const float* from, float* to, int64_t count, int size, int channels, \
-                        int threads) {                                                       \
-    KIND<Winograd<M, R>>(from, to, count, size, channels, threads);                          \
+#define TRANSFORM(NAME, KIND, ...)                                                          \
+  void NAME(const float* from, float* to, int64_t count, int64_t size, int64_t channels,    \
+            int threads) {                                                                  \
+    KIND<__VA_ARGS__>(from, to, count, static_cast<int>(size), static_cast<int>(channels),  \
+                      threads);                                                             \
   }
-#define TRANSFORMS(M, R)                        \
-  TRANSFORM(input, input_transform, M, R)       \
-  TRANSFORM(output, output_transform, M, R)     \
-  TRANSFORM(gradient, gradient_transform, M, R)
-TRANSFORMS(2, 3)
-TRANSFORMS(4, 3)
-TRANSFORMS(2, 5)
-TRANSFORMS(4, 5)
+#define TRANSFORMS(M, R, STRIDE)                                                   \
+  TRANSFORM(input_##M##_##R, input_transform, Winograd<M, R>, STRIDE)              \
+  TRANSFORM(output_##M##_##R, output_transform, Winograd<M, R>)                    \
+  TRANSFORM(gradient_##M##_##R, gradient_transform, Winograd<M, R>)
+TRANSFORMS(2, 2, 2)  // a 3x3 kernel with stride 2 is a 2x2 kernel over the four phases
+TRANSFORMS(4, 2, 2)
+TRANSFORMS(2, 3, 1)
+TRANSFORMS(4, 3, 1)
+TRANSFORMS(2, 5, 1)
+TRANSFORMS(4, 5, 1)
 }

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayff.learning.streams import Share, keep_mask, weight_generator
-from rayff.spec import LayerSpec
+from rayff.spec import Kernels, LayerSpec
 
 
 class CWConv(nn.Module):
@@ -37,6 +37,7 @@ class CWConv(nn.Module):
         self.dropped = round(dropout * 256)
         self.seed = seed
         self.dtype = dtype
+        self.kernels = Kernels()
         weight = torch.empty(
             spec.out_channels, spec.in_channels, spec.kernel_size, spec.kernel_size
         )

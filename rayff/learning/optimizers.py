@@ -39,9 +39,13 @@ def cosine_lr(recipe: Recipe, epoch: int) -> float:
 
 
 def layer_state(layer: CWConv, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return weight and optimizer state of a layer as named tensors, which share its memory."""
+    """Return weight and optimizer state of a layer as named, contiguous tensors.
+
+    They share its memory where it is contiguous itself.
+    """
     state = {_OPTIMIZER + name: value for name, value in optimizer.state[layer.weight].items()}
-    return {"weight": layer.weight.detach(), **state}
+    named = {"weight": layer.weight.detach(), **state}
+    return {name: value.contiguous() for name, value in named.items()}
 
 
 def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
@@ -56,9 +60,16 @@ def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tenso
     with torch.no_grad():
         layer.weight.copy_(weight)
     own = {
-        name.removeprefix(_OPTIMIZER): value.clone()
+        name.removeprefix(_OPTIMIZER): _like(layer.weight, value)
         for name, value in state.items()
         if name.startswith(_OPTIMIZER)
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {0: own} if own else {}, "param_groups": groups})
+
+
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    """Return a copy, in the memory format of the weight where it has its shape."""
+    if value.shape != weight.shape:
+        return value.clone()
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)

@@ -1,69 +1,255 @@
-"""A short timing of the layers, on the device where they will run."""
+"""A short timing of the layers, on the device where they will run.
+
+For each shape of layer it finds the fastest kernels and what a training batch costs with them. It
+is done once a machine: what was found is kept in a file of the cache folder.
+"""
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
+import hashlib
+import json
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from rayff.learning.chain import Chain, Crossing, normalise
+from rayff.learning import native
+from rayff.learning.convolution import Convolution, methods
+from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import make_optimizer
-from rayff.learning.rule import local_step, plain_rule
+from rayff.learning.rules import RULES
+from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
-from rayff.spec import IMAGE_SIZE, Architecture, Recipe
+from rayff.spec import Architecture, Kernels, LayerSpec, Recipe
 
-_CPU_BATCH = 16
-"""Images of the timing on a CPU, where a batch's time grows with its images."""
+FORMAT = 1
+_SAMPLE = 32
+"""Images with which kernels are compared on a CPU; the chosen ones are timed with the batch."""
 _REPEATS = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """Seconds that a training batch takes in one layer."""
+
+    kernels: Kernels
+    """With which it was timed."""
+    forward_s: float
+    """The convolution, pool and unfolding included."""
+    pointwise_s: float
+    """Dropout, ReLU, goodness, loss, normalisation and the gradient of all that."""
+    gradient_s: float
+    """The gradient of the weights; with the plain rule everything but the optimizer."""
+    optimizer_s: float
+    """The optimizer's step, whose time does not depend on the images."""
+
+    @property
+    def images_s(self) -> float:
+        """Seconds that grow with the images."""
+        return self.forward_s + self.pointwise_s + self.gradient_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole step."""
+        return self.images_s + self.optimizer_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which layers are timed: what decides the times besides the layer's shape."""
+
+    recipe: Recipe
+    num_classes: int
+    device: torch.device
+    dtype: torch.dtype
+    rule: str = "fast"
+    neighbours: int = 0
+    """Other stages that time at the same moment: they share caches and memory."""
+
+    def key(self, spec: LayerSpec, kernels: Kernels | None) -> str:
+        """Return a name for the timing of one shape of layer."""
+        where = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{native.processor()}, {torch.get_num_threads()} threads"
+        )
+        shape = dataclasses.replace(spec, index=0, opens_block=False, join="none")
+        shape = dataclasses.replace(shape, shortcut_channels=0, shortcut_size=0)
+        recipe = dataclasses.replace(self.recipe, epochs=0, lr=0.0, lr_min=0.0)
+        known = (FORMAT, torch.__version__, where, shape, recipe, self.num_classes)
+        how = (str(self.dtype), self.rule, str(kernels), self.neighbours, native.missing() is None)
+        return hashlib.sha256(repr((*known, *how)).encode()).hexdigest()[:24]
+
+
 def time_layers(
-    architecture: Architecture, recipe: Recipe, device: torch.device, dtype: torch.dtype
-) -> list[float]:
-    """Return the seconds that a training batch takes in each layer; a median of three.
+    architecture: Architecture,
+    conditions: Conditions,
+    kernels: Sequence[Kernels] | None = None,
+) -> list[LayerTime]:
+    """Return what a training batch takes in each layer.
 
-    On a CPU a few images stand for the batch, so the optimizer, whose time does not depend on
-    the images, is timed apart.
+    Args:
+        architecture: the layers.
+        conditions: under which they run.
+        kernels: of each layer; None to find the fastest.
     """
-    images = recipe.batch_size if device.type == "cuda" else min(_CPU_BATCH, recipe.batch_size)
-    scale = recipe.batch_size / images
-    chain = Chain.build(architecture, dropout=recipe.dropout, dtype=dtype).to(device)
-    optimizers = [make_optimizer(layer, recipe) for layer in chain.cwconvs()]
-    labels = torch.zeros(images, dtype=torch.int64, device=device)
-    shape = (images, architecture.image_channels, IMAGE_SIZE, IMAGE_SIZE)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    times: list[list[float]] = [[] for _ in optimizers]
+    cache = _Cache(native.cache_dir() / "timings.json")
+    found: list[LayerTime] = []
+    for position, spec in enumerate(architecture.layers):
+        wanted = None if kernels is None else kernels[position]
+        key = conditions.key(spec, wanted)
+        if key not in cache.times:
+            cache.times[key] = time_layer(spec, conditions, wanted)
+            cache.changed = True
+        found.append(cache.times[key])
+    cache.write()
+    return found
 
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
 
-    def timed(work: Callable[[], object]) -> float:
-        start = clock()
-        work()
-        return clock() - start
+def time_layer(spec: LayerSpec, conditions: Conditions, kernels: Kernels | None) -> LayerTime:
+    """Time one layer; the fastest of a few repetitions, which others disturbed least."""
+    layer = CWConv(
+        spec, conditions.num_classes, dropout=conditions.recipe.dropout, dtype=conditions.dtype
+    ).to(conditions.device)
+    layer = layer.to(memory_format=RULES[conditions.rule].memory_format)
+    optimizer = make_optimizer(layer, conditions.recipe)
+    if conditions.rule == "fast":
+        layer.kernels = kernels or fastest_kernels(layer, conditions)
+    passes = [
+        _time_pass(layer, optimizer, conditions, conditions.recipe.batch_size)
+        for _ in range(1 + _REPEATS)
+    ][1:]
+    phases = [min(seconds) for seconds in zip(*passes, strict=True)]
+    return LayerTime(
+        kernels=layer.kernels,
+        forward_s=phases[0],
+        pointwise_s=phases[1],
+        gradient_s=phases[2],
+        optimizer_s=phases[3],
+    )
 
-    def visit(layer: CWConv, x: torch.Tensor) -> torch.Tensor:
-        position = layer.spec.index - architecture.layers[0].index
-        optimizer = optimizers[position]
-        start = clock()
-        features, _ = local_step(plain_rule, layer, optimizer, x, labels, step=0)
-        whole_s, step_s = clock() - start, timed(optimizer.step)
-        times[position].append(max(0.0, whole_s - step_s) * scale + step_s)
-        return features
 
-    for _ in range(1 + _REPEATS):  # the first warms up
-        chain.walk(Crossing(features=normalise(pixels, dtype)), visit)
-    return [statistics.median(layer_times[1:]) for layer_times in times]
+def _time_pass(
+    layer: CWConv, optimizer: torch.optim.Optimizer, conditions: Conditions, images: int
+) -> tuple[float, float, float, float]:
+    """Return the seconds of the phases of one step."""
+    x, labels = random_batch(layer.spec, conditions, images)
+    share = Share(step=0, batch_size=images)
+    marks = [_clock(conditions.device)]
+
+    def mark() -> None:
+        marks.append(_clock(conditions.device))
+
+    if conditions.rule == "fast":
+        step = FastStep(layer, x)
+        step.forward()
+        mark()
+        step.pointwise(labels, share)
+        mark()
+        step.weight_gradient()
+        mark()
+    else:  # one phase: what autograd does when is its own affair
+        mark()
+        mark()
+        RULES[conditions.rule].learn(layer, x, labels, share)
+        mark()
+    optimizer.step()
+    mark()
+    forward, pointwise, gradient, update = (
+        after - before for before, after in zip(marks, marks[1:], strict=False)
+    )
+    return forward, pointwise, gradient, update
+
+
+def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:
+    """Return features that could enter a layer, and labels."""
+    shape = (images, spec.in_channels, spec.in_size, spec.in_size)
+    x = torch.randn(shape, dtype=conditions.dtype, device=conditions.device)
+    x = x.to(memory_format=RULES[conditions.rule].memory_format)
+    labels = torch.arange(images, device=conditions.device) % conditions.num_classes
+    return x, labels
+
+
+def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
+    """Return the fastest pair of methods; if both unfold, they share the unfolded input.
+
+    The methods take turns, so that a moment's disturbance does not decide.
+    """
+    size = conditions.recipe.batch_size
+    images = min(size, _SAMPLE) if conditions.device.type == "cpu" else size
+    x, _ = random_batch(layer.spec, conditions, images)
+    x = FastStep(layer, x).convolution.x  # pooled
+    weight = layer.weight.detach().to(layer.dtype)
+    known = methods(layer.spec, conditions.device, conditions.dtype)
+    best = dict.fromkeys(known, (math.inf, math.inf, math.inf))
+    for method in known * (1 + _REPEATS):
+        marks = [_clock(conditions.device)]
+        convolution = Convolution(layer.spec, Kernels(method, method), x, weight)
+        marks.append(_clock(conditions.device))
+        y = convolution.forward()
+        marks.append(_clock(conditions.device))
+        convolution.weight_gradient(y)
+        marks.append(_clock(conditions.device))
+        spans = (after - before for before, after in zip(marks, marks[1:], strict=False))
+        best[method] = tuple(map(min, best[method], spans))  # type: ignore[assignment]
+
+    def seconds(pair: Kernels) -> float:
+        unfold_s = best["unfold"][0] if "unfold" in (pair.forward, pair.gradient) else 0.0
+        return unfold_s + best[pair.forward][1] + best[pair.gradient][2]
+
+    return min((Kernels(a, b) for a in known for b in known), key=seconds)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class _Cache:
+    """The times found so far, in a JSON file; one that cannot be used is as good as none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changed = False
+        self.times: dict[str, LayerTime] = {}
+        try:
+            entries = json.loads(path.read_bytes())
+            self.times = {key: _from_json(entry) for key, entry in entries.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+
+    def write(self) -> None:
+        """Write aside and rename, as other stages may do at the same time."""
+        if not self.changed:
+            return
+        entries = {key: dataclasses.asdict(entry) for key, entry in self.times.items()}
+        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps(entries, indent=1))
+            aside.replace(self.path)
+        except OSError:
+            pass  # the next run times again
+
+
+def _from_json(entry: dict[str, Any]) -> LayerTime:
+    kernels = Kernels(str(entry["kernels"]["forward"]), str(entry["kernels"]["gradient"]))
+    seconds = {key: float(value) for key, value in entry.items() if key != "kernels"}
+    return LayerTime(kernels=kernels, **seconds)
 
 
 def costs(
     architecture: Architecture,
-    layer_s: list[float],
+    times: Sequence[LayerTime],
     *,
     batch_size: int,
     bytes_per_element: int,
@@ -74,4 +260,4 @@ def costs(
         architecture.crossing(cut) * batch_size * bytes_per_element * seconds_per_byte
         for cut in range(1, len(architecture))
     ]
-    return Costs(layer_s=layer_s, crossing_s=[0.0, *crossing])
+    return Costs(layer_s=[time.total_s for time in times], crossing_s=[0.0, *crossing])

@@ -2,14 +2,17 @@
 
 from rayff.spec.architecture import IMAGE_SIZE, Architecture, LayerSpec
 from rayff.spec.errors import RunError, TrainingDiverged, UserError, nearest
+from rayff.spec.kernels import METHODS, Kernels, format_kernels, parse_kernels
 from rayff.spec.recipe import Recipe
 from rayff.spec.run import RunSpec, check_cuts
 from rayff.spec.zoo import ZOO, architecture
 
 __all__ = [
     "IMAGE_SIZE",
+    "METHODS",
     "ZOO",
     "Architecture",
+    "Kernels",
     "LayerSpec",
     "Recipe",
     "RunError",
@@ -18,5 +21,7 @@ __all__ = [
     "UserError",
     "architecture",
     "check_cuts",
+    "format_kernels",
     "nearest",
+    "parse_kernels",
 ]

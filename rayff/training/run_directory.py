@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
 from rayff.learning.chain import Chain, ForwardForward
+from rayff.learning.precision import DTYPES
 from rayff.spec import Architecture, RunSpec, UserError
 from rayff.training.files import write_atomically
-from rayff.training.stage import DTYPES
 
 
 @dataclass(frozen=True)

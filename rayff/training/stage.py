@@ -18,9 +18,11 @@ from rayff.data.images import ImageSet, Split
 from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
-from rayff.learning.rule import local_step, plain_rule
+from rayff.learning.precision import DTYPES
+from rayff.learning.rule import local_step
+from rayff.learning.rules import RULES
 from rayff.learning.sip import window_hits
-from rayff.spec import Architecture, Recipe, TrainingDiverged
+from rayff.spec import Architecture, Kernels, Recipe, TrainingDiverged
 from rayff.training.messages import (
     Batch,
     Chunk,
@@ -30,8 +32,6 @@ from rayff.training.messages import (
     Snapshot,
     Train,
 )
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,10 @@ class StageSpec:
     recipe: Recipe
     seed: int
     precision: str
+    rule: str = "fast"
+    """The name of the rule by which it learns."""
+    kernels: tuple[Kernels, ...] = ()
+    """How each layer of the slice computes its convolution; by default with torch's."""
 
 
 class Stage:
@@ -67,9 +71,13 @@ class Stage:
         self.device = device
         self.dtype = DTYPES[spec.precision]
         self.next_step = 0
-        self.chain = Chain.build(
+        self.rules = RULES[spec.rule]
+        chain = Chain.build(
             spec.architecture, dropout=spec.recipe.dropout, seed=spec.seed, dtype=self.dtype
-        ).to(device)
+        )
+        self.chain = self.rules.arrange(chain.to(device))
+        for layer, kernels in zip(self.chain.cwconvs(), spec.kernels, strict=False):
+            layer.kernels = kernels
         self.optimizers = {
             layer.spec.index: make_optimizer(layer, spec.recipe) for layer in self.chain.cwconvs()
         }
@@ -138,7 +146,9 @@ class Stage:
 
             def visit(layer: CWConv, x: Tensor, batch: Batch = batch, step: int = step) -> Tensor:
                 optimizer = self.optimizers[layer.spec.index]
-                features, loss = local_step(plain_rule, layer, optimizer, x, batch.labels, step)
+                features, loss = local_step(
+                    self.rules.learn, layer, optimizer, x, batch.labels, step
+                )
                 losses.append(loss)
                 return features
 
@@ -166,7 +176,7 @@ class Stage:
         hits: NDArray[np.int64] | None = None
         images = 0
         for batch in batches:
-            crossing, own = self.chain.evaluate(batch.crossing)
+            crossing, own = self.chain.evaluate(batch.crossing, self.rules.classify)
             goodness = (*batch.goodness, *own)
             images += len(batch.labels)
             if self.spec.is_last:

@@ -1,0 +1,78 @@
+"""One convolution, several ways: the same numbers up to rounding, at different speeds.
+
+All take and give channels-last tensors, and never ask for the gradient of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayff.learning import native, winograd
+from rayff.spec import METHODS, Kernels, LayerSpec
+
+
+def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the methods that fit a layer there, the surest first."""
+    if spec.kernel_size == 1:
+        return ("unfold",)
+    fits = dtype == torch.float32 and device.type == "cpu" and winograd.fits(spec)
+    return METHODS if fits and native.missing() is None else METHODS[:-1]
+
+
+def unfold(x: Tensor, spec: LayerSpec) -> Tensor:
+    """Return the patches of x (B, K', H, W) as rows, (B * H' * W', R * R * K')."""
+    images, kernel, padding = x.permute(0, 2, 3, 1), spec.kernel_size, spec.kernel_size // 2
+    if padding:
+        images = F.pad(images, (0, 0, padding, padding, padding, padding))
+    patches = images.unfold(1, kernel, spec.stride).unfold(2, kernel, spec.stride)
+    return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * spec.in_channels)
+
+
+class Convolution:
+    """The convolution of one layer with one batch, and the gradient of its weights.
+
+    Args:
+        spec: the layer, whose pool x has passed.
+        kernels: how both are computed.
+        x: (B, K', H, W).
+        weight: (K, K', R, R), in the format of x.
+    """
+
+    def __init__(self, spec: LayerSpec, kernels: Kernels, x: Tensor, weight: Tensor) -> None:
+        self.spec = spec
+        # A 1x1 kernel is a matrix product as it is; and torch's gradient of its weights writes
+        # past the end of its memory with channels-last tensors of some sizes (seen in 2.14).
+        self.kernels = Kernels("unfold", "unfold") if spec.kernel_size == 1 else kernels
+        self.x = x
+        self.weight = weight
+        both = (self.kernels.forward, self.kernels.gradient)
+        self.columns = unfold(x, spec) if "unfold" in both else None
+
+    def forward(self) -> Tensor:
+        """Return the output, (B, K, H', W')."""
+        spec = self.spec
+        if self.kernels.forward == "winograd":
+            return winograd.convolve(self.x, self.weight, spec)
+        if self.kernels.forward == "conv":
+            return F.conv2d(self.x, self.weight, None, spec.stride, spec.kernel_size // 2)
+        assert self.columns is not None, "unfolded at the beginning"
+        y = self.columns @ self.weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1).T
+        return y.view(len(self.x), spec.out_size, spec.out_size, -1).permute(0, 3, 1, 2)
+
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the weights from that of the output, (B, K, H', W')."""
+        spec, kernel = self.spec, self.spec.kernel_size
+        if self.kernels.gradient == "winograd":
+            return winograd.weight_gradient(self.x, gradient, spec)
+        if self.kernels.gradient == "conv":
+            stride, padding = [spec.stride] * 2, [kernel // 2] * 2
+            return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+                *(gradient, self.x, self.weight, None, stride, padding, [1, 1], False, [0, 0], 1),
+                [False, True, False],
+            )[1]
+        assert self.columns is not None, "unfolded at the beginning"
+        rows = gradient.permute(0, 2, 3, 1).reshape(-1, spec.out_channels)
+        found = rows.T @ self.columns
+        return found.view(-1, kernel, kernel, spec.in_channels).permute(0, 3, 1, 2)

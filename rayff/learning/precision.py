@@ -1,0 +1,21 @@
+"""Number formats of convolutions and features, and which of them a device is made for."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def default_precision(device: torch.device) -> str:
+    """Return "bf16" where the device has units for it, else "fp32".
+
+    Where it has none bfloat16 works too, but many times slower.
+    """
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # functions that torch keeps to itself, and that older versions lack
+        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        supported = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return "bf16" if supported else "fp32"

@@ -1,0 +1,139 @@
+"""Winograd's convolution (Lavin and Gray, 2016) and its weight gradient, in float32 on a CPU.
+
+    y  = At [ sum over inputs  (G w Gt) * (Bt x B) ] A      for each tile of M x M outputs
+    dw = Gt [ sum over tiles   (A dy At) * (Bt x B) ] G
+
+The sums are matrix products, one for each of the N x N places of a tile (N = M + R - 1, kernel
+R x R): N^2 multiplications where the plain convolution has (M R)^2. Shapes: T tiles, K channels.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayff.learning import native
+from rayff.spec import LayerSpec
+
+_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+"""As in kernels.cpp: the transforms there and G here belong together."""
+_BLOCK_BYTES = 8 * 2**20
+"""Tiles of so many images are worked on at a time that the second-level caches hold them."""
+
+
+def fits(spec: LayerSpec) -> bool:
+    """Return whether the method can compute a layer."""
+    shape = (spec.kernel_size, spec.stride)
+    entering = spec.in_size // 2 if spec.pool else spec.in_size
+    whole = spec.out_size % 2 == 0 and entering == spec.out_size * spec.stride
+    return shape in ((3, 1), (5, 1), (3, 2)) and whole
+
+
+@functools.cache
+def _filter_transform(outputs: int, kernel: int) -> Tensor:
+    """Return G (x) G, (N * N, R * R)."""
+    finite = np.array(_POINTS[: outputs + kernel - 2])
+    others = finite[:, None] - finite
+    np.fill_diagonal(others, 1.0)
+    powers = finite[:, None] ** np.arange(kernel) / others.prod(axis=1, keepdims=True)
+    g = np.vstack([powers, np.eye(kernel)[-1]])
+    return torch.from_numpy(np.kron(g, g).astype(np.float32))
+
+
+class _Tiling:
+    """How one layer with so many images is cut into tiles, a few images at a time.
+
+    A 3x3 kernel with stride 2 is a 2x2 kernel with stride 1 over the four phases of the images
+    (rows and columns, even and odd), whose channels lie side by side.
+    """
+
+    def __init__(self, spec: LayerSpec, images: int) -> None:
+        self.spec = spec
+        self.phases = spec.stride**2
+        self.kernel = spec.kernel_size if spec.stride == 1 else 2
+        self.entering = self.phases * spec.in_channels
+        self.leaving = spec.out_channels
+        self.outputs = 4 if spec.out_size % 4 == 0 else 2
+        self.tiles_each = (spec.out_size // self.outputs) ** 2
+        self.transform = _filter_transform(self.outputs, self.kernel)
+        each = 4 * len(self.transform) * self.tiles_each * (self.entering + self.leaving)
+        self.size = max(1, min(images, _BLOCK_BYTES // each))
+        self.blocks = [
+            slice(start, min(start + self.size, images)) for start in range(0, images, self.size)
+        ]
+
+    def room(self, channels: int) -> Tensor:
+        """Return memory for the tiles of a block."""
+        return torch.empty(len(self.transform) * self.size * self.tiles_each * channels)
+
+    def part(self, room: Tensor, block: slice, channels: int) -> Tensor:
+        """Return the memory of a block's tiles, (N * N, T, K)."""
+        tiles = (block.stop - block.start) * self.tiles_each
+        size = len(self.transform) * tiles * channels
+        return room[:size].view(len(self.transform), tiles, channels)
+
+    def call(self, kind: str, source: Tensor, target: Tensor, block: slice, channels: int) -> None:
+        """Call a transform of the kernels."""
+        images, size = block.stop - block.start, self.spec.out_size
+        name = f"{kind}_{self.outputs}_{self.kernel}"
+        native.call(name, source, target, images, size, channels)
+
+    def filters(self, weight: Tensor) -> Tensor:
+        """Return the weights (K, K', R, R) transformed, (N * N, entering, leaving)."""
+        taps = weight.permute(2, 3, 0, 1)
+        if self.phases > 1:  # tap u of 4, the first one zero, is tap u // 2 of phase u % 2
+            taps = F.pad(taps, (0, 0, 0, 0, 1, 0, 1, 0)).view(2, 2, 2, 2, *taps.shape[2:])
+            taps = taps.permute(0, 2, 4, 1, 3, 5)
+        flat = taps.reshape(self.kernel**2, -1)
+        return (self.transform @ flat).view(-1, self.leaving, self.entering).transpose(1, 2)
+
+    def weights(self, filters: Tensor) -> Tensor:
+        """Return what `filters` does to a gradient, backwards: (K, K', R, R), channels last."""
+        kernel, spec = self.kernel, self.spec
+        taps = self.transform.T @ filters.reshape(len(self.transform), -1)
+        if self.phases > 1:
+            taps = taps.view(2, 2, self.leaving, 2, 2, spec.in_channels)
+            taps = taps.permute(0, 3, 1, 4, 2, 5).reshape(4, 4, self.leaving, -1)[1:, 1:]
+        else:
+            taps = taps.view(kernel, kernel, self.leaving, -1)
+        return taps.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
+
+
+def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """Return the convolution of x (B, K', H, W) with weight (K, K', R, R), channels last."""
+    images, tiling = x.permute(0, 2, 3, 1).contiguous(), _Tiling(spec, len(x))
+    filters = tiling.filters(weight)
+    y = torch.empty(len(x), spec.out_size, spec.out_size, spec.out_channels)
+    entering, leaving = tiling.room(tiling.entering), tiling.room(tiling.leaving)
+    for block in tiling.blocks:
+        tiles = tiling.part(entering, block, tiling.entering)
+        products = tiling.part(leaving, block, tiling.leaving)
+        tiling.call("input", images[block], tiles, block, spec.in_channels)
+        torch.bmm(tiles, filters, out=products)
+        tiling.call("output", products, y[block], block, spec.out_channels)
+    return y.permute(0, 3, 1, 2)
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, spec: LayerSpec) -> Tensor:
+    """Return the gradient of the weights, (K, K', R, R), channels last.
+
+    Args:
+        x: what was convolved, (B, K', H, W).
+        gradient: of the loss at the convolution's output, (B, K, H, W).
+        spec: the layer.
+    """
+    images, slopes = x.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
+    tiling = _Tiling(spec, len(x))
+    total = torch.zeros(len(tiling.transform), tiling.leaving, tiling.entering)
+    entering, leaving = tiling.room(tiling.entering), tiling.room(tiling.leaving)
+    for block in tiling.blocks:
+        tiles = tiling.part(entering, block, tiling.entering)
+        factors = tiling.part(leaving, block, tiling.leaving)
+        tiling.call("input", images[block], tiles, block, spec.in_channels)
+        tiling.call("gradient", slopes[block], factors, block, spec.out_channels)
+        total.baddbmm_(factors.transpose(1, 2), tiles)
+    return tiling.weights(total)
