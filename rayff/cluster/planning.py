@@ -1,8 +1,9 @@
-"""Finding the cuts: a short timing of the layers on an actor, then the pure function."""
+"""Finding the plan: a short timing on actors, then the pure function."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,59 @@ import ray
 from ray.actor import ActorHandle
 
 from rayff.cluster.actor import remote_stage
+from rayff.cluster.group import time_summing
 from rayff.cluster.pipeline import wait_for
-from rayff.cluster.placement import default_num_stages, nodes, stage_resources
+from rayff.cluster.placement import nodes, num_actors, stage_resources
 from rayff.cluster.session import ray_session
 from rayff.data.tasks import TASKS, load_task, task_recipe
-from rayff.partition.cuts import balanced_cuts
-from rayff.partition.plan import Plan, StageResources
+from rayff.partition.cuts import Costs
+from rayff.partition.plan import Plan, StageResources, make_plan
 from rayff.partition.profile import costs
 from rayff.spec import Architecture, Recipe, RunSpec, architecture
-from rayff.training.preparation import check_cut_wishes
+from rayff.training.preparation import check_plan_wishes
 from rayff.training.stage import DTYPES
 
+ASSUMED_SUMMING_S_PER_BYTE = {"gloo": 1e-9, "nccl": 1e-11}
+"""Where no actors are there to time it: 1 GB/s over a network, 100 GB/s between GPUs."""
 
-def make_plan(
+
+def summing_backend(each: StageResources) -> str:
+    """Return what sums gradients: nccl, which wants a whole GPU for each replica, or gloo."""
+    return "nccl" if each.gpus >= 1 else "gloo"
+
+
+def measure_costs(
     run: RunSpec,
     network: Architecture,
-    recipe: Recipe,
     each: StageResources,
-    num_stages: int,
-    actor: ActorHandle[Any],
-) -> Plan:
-    """Time the layers on `actor`; return the cuts that the run asks for, or else the best."""
-    ((layer_s, seconds_per_byte),) = wait_for(
-        [actor.profile.remote(network, recipe, run.precision)], "timed the layers"
+    actors: Sequence[ActorHandle[Any]],
+) -> Costs:
+    """Time the layers on the first of the actors, and the summing of gradients among them.
+
+    Args:
+        run: with its recipe written out.
+        network: all layers.
+        each: resources of each actor.
+        actors: of the run; a single one cannot sum, and a usual speed is assumed.
+    """
+    recipe = run.recipe({})
+    ((times, seconds_per_byte),) = wait_for(
+        [actors[0].profile.remote(network, recipe, run.precision)], "timed the layers"
     )
-    measured = costs(
+    replicas = len(actors) if run.replicas == "auto" else max(run.replica_counts or (1,))
+    backend = summing_backend(each)
+    return costs(
         network,
-        layer_s,
+        times,
         batch_size=recipe.batch_size,
         bytes_per_element=DTYPES[run.precision].itemsize,
         seconds_per_byte=seconds_per_byte,
+        summing_s_per_byte=(
+            time_summing(actors[:replicas], backend)
+            if min(replicas, len(actors)) > 1
+            else ASSUMED_SUMMING_S_PER_BYTE[backend]
+        ),
     )
-    cuts = balanced_cuts(measured, num_stages) if run.cuts is None else run.cuts
-    return Plan(architecture=network, cuts=cuts, resources=each, costs=measured)
 
 
 def plan_run(run: RunSpec) -> dict[str, Any]:
@@ -54,22 +75,24 @@ def plan_run(run: RunSpec) -> dict[str, Any]:
         UserError: as in training.
     """
     network = _network(run)
-    check_cut_wishes(run, len(network))
-    recipe = run.recipe(task_recipe(run.task))
+    run = run.resolved(task_recipe(run.task))
+    recipe = run.recipe({})
+    check_plan_wishes(run, len(network), recipe.batch_size)
     with ray_session():
         there = nodes()
-        num_stages = default_num_stages(run, there, len(network))
+        count = num_actors(run, there, len(network))
         if run.cpus_per_stage is None:
             total = sum(node.cpus for node in there)
-            run = dataclasses.replace(run, cpus_per_stage=max(1.0, total // num_stages))
+            run = dataclasses.replace(run, cpus_per_stage=max(1.0, total // count))
         each = stage_resources(run, there, 1)
         actor = remote_stage({}, num_cpus=each.cpus, num_gpus=each.gpus).remote(
             each.threads, "cuda" if each.gpus else "cpu"
         )
         try:
-            plan = make_plan(run, network, recipe, each, num_stages, actor)
+            measured = measure_costs(run, network, each, [actor])
         finally:
             ray.kill(actor)
+    plan = make_plan(run, network, each, measured, count)
     return _facts(plan, recipe, DTYPES[run.precision].itemsize)
 
 
@@ -84,7 +107,7 @@ def _network(run: RunSpec) -> Architecture:
 
 
 def _facts(plan: Plan, recipe: Recipe, bytes_per_element: int) -> dict[str, Any]:
-    seconds = plan.costs.stages_s(plan.cuts)
+    seconds = plan.stages_s
     onward = [
         plan.architecture.crossing(cut) * recipe.batch_size * bytes_per_element
         for cut in plan.cuts
@@ -94,17 +117,23 @@ def _facts(plan: Plan, recipe: Recipe, bytes_per_element: int) -> dict[str, Any]
         "batch_size": recipe.batch_size,
         "each": str(plan.resources),
         "cuts": list(plan.cuts),
-        "speedup": plan.costs.speedup(plan.cuts),
-        "layer_seconds": list(plan.costs.layer_s),
+        "replicas": list(plan.replicas),
+        "speedup": plan.speedup,
+        "layer_seconds": [
+            images_s + step_s
+            for images_s, step_s in zip(plan.costs.layer_s, plan.costs.step_s, strict=True)
+        ],
+        "summing_bytes_per_s": 1 / ASSUMED_SUMMING_S_PER_BYTE[summing_backend(plan.resources)],
         "stages": [
             {
-                "layers": name.split()[-1],
+                "layers": layers,
+                "replicas": replicas,
                 "seconds": stage_s,
                 "share": stage_s / max(seconds),
                 "bytes_onward": bytes_onward,
             }
-            for name, stage_s, bytes_onward in zip(
-                plan.stage_names, seconds, [*onward, 0], strict=True
+            for layers, replicas, stage_s, bytes_onward in zip(
+                plan.layer_ranges, plan.replicas, seconds, [*onward, 0], strict=True
             )
         ],
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -20,10 +21,19 @@ _CPU_BATCH = 16
 _REPEATS = 3
 
 
+class LayerTime(NamedTuple):
+    """What a training batch takes in one layer."""
+
+    images_s: float
+    """Seconds that grow with the images."""
+    step_s: float
+    """Seconds of the optimizer, whatever the images."""
+
+
 def time_layers(
     architecture: Architecture, recipe: Recipe, device: torch.device, dtype: torch.dtype
-) -> list[float]:
-    """Return the seconds that a training batch takes in each layer; a median of three.
+) -> list[LayerTime]:
+    """Return the seconds that a training batch takes in each layer; medians of three.
 
     On a CPU a few images stand for the batch, so the optimizer, whose time does not depend on
     the images, is timed apart.
@@ -35,7 +45,7 @@ def time_layers(
     labels = torch.zeros(images, dtype=torch.int64, device=device)
     shape = (images, architecture.image_channels, IMAGE_SIZE, IMAGE_SIZE)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    times: list[list[float]] = [[] for _ in optimizers]
+    times: list[list[LayerTime]] = [[] for _ in optimizers]
 
     def clock() -> float:
         if device.type == "cuda":
@@ -53,25 +63,44 @@ def time_layers(
         start = clock()
         features, _ = local_step(plain_rule, layer, optimizer, x, labels, step=0)
         whole_s, step_s = clock() - start, timed(optimizer.step)
-        times[position].append(max(0.0, whole_s - step_s) * scale + step_s)
+        images_s = max(0.0, whole_s - step_s) * scale
+        times[position].append(LayerTime(images_s, step_s))
         return features
 
     for _ in range(1 + _REPEATS):  # the first warms up
         chain.walk(Crossing(features=normalise(pixels, dtype)), visit)
-    return [statistics.median(layer_times[1:]) for layer_times in times]
+    return [
+        LayerTime(*(statistics.median(part) for part in zip(*layer_times[1:], strict=True)))
+        for layer_times in times
+    ]
 
 
 def costs(
     architecture: Architecture,
-    layer_s: list[float],
+    times: Sequence[LayerTime],
     *,
     batch_size: int,
     bytes_per_element: int,
     seconds_per_byte: float,
+    summing_s_per_byte: float = 0.0,
 ) -> Costs:
-    """Return the costs of a batch, transfers by the bytes that cross and a measured speed."""
+    """Return the costs of a batch.
+
+    Args:
+        architecture: all layers.
+        times: of each layer, as measured.
+        batch_size: images of a batch.
+        bytes_per_element: of features.
+        seconds_per_byte: of a transfer between stages.
+        summing_s_per_byte: of a gradient sent once between replicas; weights have 4 bytes.
+    """
     crossing = [
         architecture.crossing(cut) * batch_size * bytes_per_element * seconds_per_byte
         for cut in range(1, len(architecture))
     ]
-    return Costs(layer_s=layer_s, crossing_s=[0.0, *crossing])
+    return Costs(
+        layer_s=[time.images_s for time in times],
+        crossing_s=[0.0, *crossing],
+        step_s=[time.step_s for time in times],
+        summing_s=[4 * layer.num_weights * summing_s_per_byte for layer in architecture.layers],
+    )

@@ -3,7 +3,7 @@
 from rayff.spec.architecture import IMAGE_SIZE, Architecture, LayerSpec
 from rayff.spec.errors import RunError, TrainingDiverged, UserError, nearest
 from rayff.spec.recipe import Recipe
-from rayff.spec.run import RunSpec, check_cuts
+from rayff.spec.run import RunSpec, check_cuts, check_replicas
 from rayff.spec.zoo import ZOO, architecture
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "UserError",
     "architecture",
     "check_cuts",
+    "check_replicas",
     "nearest",
 ]

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task, task_recipe
-from rayff.spec import Architecture, Recipe, RunSpec, UserError, architecture, check_cuts
+from rayff.spec import (
+    Architecture,
+    Recipe,
+    RunSpec,
+    UserError,
+    architecture,
+    check_cuts,
+    check_replicas,
+)
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
@@ -85,10 +93,11 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
         image_channels=data.image_channels,
         width=run.width,
     )
-    check_cut_wishes(run, len(network))
+    recipe = run.recipe({})
+    check_plan_wishes(run, len(network), recipe.batch_size)
     prepared = Prepared(
         run=run,
-        recipe=run.recipe({}),
+        recipe=recipe,
         data=data,
         architecture=network,
         directory=directory,
@@ -117,12 +126,13 @@ def _check_resumes(run: RunSpec, directory: RunDirectory) -> None:
     saved.resolved(task_recipe(saved.task)).check_resumes(run)
 
 
-def check_cut_wishes(run: RunSpec, num_layers: int) -> None:
-    """Raise a UserError where --cuts or --stages do not fit a network of that many layers."""
+def check_plan_wishes(run: RunSpec, num_layers: int, batch_size: int) -> None:
+    """Raise a UserError where --stages, --cuts or --replicas do not fit the network."""
+    check_replicas(run, num_layers, batch_size)
     if run.cuts is not None:
         check_cuts(run.cuts, run.stages, num_layers)
-    if run.stages is not None and run.stages > num_layers:
+    if run.replicas != "auto" and run.stages is not None and run.stages > num_layers:
         raise UserError(
             f"--stages {run.stages}: the network has {num_layers} layers, and a stage needs one "
-            f"at least; use --stages {num_layers} or fewer"
+            f"at least; use --stages {num_layers} or fewer, or --replicas auto"
         )
