@@ -25,6 +25,7 @@ Address = tuple[str, int]
 MEETING_TIMEOUT = timedelta(seconds=60)
 SUMMING_TIMEOUT = timedelta(minutes=10)
 """How long a sum waits for a replica that is alive and late; a dead one ends it at once."""
+LEAVING_TIMEOUT_S = 5.0
 _PROBE_BYTES = 8 * 2**20
 
 
@@ -101,8 +102,9 @@ def connect(actors: Sequence[ActorHandle[Any]], backend: str) -> None:
 
 
 def disconnect(actors: Sequence[ActorHandle[Any]]) -> None:
-    """Let the replicas of a stage leave their group."""
-    wait_for([actor.leave_group.remote() for actor in actors], "left its replicas")
+    """Let the replicas of a stage leave their group, those that are still there."""
+    calls = [actor.leave_group.remote() for actor in actors]
+    ray.wait(calls, num_returns=len(calls), timeout=LEAVING_TIMEOUT_S)
 
 
 def time_summing(actors: Sequence[ActorHandle[Any]], backend: str) -> float:
