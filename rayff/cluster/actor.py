@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rayff.cluster.group import Address, ReplicaGroup
 from rayff.cluster.transport import DirectBatch, Message, as_tensors, pack_chunk, unpack_message
 from rayff.data.images import ImageSet, Split
-from rayff.partition.profile import LayerTime, time_layers
+from rayff.partition.profile import LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, Recipe
 from rayff.training.messages import Chunk, Command, Report, Snapshot
 from rayff.training.replicas import join, split
@@ -69,9 +69,9 @@ class StageActor:
         """Leave the other replicas."""
         self.group.leave()
 
-    def time_summing(self) -> float:
-        """Return the seconds in which the group sends a byte of a gradient once."""
-        return self.group.seconds_per_byte()
+    def time_summing(self) -> SummingTime:
+        """Time the summing of gradients among the actors of the group."""
+        return self.group.time_summing()
 
     def set_up(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from rayff.cluster.pipeline import wait_for
+from rayff.partition.profile import SummingTime
 
 Address = tuple[str, int]
 
@@ -74,9 +75,14 @@ class ReplicaGroup:
 
         return wait
 
-    def seconds_per_byte(self) -> float:
-        """Time a sum; return the seconds in which a byte is sent once: it is 2(r - 1)/r times."""
-        probe = torch.zeros(_PROBE_BYTES // 4, device=self.device)
+    def time_summing(self) -> SummingTime:
+        """Time sums of one number and of many."""
+        call_s, whole_s = (self._time(count) for count in (1, _PROBE_BYTES // 4))
+        return SummingTime(call_s=call_s, byte_s=max(0.0, whole_s - call_s) / _PROBE_BYTES)
+
+    def _time(self, count: int) -> float:
+        """Return the seconds of sending a gradient of `count` numbers once."""
+        probe = torch.zeros(count, device=self.device)
         seconds = []
         for _ in range(4):
             dist.barrier()
@@ -86,7 +92,7 @@ class ReplicaGroup:
                 torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)
         size = dist.get_world_size()
-        return min(seconds) / _PROBE_BYTES * size / (2 * (size - 1))
+        return min(seconds) * size / (2 * (size - 1))
 
 
 def connect(actors: Sequence[ActorHandle[Any]], backend: str) -> None:
@@ -107,10 +113,10 @@ def disconnect(actors: Sequence[ActorHandle[Any]]) -> None:
     ray.wait(calls, num_returns=len(calls), timeout=LEAVING_TIMEOUT_S)
 
 
-def time_summing(actors: Sequence[ActorHandle[Any]], backend: str) -> float:
-    """Return the seconds in which these actors send a byte of a gradient once."""
+def time_summing(actors: Sequence[ActorHandle[Any]], backend: str) -> SummingTime:
+    """Return what it takes these actors to send a gradient once."""
     connect(actors, backend)
     calls = [actor.time_summing.remote() for actor in actors]
-    seconds: list[float] = wait_for(calls, "timed the summing of gradients")
+    times: list[SummingTime] = wait_for(calls, "timed the summing of gradients")
     disconnect(actors)
-    return max(seconds)
+    return max(times, key=lambda found: found.byte_s)

@@ -18,13 +18,16 @@ from rayff.cluster.session import ray_session
 from rayff.data.tasks import TASKS, load_task, task_recipe
 from rayff.partition.cuts import Costs
 from rayff.partition.plan import Plan, StageResources, make_plan
-from rayff.partition.profile import costs
+from rayff.partition.profile import SummingTime, costs
 from rayff.spec import Architecture, Recipe, RunSpec, architecture
 from rayff.training.preparation import check_plan_wishes
 from rayff.training.stage import DTYPES
 
-ASSUMED_SUMMING_S_PER_BYTE = {"gloo": 1e-9, "nccl": 1e-11}
-"""Where no actors are there to time it: 1 GB/s over a network, 100 GB/s between GPUs."""
+ASSUMED_SUMMING = {
+    "gloo": SummingTime(call_s=3e-4, byte_s=1e-9),  # 1 GB/s over a network
+    "nccl": SummingTime(call_s=3e-5, byte_s=1e-11),  # 100 GB/s between GPUs
+}
+"""Where no actors are there to time it."""
 
 
 def summing_backend(each: StageResources) -> str:
@@ -58,10 +61,10 @@ def measure_costs(
         batch_size=recipe.batch_size,
         bytes_per_element=DTYPES[run.precision].itemsize,
         seconds_per_byte=seconds_per_byte,
-        summing_s_per_byte=(
+        summing=(
             time_summing(actors[:replicas], backend)
             if min(replicas, len(actors)) > 1
-            else ASSUMED_SUMMING_S_PER_BYTE[backend]
+            else ASSUMED_SUMMING[backend]
         ),
     )
 
@@ -123,7 +126,7 @@ def _facts(plan: Plan, recipe: Recipe, bytes_per_element: int) -> dict[str, Any]
             images_s + step_s
             for images_s, step_s in zip(plan.costs.layer_s, plan.costs.step_s, strict=True)
         ],
-        "summing_bytes_per_s": 1 / ASSUMED_SUMMING_S_PER_BYTE[summing_backend(plan.resources)],
+        "summing_bytes_per_s": 1 / ASSUMED_SUMMING[summing_backend(plan.resources)].byte_s,
         "stages": [
             {
                 "layers": layers,

@@ -30,6 +30,15 @@ class LayerTime(NamedTuple):
     """Seconds of the optimizer, whatever the images."""
 
 
+class SummingTime(NamedTuple):
+    """What it takes to send a gradient once between replicas; a sum sends it 2(r - 1)/r times."""
+
+    call_s: float
+    """Seconds of a gradient however small."""
+    byte_s: float
+    """Seconds of each byte."""
+
+
 def time_layers(
     architecture: Architecture, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> list[LayerTime]:
@@ -82,7 +91,7 @@ def costs(
     batch_size: int,
     bytes_per_element: int,
     seconds_per_byte: float,
-    summing_s_per_byte: float = 0.0,
+    summing: SummingTime,
 ) -> Costs:
     """Return the costs of a batch.
 
@@ -92,7 +101,7 @@ def costs(
         batch_size: images of a batch.
         bytes_per_element: of features.
         seconds_per_byte: of a transfer between stages.
-        summing_s_per_byte: of a gradient sent once between replicas; weights have 4 bytes.
+        summing: of gradients between replicas; a weight's has 4 bytes.
     """
     crossing = [
         architecture.crossing(cut) * batch_size * bytes_per_element * seconds_per_byte
@@ -102,5 +111,8 @@ def costs(
         layer_s=[time.images_s for time in times],
         crossing_s=[0.0, *crossing],
         step_s=[time.step_s for time in times],
-        summing_s=[4 * layer.num_weights * summing_s_per_byte for layer in architecture.layers],
+        summing_s=[
+            summing.call_s + 4 * layer.num_weights * summing.byte_s
+            for layer in architecture.layers
+        ],
     )

@@ -247,11 +247,6 @@ def check_replicas(run: RunSpec, num_layers: int, batch_size: int) -> None:
                 f"{flag} finds the cuts by itself; leave --cuts out, or give the actors of each "
                 "stage, such as --replicas 1,2"
             )
-        if run.stages is not None and run.stages > num_layers * batch_size:
-            raise UserError(
-                f"{flag} cannot employ --stages {run.stages} actors: {num_layers} layers with "
-                f"batches of {batch_size} images employ {num_layers * batch_size} at most"
-            )
     elif counts is not None:
         others = {
             "--stages": run.stages,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rayff.partition.profile import LayerTime, costs, time_layers
+from rayff.partition.profile import LayerTime, SummingTime, costs, time_layers
 from rayff.spec import Recipe, architecture
 
 
@@ -46,11 +46,11 @@ def test_transfers_and_gradients_cost_their_bytes_at_the_measured_speed():
         batch_size=8,
         bytes_per_element=2,
         seconds_per_byte=1e-9,
-        summing_s_per_byte=1e-6,
+        summing=SummingTime(call_s=0.25, byte_s=1e-6),
     )
     assert found.layer_s == [float(index) for index in range(17)]
     assert found.step_s == [0.5 * index for index in range(17)]
-    assert found.summing_s[1] == pytest.approx(100 * 100 * 9 * 4 * 1e-6)
+    assert found.summing_s[1] == pytest.approx(0.25 + 100 * 100 * 9 * 4 * 1e-6)
     assert len(found.crossing_s) == 17
     assert found.crossing_s[0] == 0
     assert found.crossing_s[5] == pytest.approx(200 * 32 * 32 * 8 * 2 * 1e-9)
