@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from rayff.cli import parse, run_command
 from rayff.spec import RunSpec
-from rayff.spec.run import Device, Precision
+from rayff.spec.run import Device, Precision, RuleName
 
 DESCRIPTION = """\
 Time the layers of a network on this cluster, and show where it would be cut.
@@ -21,6 +22,7 @@ Time the layers of a network on this cluster, and show where it would be cut.
 Examples:
   python -m rayff.plan --arch resnet --stages 4
   python -m rayff.plan --arch resnet --cuts 5,9,13 --batch-size 64
+  python -m rayff.plan --arch resnet --stages 8 --replicas auto
 """
 
 
@@ -36,14 +38,21 @@ class PlanCommand:
     """Data whose image channels and classes count: a task's name, or a folder of Parquet."""
     batch_size: int | None = None
     """Images of a batch. Default: the task's own, else the paper's 128."""
-    precision: Precision = "fp32"
-    """Number format of convolutions and features."""
+    precision: Precision | None = None
+    """Number format of convolutions and features. Default: as in training."""
+    rule: RuleName = "fast"
+    """How a layer finds its gradient: fast or plain."""
+    kernels: str | None = None
+    """How each layer's convolution is computed. Default: the fastest, by the timing."""
     device: Device = "auto"
     """Where the layers are timed; auto takes a GPU where the cluster has one."""
     stages: int | None = None
-    """Number of stages; it may be more than this cluster holds. Default: as in training."""
+    """Number of stages, with --replicas auto of actors; it may be more than this cluster holds.
+    Default: as in training."""
     cuts: tuple[int, ...] | None = None
     """Cuts to judge, such as 5,9,13. Default: the best ones."""
+    replicas: str | None = None
+    """Actors of each stage, such as 1,2,1, or auto for the best ones. Default: one a stage."""
     cpus_per_stage: float | None = None
     """CPUs (and torch threads) of a stage. Default: the cluster's, shared evenly."""
     json: bool = False
@@ -61,7 +70,7 @@ def main(args: Sequence[str]) -> int:
     command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
     from rayff.cluster.planning import plan_run
 
-    facts = plan_run(command.run())
+    facts = plan_run(command.run(), notify=_tell)
     if command.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -69,16 +78,28 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
 def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False)
     table = Table(title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['each']}")
-    for name in ("stage", "layers", "seconds a batch", "share of the slowest", "bytes onward"):
+    for name in (
+        "stage",
+        "layers",
+        "actors",
+        "seconds a batch",
+        "share of the slowest",
+        "bytes onward",
+    ):
         table.add_column(name, justify="right")
     for number, stage in enumerate(facts["stages"]):
         onward = stage["bytes_onward"]
         table.add_row(
             str(number),
             stage["layers"],
+            str(stage["replicas"]),
             f"{stage['seconds']:.4f}",
             f"{100 * stage['share']:.0f}%",
             f"{onward / 2**20:.1f} MiB" if onward else "-",
@@ -86,9 +107,14 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(table)
     cuts = ",".join(map(str, facts["cuts"])) or "none"
     console.print(f"cuts: {cuts}")
+    if max(facts["replicas"]) > 1:
+        console.print(
+            f"replicas: {','.join(map(str, facts['replicas']))}, if they exchange gradients at "
+            f"{facts['summing_bytes_per_s'] / 1e9:g} GB/s (assumed)"
+        )
     console.print(
-        f"predicted speed-up over one such stage: {facts['speedup']:.2f}x "
-        f"of {len(facts['stages'])}"
+        f"predicted speed-up over one such actor: {facts['speedup']:.2f}x "
+        f"of {sum(facts['replicas'])}"
     )
 
 

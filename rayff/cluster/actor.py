@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,36 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from rayff.cluster.transport import PackedBatch, pack_chunk, unpack_chunk
+from rayff.cluster.group import Address, ReplicaGroup
+from rayff.cluster.transport import DirectBatch, Message, as_tensors, pack_chunk, unpack_message
 from rayff.data.images import ImageSet, Split
-from rayff.learning.chain import Crossing
-from rayff.partition.profile import time_layers
-from rayff.spec import Architecture, Recipe
-from rayff.training.messages import Batch, Chunk, Command, Report
-from rayff.training.stage import DTYPES, Stage, StageSpec
+from rayff.learning import native
+from rayff.learning.precision import DTYPES, default_precision
+from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
+from rayff.spec import Architecture, RunSpec, parse_kernels
+from rayff.spec.run import Precision
+from rayff.training.messages import Chunk, Command, Report, Snapshot
+from rayff.training.replicas import join, split
+from rayff.training.stage import Stage, StageSpec
 
 _LINK_BYTES = 8 * 2**20
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What an actor finds out about the layers."""
+
+    precision: Precision
+    times: list[LayerTime]
+    """Of each layer."""
+    seconds_per_byte: float
+    """To the object store and back."""
+    missing: str | None
+    """Why the compiled kernels are missing, or None where they are here or not wanted."""
+
+
 class StageActor:
-    """Owns a stage; its methods run in the order called.
+    """Owns a stage, or one replica of it; its methods run in the order called.
 
     It starts without layers, so that it can time them where they will run, and gets its slice
     of the chain once the cuts are known.
@@ -38,22 +56,58 @@ class StageActor:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = True  # the same bits for every plan, on GPUs too
         self.device = torch.device(device)
+        self.group = ReplicaGroup(self.device)
         self.stage: Stage | None = None
         self.reports: deque[Report] = deque()
 
-    def profile(
-        self, architecture: Architecture, recipe: Recipe, precision: str
-    ) -> tuple[list[float], float]:
-        """Return the seconds of a training batch in each layer, and the seconds a byte takes
-        to the object store and back."""
-        layer_s = time_layers(architecture, recipe, self.device, DTYPES[precision])
+    def profile(self, run: RunSpec, architecture: Architecture, neighbours: int) -> Profile:
+        """Time the layers as the run wants them, and the object store.
+
+        Args:
+            run: with its recipe written out.
+            architecture: all layers.
+            neighbours: other actors that do the same at this moment.
+        """
+        precision = run.precision or default_precision(self.device)
+        conditions = Conditions(
+            recipe=run.recipe({}),
+            num_classes=architecture.num_classes,
+            device=self.device,
+            dtype=DTYPES[precision],
+            rule=run.rule,
+            neighbours=neighbours,
+        )
+        kernels = None if run.kernels is None else parse_kernels(run.kernels, len(architecture))
+        times = time_layers(architecture, conditions, kernels)
         payload = np.zeros(_LINK_BYTES, dtype=np.uint8)
         seconds = []
         for _ in range(4):
             start = time.perf_counter()
             ray.get(ray.put(payload))
             seconds.append(time.perf_counter() - start)
-        return layer_s, min(seconds) / _LINK_BYTES
+        on_cpu = self.device.type == "cpu" and run.rule == "fast"
+        return Profile(
+            precision=precision,
+            times=times,
+            seconds_per_byte=min(seconds) / _LINK_BYTES,
+            missing=native.missing() if on_cpu else None,
+        )
+
+    def open_group(self) -> Address:
+        """Open the store where the replicas of the stage meet."""
+        return self.group.open()
+
+    def enter_group(self, address: Address, rank: int, size: int, backend: str) -> None:
+        """Meet the other replicas of the stage."""
+        self.group.enter(address, rank, size, backend)
+
+    def leave_group(self) -> None:
+        """Leave the other replicas."""
+        self.group.leave()
+
+    def time_summing(self) -> SummingTime:
+        """Time the summing of gradients among the actors of the group."""
+        return self.group.time_summing()
 
     def set_up(
         self,
@@ -63,44 +117,45 @@ class StageActor:
     ) -> None:
         """Build the stage: fresh, or from the layers of a snapshot."""
         self.stage = None  # free the one before first
-        self.stage = Stage(spec, self.device, data, states)
+        summing = self.group if spec.replica.count > 1 else None
+        self.stage = Stage(spec, self.device, data, states, summing)
 
-    def handle(
-        self, command: Command, message: list[PackedBatch] | Chunk | None
-    ) -> tuple[list[PackedBatch] | None, Report]:
-        """Carry out a command; the message goes on through the object store."""
-        chunk, report = self._handle(command, message)
-        return pack_chunk(chunk), report
+    def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
+        """Carry out a command; messages go on through the object store.
 
-    def send(self, command: Command, message: list[Any] | None) -> list[Any]:
+        Args:
+            command: what to do.
+            receivers: replicas of the next stage; 0 where nothing goes on.
+            pieces: messages of the replicas of the stage before that have something for it.
+
+        Returns:
+            a message for each receiver of its images, and the report; the report alone where
+            nothing goes on.
+        """
+        chunk, report = self._handle(command, pieces)
+        if receivers == 0:
+            return report
+        assert self.stage is not None
+        assert chunk is not None
+        assert not isinstance(command, Snapshot)
+        sizes = [len(indices) for indices in command.batches]
+        parts = split(chunk, sizes, self.stage.spec.replica, receivers)
+        return (*map(pack_chunk, parts), report)
+
+    def send(self, command: Command, *pieces: Message) -> list[DirectBatch]:
         """Carry out a command; the message goes on as tensors, device to device."""
-        chunk, report = self._handle(command, message)
+        chunk, report = self._handle(command, pieces)
         self.reports.append(report)
-        return [
-            (batch.crossing.features, batch.crossing.shortcut, batch.labels, batch.goodness)
-            for batch in chunk or ()
-        ]
+        return as_tensors(chunk)
 
     def report(self) -> Report:
         """Return the report of the oldest `send` that has not been asked for."""
         return self.reports.popleft()
 
-    def _handle(self, command: Command, message: list[Any] | None) -> tuple[Chunk | None, Report]:
+    def _handle(self, command: Command, pieces: Sequence[Message]) -> tuple[Chunk | None, Report]:
         assert self.stage is not None, "set_up comes before the first command"
-        return self.stage.handle(command, self._receive(message))
-
-    def _receive(self, message: list[Any] | None) -> Chunk | None:
-        """Return the chunk of a message of either transport, on this stage's device."""
-        if not message or not isinstance(message[0][0], torch.Tensor):
-            return unpack_chunk(message, self.device)
-        return [
-            Batch(
-                crossing=Crossing(features=features, shortcut=shortcut),
-                labels=labels,
-                goodness=tuple(goodness),
-            )
-            for features, shortcut, labels, goodness in message
-        ]
+        chunks = [unpack_message(piece, self.device) for piece in pieces]
+        return self.stage.handle(command, join(chunks) if chunks else None)
 
 
 def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:

@@ -7,7 +7,8 @@
                  reports        reports                reports  -> results, in order
 
 (1, 2) messages go from actor to actor; the driver holds only references, and drops its own as
-soon as the next stage is called. (3) small reports come to the driver. At most a window of
+soon as the next stage is called; a stage of several replicas sends and takes pieces of them, as
+rayff.training.replicas says. (3) small reports come to the driver. At most a window of
 commands is between the first stage and the results.
 """
 
@@ -24,8 +25,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rayff.cluster.transport import Transport
 from rayff.spec import RunError, UserError
-from rayff.training.messages import Command, Report
+from rayff.training.messages import Command, Report, Snapshot
 from rayff.training.pipeline import Result
+from rayff.training.replicas import Replica, merge
+
+VERDICT_S = 5.0
+"""How long the other replicas of a stage have to say why one of them failed."""
 
 
 class StageLostError(RunError):
@@ -36,7 +41,7 @@ class RayPipeline:
     """Stages as actors.
 
     Args:
-        actors: one a stage, in order, set up.
+        stages: the actors of each stage, in order, set up: one, or its replicas.
         stage_names: for messages, such as "layers 0-4".
         transport: how messages travel.
         window: commands in flight at most.
@@ -44,15 +49,20 @@ class RayPipeline:
 
     def __init__(
         self,
-        actors: list[ActorHandle[Any]],
+        stages: list[list[ActorHandle[Any]]],
         stage_names: list[str],
         transport: Transport,
         window: int,
     ) -> None:
-        self.actors = actors
+        self.stages = stages
         self.stage_names = stage_names
         self.transport = transport
         self.window = window
+
+    @property
+    def actors(self) -> list[ActorHandle[Any]]:
+        """The actors of all stages, in order."""
+        return [actor for stage in self.stages for actor in stage]
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         """Carry out commands in order and give back their results in the same order.
@@ -60,8 +70,9 @@ class RayPipeline:
         Raises:
             UserError: a stage raised it.
             StageLostError: a stage died.
+            RunError: the replicas of a stage no longer agree.
         """
-        flying: deque[tuple[Command, list[ObjectRef[Any]]]] = deque()
+        flying: deque[tuple[Command, list[list[ObjectRef[Any]]]]] = deque()
         for command in commands:
             flying.append((command, self._submit(command)))
             if len(flying) == self.window:
@@ -69,37 +80,68 @@ class RayPipeline:
         while flying:
             yield self._land(*flying.popleft())
 
-    def _submit(self, command: Command) -> list[ObjectRef[Any]]:
-        """Call every stage with the command; return the references of their reports."""
-        message: ObjectRef[Any] | None = None
-        reports = []
-        for actor in self.actors:
-            is_last = actor is self.actors[-1]
-            message, report = self.transport.call(actor, command, message, is_last=is_last)
-            reports.append(report)
+    def _submit(self, command: Command) -> list[list[ObjectRef[Any]]]:
+        """Call every actor with the command; return the references of each stage's reports."""
+        reports: list[list[ObjectRef[Any]]] = []
+        pieces: list[list[ObjectRef[Any]]] = [[] for _ in self.stages[0]]  # for each receiver
+        for stage, after in zip(self.stages, [*self.stages[1:], []], strict=True):
+            receivers = 0 if isinstance(command, Snapshot) else len(after)
+            onward: list[list[ObjectRef[Any]]] = [[] for _ in after]
+            reports.append([])
+            for index, actor in enumerate(stage):
+                to = Replica(index=index, count=len(stage)).receivers(receivers)
+                sent, report = self.transport.call(
+                    actor, command, pieces[index], receivers=receivers, num_pieces=len(to)
+                )
+                for receiver, piece in zip(to, sent, strict=True):
+                    onward[receiver].append(piece)
+                reports[-1].append(report)
+            pieces = onward
         return reports
 
-    def _land(self, command: Command, references: list[ObjectRef[Any]]) -> Result:
+    def _land(self, command: Command, references: list[list[ObjectRef[Any]]]) -> Result:
         """Wait for the reports of a command, stage by stage."""
         reports: list[Report] = []
-        for position, reference in enumerate(references):
+        for position, of_stage in enumerate(references):
             try:
-                reports.append(ray.get(reference))
+                reports.append(merge(ray.get(of_stage)))
             except RayError as error:
-                raise self._explained(error, position) from error
+                raise self._explained(error, of_stage, position) from error
         return command, reports
 
-    def _explained(self, error: RayError, position: int) -> Exception:
-        """Return the error as the user is to read it."""
-        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
-            return error.cause
+    def _explained(
+        self, error: RayError, references: list[ObjectRef[Any]], position: int
+    ) -> Exception:
+        """Return the error as the user is to read it.
+
+        Of several replicas one fails first and the others' sums break: the first is what counts.
+        """
+        failed = _failures(references) or [(0, error)]
+        for _, each in failed:
+            if isinstance(each, RayTaskError) and isinstance(each.cause, UserError):
+                return each.cause
         name = f"stage {position} ({self.stage_names[position]})"
-        if isinstance(error, RayActorError):
-            return StageLostError(
-                f"{name} died: {str(error).strip().splitlines()[-1]}; its last checkpoint stays, "
-                "go on with --resume"
-            )
+        for replica, each in failed:
+            if isinstance(each, RayActorError):
+                which = f", replica {replica}," if len(references) > 1 else ""
+                return StageLostError(
+                    f"{name}{which} died: {str(each).strip().splitlines()[-1]}; its last "
+                    "checkpoint stays, go on with --resume"
+                )
         return error
+
+
+def _failures(references: list[ObjectRef[Any]]) -> list[tuple[int, RayError]]:
+    """Return the errors of a stage's replicas, which have a moment to show, by replica."""
+    done, _ = ray.wait(references, num_returns=len(references), timeout=VERDICT_S)
+    found = []
+    for replica, reference in enumerate(references):
+        if reference in done:
+            try:
+                ray.get(reference)
+            except RayError as error:
+                found.append((replica, error))
+    return found
 
 
 def wait_for(references: list[ObjectRef[Any]], what: str) -> list[Any]:

@@ -36,7 +36,7 @@ def nodes() -> list[Node]:
 
 
 def room(there: Sequence[Node], each: StageResources) -> int:
-    """Return how many stages of that size the nodes hold; a stage does not span nodes."""
+    """Return how many actors of that size the nodes hold; an actor does not span nodes."""
     return sum(
         min(
             int(node.cpus / each.cpus + 1e-9) if each.cpus else 10**6,
@@ -46,26 +46,28 @@ def room(there: Sequence[Node], each: StageResources) -> int:
     )
 
 
-def default_num_stages(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
-    """Return how many stages a run has that does not say: one a GPU, or two on CPUs."""
+def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
+    """Return how many actors a run has; of one that does not say, one a GPU, or two on CPUs."""
+    if run.replica_counts is not None:
+        return sum(run.replica_counts)
     if run.stages is not None:
         return run.stages
     if run.cuts is not None:
         return len(run.cuts) + 1
     gpus = int(sum(node.gpus for node in there)) if run.device != "cpu" else 0
     wanted = gpus or (2 if sum(node.cpus for node in there) >= 2 else 1)
-    return min(wanted, num_layers)
+    return wanted if run.replicas == "auto" else min(wanted, num_layers)
 
 
-def stage_resources(run: RunSpec, there: Sequence[Node], num_stages: int) -> StageResources:
-    """Return what each of `num_stages` stages takes: what the run says, or an even share.
+def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageResources:
+    """Return what each of `count` actors takes: what the run says, or an even share.
 
     Raises:
         UserError: the cluster cannot hold the plan; wanted and there are named.
     """
     gpus = run.gpus_per_stage
     if gpus is None:
-        gpus = _share(num_stages, [n.gpus for n in there]) if run.device != "cpu" else 0.0
+        gpus = _share(count, [n.gpus for n in there]) if run.device != "cpu" else 0.0
     if run.device == "cuda" and not (gpus and sum(node.gpus for node in there)):
         raise UserError(
             f"--device cuda: the cluster has {sum(n.gpus for n in there):g} GPUs and a stage "
@@ -73,32 +75,33 @@ def stage_resources(run: RunSpec, there: Sequence[Node], num_stages: int) -> Sta
         )
     cpus = run.cpus_per_stage
     if cpus is None:
-        cpus = 1.0 if gpus else _share(num_stages, [n.cpus for n in there], most=None)
+        cpus = 1.0 if gpus else _share(count, [n.cpus for n in there], most=None)
     each = StageResources(cpus=cpus, gpus=gpus)
-    if room(there, each) < num_stages:
+    if room(there, each) < count:
         found = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
-            f"the cluster cannot hold the plan: {num_stages} stages of {gpus:g} GPUs and "
-            f"{cpus:g} CPUs each are wanted, and its nodes have {found or 'nothing'}; use fewer "
-            "--stages, or a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
+            f"the cluster cannot hold the plan: {count} actors of {gpus:g} GPUs and "
+            f"{cpus:g} CPUs each are wanted, and its nodes have {found or 'nothing'}; use "
+            "fewer --stages or --replicas, or a smaller --cpus-per-stage or --gpus-per-stage "
+            "(fractions share)"
         )
     return each
 
 
-def _share(num_stages: int, per_node: Sequence[float], most: int | None = 1) -> float:
-    """Return the largest whole number, or else fraction 1/k, that every stage can have.
+def _share(count: int, per_node: Sequence[float], most: int | None = 1) -> float:
+    """Return the largest whole number, or else fraction 1/k, that every actor can have.
 
-    `most` bounds it; a stage takes all its resources from one node. 0 where there is nothing.
+    `most` bounds it; an actor takes all its resources from one node. 0 where there is nothing.
     """
     total = sum(per_node)
     if total <= 0:
         return 0.0
     largest = int(max(per_node)) if most is None else most
     for whole in range(largest, 0, -1):
-        if sum(int(amount // whole) for amount in per_node) >= num_stages:
+        if sum(int(amount // whole) for amount in per_node) >= count:
             return float(whole)
     shares = 1
-    while sum(int(amount) * shares for amount in per_node if amount >= 1) < num_stages:
+    while sum(int(amount) * shares for amount in per_node if amount >= 1) < count:
         shares += 1
         if shares > 1000:
             return 0.0
@@ -107,17 +110,17 @@ def _share(num_stages: int, per_node: Sequence[float], most: int | None = 1) -> 
 
 @contextmanager
 def reserve(
-    each: StageResources, num_stages: int, notify: Callable[[str], None]
+    each: StageResources, count: int, notify: Callable[[str], None]
 ) -> Iterator[PlacementGroup]:
-    """Hold one placement group with a bundle for each stage.
+    """Hold one placement group with a bundle for each actor.
 
     Raises:
         UserError: the cluster does not give the resources in time.
     """
     bundle = {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
-    group = placement_group([bundle] * num_stages, strategy="PACK")
+    group = placement_group([bundle] * count, strategy="PACK")
     try:
-        _wait(group, f"{num_stages} stages of {each}", notify)
+        _wait(group, f"{count} actors of {each}", notify)
         yield group
     finally:
         remove_placement_group(group)

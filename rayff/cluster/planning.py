@@ -1,8 +1,9 @@
-"""Finding the cuts: a short timing of the layers on an actor, then the pure function."""
+"""Finding the plan: a short timing on actors, then the pure function."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,67 +11,113 @@ import ray
 from ray.actor import ActorHandle
 
 from rayff.cluster.actor import remote_stage
+from rayff.cluster.group import time_summing
 from rayff.cluster.pipeline import wait_for
-from rayff.cluster.placement import default_num_stages, nodes, stage_resources
+from rayff.cluster.placement import nodes, num_actors, room, stage_resources
 from rayff.cluster.session import ray_session
 from rayff.data.tasks import TASKS, load_task, task_recipe
-from rayff.partition.cuts import balanced_cuts
-from rayff.partition.plan import Plan, StageResources
-from rayff.partition.profile import costs
+from rayff.learning.precision import DTYPES
+from rayff.partition.plan import Measured, Plan, StageResources, make_plan
+from rayff.partition.profile import SummingTime, costs
 from rayff.spec import Architecture, Recipe, RunSpec, architecture
-from rayff.training.preparation import check_cut_wishes
-from rayff.training.stage import DTYPES
+from rayff.training.preparation import check_plan_wishes
+
+ASSUMED_SUMMING = {
+    "gloo": SummingTime(call_s=3e-4, byte_s=1e-9),  # 1 GB/s over a network
+    "nccl": SummingTime(call_s=3e-5, byte_s=1e-11),  # 100 GB/s between GPUs
+}
+"""Where no actors are there to time it."""
 
 
-def make_plan(
+PATIENCE_S = 3.0
+"""After which a user is told what takes so long."""
+
+
+def summing_backend(each: StageResources) -> str:
+    """Return what sums gradients: nccl, which wants a whole GPU for each replica, or gloo."""
+    return "nccl" if each.gpus >= 1 else "gloo"
+
+
+def measure(
     run: RunSpec,
     network: Architecture,
-    recipe: Recipe,
     each: StageResources,
-    num_stages: int,
-    actor: ActorHandle[Any],
-) -> Plan:
-    """Time the layers on `actor`; return the cuts that the run asks for, or else the best."""
-    ((layer_s, seconds_per_byte),) = wait_for(
-        [actor.profile.remote(network, recipe, run.precision)], "timed the layers"
-    )
+    actors: Sequence[ActorHandle[Any]],
+    notify: Callable[[str], None],
+) -> Measured:
+    """Time the layers on all actors at once, and the summing of gradients among them.
+
+    Together, because in training they share caches and memory too. What the first one finds
+    counts.
+
+    Args:
+        run: with its recipe written out.
+        network: all layers.
+        each: resources of each actor.
+        actors: of the run; a single one cannot sum, and a usual speed is assumed.
+        notify: is told what takes long or is missing.
+    """
+    calls = [actor.profile.remote(run, network, len(actors) - 1) for actor in actors]
+    if not ray.wait(calls[:1], timeout=PATIENCE_S)[0]:
+        notify("timing the layers, once for this machine")
+    profile, *_ = wait_for(calls, "timed the layers")
+    if profile.missing is not None:
+        notify(
+            f"the fast rule goes without its compiled kernels: {profile.missing}; install a C++ "
+            "compiler, such as g++, and it will be faster"
+        )
+    replicas = len(actors) if run.replicas == "auto" else max(run.replica_counts or (1,))
+    backend = summing_backend(each)
     measured = costs(
         network,
-        layer_s,
-        batch_size=recipe.batch_size,
-        bytes_per_element=DTYPES[run.precision].itemsize,
-        seconds_per_byte=seconds_per_byte,
+        profile.times,
+        batch_size=run.recipe({}).batch_size,
+        bytes_per_element=DTYPES[profile.precision].itemsize,
+        seconds_per_byte=profile.seconds_per_byte,
+        summing=(
+            time_summing(actors[:replicas], backend)
+            if min(replicas, len(actors)) > 1
+            else ASSUMED_SUMMING[backend]
+        ),
     )
-    cuts = balanced_cuts(measured, num_stages) if run.cuts is None else run.cuts
-    return Plan(architecture=network, cuts=cuts, resources=each, costs=measured)
+    return Measured(
+        costs=measured,
+        precision=profile.precision,
+        kernels=tuple(time.kernels for time in profile.times),
+    )
 
 
-def plan_run(run: RunSpec) -> dict[str, Any]:
+def plan_run(run: RunSpec, notify: Callable[[str], None]) -> dict[str, Any]:
     """Return the plan that a run would have, as plain data.
 
-    The cluster need not hold all its stages: one is enough to time the layers.
+    The cluster need not hold all its stages: as many as it holds time the layers.
 
     Raises:
         UserError: as in training.
     """
     network = _network(run)
-    check_cut_wishes(run, len(network))
-    recipe = run.recipe(task_recipe(run.task))
+    run = run.resolved(task_recipe(run.task))
+    recipe = run.recipe({})
+    check_plan_wishes(run, len(network), recipe.batch_size)
     with ray_session():
         there = nodes()
-        num_stages = default_num_stages(run, there, len(network))
+        count = num_actors(run, there, len(network))
         if run.cpus_per_stage is None:
             total = sum(node.cpus for node in there)
-            run = dataclasses.replace(run, cpus_per_stage=max(1.0, total // num_stages))
+            run = dataclasses.replace(run, cpus_per_stage=max(1.0, total // count))
         each = stage_resources(run, there, 1)
-        actor = remote_stage({}, num_cpus=each.cpus, num_gpus=each.gpus).remote(
-            each.threads, "cuda" if each.gpus else "cpu"
-        )
+        actors = [
+            remote_stage({}, num_cpus=each.cpus, num_gpus=each.gpus).remote(
+                each.threads, "cuda" if each.gpus else "cpu"
+            )
+            for _ in range(min(count, room(there, each)))
+        ]
         try:
-            plan = make_plan(run, network, recipe, each, num_stages, actor)
+            measured = measure(run, network, each, actors, notify)
         finally:
-            ray.kill(actor)
-    return _facts(plan, recipe, DTYPES[run.precision].itemsize)
+            for actor in actors:
+                ray.kill(actor)
+    return _facts(make_plan(run, network, each, measured, count), recipe)
 
 
 def _network(run: RunSpec) -> Architecture:
@@ -83,8 +130,8 @@ def _network(run: RunSpec) -> Architecture:
     return architecture(run.arch, num_classes=classes, image_channels=channels, width=run.width)
 
 
-def _facts(plan: Plan, recipe: Recipe, bytes_per_element: int) -> dict[str, Any]:
-    seconds = plan.costs.stages_s(plan.cuts)
+def _facts(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+    seconds, bytes_per_element = plan.stages_s, DTYPES[plan.precision].itemsize
     onward = [
         plan.architecture.crossing(cut) * recipe.batch_size * bytes_per_element
         for cut in plan.cuts
@@ -92,19 +139,27 @@ def _facts(plan: Plan, recipe: Recipe, bytes_per_element: int) -> dict[str, Any]
     return {
         "architecture": plan.architecture.name,
         "batch_size": recipe.batch_size,
+        "precision": plan.precision,
+        "kernels": list(map(str, plan.kernels)),
         "each": str(plan.resources),
         "cuts": list(plan.cuts),
-        "speedup": plan.costs.speedup(plan.cuts),
-        "layer_seconds": list(plan.costs.layer_s),
+        "replicas": list(plan.replicas),
+        "speedup": plan.speedup,
+        "layer_seconds": [
+            images_s + step_s
+            for images_s, step_s in zip(plan.costs.layer_s, plan.costs.step_s, strict=True)
+        ],
+        "summing_bytes_per_s": 1 / ASSUMED_SUMMING[summing_backend(plan.resources)].byte_s,
         "stages": [
             {
-                "layers": name.split()[-1],
+                "layers": layers,
+                "replicas": replicas,
                 "seconds": stage_s,
                 "share": stage_s / max(seconds),
                 "bytes_onward": bytes_onward,
             }
-            for name, stage_s, bytes_onward in zip(
-                plan.stage_names, seconds, [*onward, 0], strict=True
+            for layers, replicas, stage_s, bytes_onward in zip(
+                plan.layer_ranges, plan.replicas, seconds, [*onward, 0], strict=True
             )
         ],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,20 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayff.cluster.actor import remote_stage
+from rayff.cluster.group import connect, disconnect
 from rayff.cluster.pipeline import RayPipeline, wait_for
-from rayff.cluster.placement import default_num_stages, nodes, reserve, stage_resources
-from rayff.cluster.planning import make_plan
+from rayff.cluster.placement import nodes, num_actors, reserve, stage_resources
+from rayff.cluster.planning import measure, summing_backend
 from rayff.cluster.session import ray_session
 from rayff.cluster.transport import Transport, make_transport
-from rayff.partition.plan import Plan, StageResources, default_chunk
+from rayff.learning.precision import DTYPES
+from rayff.partition.plan import Plan, StageResources, default_chunk, make_plan
 from rayff.spec import RunSpec
 from rayff.training.loop import Loop, Observer
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
-from rayff.training.stage import DTYPES, StageSpec
+from rayff.training.replicas import Replica
+from rayff.training.stage import StageSpec
 from rayff.training.stop import StopRequest
 
 Observe = Callable[[Prepared, Plan], AbstractContextManager[Observer]]
@@ -63,10 +66,11 @@ def train(
     """
     prepared = prepare(run, resume=resume)
     with ray_session(), open_pipeline(prepared, notify) as (plan, pipeline):
+        prepared = prepared.settled(plan.precision, plan.kernels)
         chunk = prepared.run.chunk or default_chunk(
             plan,
             batch_size=prepared.recipe.batch_size,
-            bytes_per_element=DTYPES[prepared.run.precision].itemsize,
+            bytes_per_element=DTYPES[plan.precision].itemsize,
         )
         schedule = prepared.schedule(chunk)
         prepared.directory.create(prepared.run)
@@ -88,67 +92,89 @@ def train(
 def open_pipeline(
     prepared: Prepared, notify: Callable[[str], None]
 ) -> Iterator[tuple[Plan, RayPipeline]]:
-    """Start the stages, find the cuts, and give each stage its layers.
+    """Start the actors, find the plan, and give each actor its layers.
 
-    The stages start before the cuts are known: the first times the layers, on the device where
+    The actors start before the plan is known: the first times the layers, on the device where
     they will run. Whatever was started is gone at the end, also after a failed start.
     """
-    run = prepared.run
+    run, network = prepared.run, prepared.architecture
     there = nodes()
-    num_stages = default_num_stages(run, there, len(prepared.architecture))
-    each = stage_resources(run, there, num_stages)
+    count = num_actors(run, there, len(network))
+    each = stage_resources(run, there, count)
     transport = make_transport(run.transport)
-    with reserve(each, num_stages, notify) as group:
-        actors = start_stages(group, each, num_stages, transport, prepared.directory.path.name)
+    names = [f"{prepared.directory.path.name}:{name}" for name in actor_names(run, count)]
+    with reserve(each, count, notify) as group:
+        actors = start_actors(group, each, names, transport)
         try:
             transport.connect(actors)
-            plan = make_plan(
-                run, prepared.architecture, prepared.recipe, each, num_stages, actors[0]
-            )
-            _set_up(prepared, plan, actors)
-            window = run.window or num_stages + 2
-            yield plan, RayPipeline(actors, plan.stage_names, transport, window)
+            measured = measure(run, network, each, actors, notify)
+            plan = make_plan(run, network, each, measured, count)
+            for actor in actors[plan.num_actors :]:  # they would make nothing faster
+                ray.kill(actor)
+            stages = plan.by_stage(actors)
+            replicated = [stage for stage in stages if len(stage) > 1]
+            for stage in replicated:
+                connect(stage, summing_backend(each))
+            _set_up(prepared, plan, stages)
+            window = run.window or plan.num_stages + 2
+            yield plan, RayPipeline(stages, plan.stage_names, transport, window)
+            for stage in replicated:
+                disconnect(stage)
         finally:
             for actor in actors:
                 ray.kill(actor)
 
 
-def start_stages(
-    group: PlacementGroup,
-    each: StageResources,
-    num_stages: int,
-    transport: Transport,
-    name: str,
+def actor_names(run: RunSpec, count: int) -> list[str]:
+    """Return names that tell what an actor is, as far as it is known before the plan."""
+    if run.replicas == "auto":
+        return [f"actor-{index}" for index in range(count)]
+    return [
+        f"stage-{stage}" if replicas == 1 else f"stage-{stage}-replica-{index}"
+        for stage, replicas in enumerate(run.replica_counts or (1,) * count)
+        for index in range(replicas)
+    ]
+
+
+def start_actors(
+    group: PlacementGroup, each: StageResources, names: Sequence[str], transport: Transport
 ) -> list[ActorHandle[Any]]:
     """Start one actor in each bundle of the group."""
     device = "cuda" if each.gpus else "cpu"
     return [
         remote_stage(
             transport.actor_options,
-            name=f"{name}:stage-{position}",
+            name=name,
             num_cpus=each.cpus,
             num_gpus=each.gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=position
+                group, placement_group_bundle_index=index
             ),
         ).remote(each.threads, device)
-        for position in range(num_stages)
+        for index, name in enumerate(names)
     ]
 
 
-def _set_up(prepared: Prepared, plan: Plan, actors: list[ActorHandle[Any]]) -> None:
+def _set_up(prepared: Prepared, plan: Plan, stages: list[list[ActorHandle[Any]]]) -> None:
     """Give each stage its slice, the first one the data too, and the layers of a checkpoint."""
     states = {} if prepared.checkpoint is None else prepared.checkpoint.states
+    data = ray.put(prepared.splits)
     calls = []
-    for actor, part in zip(actors, plan.architecture.stages(plan.cuts), strict=True):
+    parts = plan.architecture.stages(plan.cuts)
+    rest = iter(plan.kernels)
+    for stage, part in zip(stages, parts, strict=True):
+        kernels = tuple(next(rest) for _ in part.layers)
         own = {layer.index: states[layer.index] for layer in part.layers} if states else None
-        spec = StageSpec(
-            architecture=part,
-            is_last=actor is actors[-1],
-            recipe=prepared.recipe,
-            seed=prepared.run.seed,
-            precision=prepared.run.precision,
-        )
-        data = prepared.splits if actor is actors[0] else None
-        calls.append(actor.set_up.remote(spec, data, own))
+        for index, actor in enumerate(stage):
+            spec = StageSpec(
+                architecture=part,
+                is_last=stage is stages[-1],
+                recipe=prepared.recipe,
+                seed=prepared.run.seed,
+                precision=plan.precision,
+                rule=prepared.run.rule,
+                kernels=kernels,
+                replica=Replica(index=index, count=len(stage)),
+            )
+            calls.append(actor.set_up.remote(spec, data if stage is stages[0] else None, own))
     wait_for(calls, "was set up")

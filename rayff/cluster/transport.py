@@ -8,6 +8,7 @@ contiguous memory, which Ray writes once and maps without a copy on the other si
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from rayff.learning.chain import Crossing
 from rayff.spec import UserError
-from rayff.training.messages import Batch, Chunk, Command, Snapshot
+from rayff.training.messages import Batch, Chunk, Command
 
 # The stage never writes to what it receives; NumPy's read-only mark is what torch warns about.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -37,6 +38,8 @@ class Packed:
 
 
 PackedBatch = tuple[Packed, Packed | None, Packed, tuple[Packed, ...]]
+DirectBatch = tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]
+Message = Sequence[PackedBatch] | Sequence[DirectBatch]
 
 
 def pack(tensor: Tensor) -> Packed:
@@ -50,18 +53,21 @@ def pack(tensor: Tensor) -> Packed:
     return Packed(memory.numpy(), str(tensor.dtype).removeprefix("torch."), channels_last)
 
 
-def unpack(packed: Packed, device: torch.device) -> Tensor:
-    """Return the tensor; on a CPU it shares the memory of the array and must not be written."""
+def unpack(packed: Packed | Tensor, device: torch.device) -> Tensor:
+    """Return the tensor; on a CPU it shares the memory of the array and must not be written.
+
+    A tensor that came directly is there already.
+    """
+    if isinstance(packed, Tensor):
+        return packed
     tensor = torch.from_numpy(packed.array).view(getattr(torch, packed.dtype))
     if packed.channels_last:
         tensor = tensor.permute(0, 3, 1, 2)
     return tensor.to(device, non_blocking=True)
 
 
-def pack_chunk(chunk: Chunk | None) -> list[PackedBatch] | None:
+def pack_chunk(chunk: Chunk) -> list[PackedBatch]:
     """Return a chunk as the object store can share it."""
-    if chunk is None:
-        return None
     return [
         (
             pack(batch.crossing.features),
@@ -73,25 +79,32 @@ def pack_chunk(chunk: Chunk | None) -> list[PackedBatch] | None:
     ]
 
 
-def unpack_chunk(message: list[PackedBatch] | None, device: torch.device) -> Chunk | None:
-    """Return the chunk that `pack_chunk` packed."""
-    if message is None:
-        return None
+def as_tensors(chunk: Chunk | None) -> list[DirectBatch]:
+    """Return a chunk as the tensors that cross directly."""
     return [
-        Batch(
+        (batch.crossing.features, batch.crossing.shortcut, batch.labels, batch.goodness)
+        for batch in chunk or ()
+    ]
+
+
+def unpack_message(message: Message, device: torch.device) -> Chunk:
+    """Return the chunk of a message of either transport, on a stage's device."""
+    chunk = []
+    for features, shortcut, labels, goodness in message:
+        batch = Batch(
             crossing=Crossing(
                 features=unpack(features, device),
                 shortcut=None if shortcut is None else unpack(shortcut, device),
             ),
             labels=unpack(labels, device),
-            goodness=tuple(unpack(packed, device) for packed in goodness),
+            goodness=tuple(unpack(each, device) for each in goodness),
         )
-        for features, shortcut, labels, goodness in message
-    ]
+        chunk.append(batch)
+    return chunk
 
 
 class Transport(Protocol):
-    """How the driver calls a stage so that its message reaches the next one."""
+    """How the driver calls an actor so that its messages reach the next stage."""
 
     actor_options: dict[str, Any]
 
@@ -103,11 +116,23 @@ class Transport(Protocol):
         self,
         actor: ActorHandle[Any],
         command: Command,
-        message: ObjectRef[Any] | None,
+        pieces: Sequence[ObjectRef[Any]],
         *,
-        is_last: bool,
-    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
-        """Call a stage; return the references of its message and of its report."""
+        receivers: int,
+        num_pieces: int,
+    ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
+        """Call an actor.
+
+        Args:
+            actor: whom.
+            command: what to do.
+            pieces: its messages from the stage before.
+            receivers: replicas of the next stage; 0 where nothing goes on.
+            num_pieces: how many of them see some of its images.
+
+        Returns:
+            the references of its messages, one a piece, and of its report.
+        """
         ...
 
 
@@ -123,17 +148,22 @@ class ObjectStoreTransport:
         self,
         actor: ActorHandle[Any],
         command: Command,
-        message: ObjectRef[Any] | None,
+        pieces: Sequence[ObjectRef[Any]],
         *,
-        is_last: bool,
-    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
-        """Call a stage; its two results are two objects."""
-        onward, report = actor.handle.options(num_returns=2).remote(command, message)
-        return (None if is_last or isinstance(command, Snapshot) else onward), report
+        receivers: int,
+        num_pieces: int,
+    ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
+        """Call an actor; each of its results is an object."""
+        call = actor.handle.options(num_returns=num_pieces + 1)
+        results = call.remote(command, receivers, *pieces)
+        if num_pieces == 0:
+            return [], results
+        *onward, report = results
+        return onward, report
 
 
 class DirectTransport:
-    """Messages go from device to device (Ray Direct Transport).
+    """Messages go from device to device (Ray Direct Transport), between stages of one actor.
 
     Args:
         name: "nccl" between GPUs, "gloo" between CPUs, "nixl" over RDMA.
@@ -156,19 +186,20 @@ class DirectTransport:
         self,
         actor: ActorHandle[Any],
         command: Command,
-        message: ObjectRef[Any] | None,
+        pieces: Sequence[ObjectRef[Any]],
         *,
-        is_last: bool,
-    ) -> tuple[ObjectRef[Any] | None, ObjectRef[Any]]:
-        """Call a stage; a direct call has one result, so the report is a second call."""
-        if isinstance(command, Snapshot) or is_last:
-            _, report = actor.handle.options(num_returns=2).remote(command, message)
-            return None, report
+        receivers: int,
+        num_pieces: int,
+    ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
+        """Call an actor; a direct call has one result, so the report is a second call."""
+        if receivers == 0:
+            return [], actor.handle.remote(command, receivers, *pieces)
         try:
-            onward = actor.send.options(tensor_transport=self.name).remote(command, message)
+            send = actor.send.options(tensor_transport=self.name)
+            onward = send.remote(command, *pieces)
         except ValueError as error:  # what the call needs is not installed
             raise self._unusable(error) from error
-        return onward, actor.report.remote()
+        return [onward], actor.report.remote()
 
     def _unusable(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines()[-1]

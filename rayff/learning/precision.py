@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from rayff.spec.run import Precision
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def default_precision(device: torch.device) -> str:
+def default_precision(device: torch.device) -> Precision:
     """Return "bf16" where the device has units for it, else "fp32".
 
     Where it has none bfloat16 works too, but many times slower.

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from rayff.partition.cuts import Costs
-from rayff.spec import Architecture
+from rayff.partition.cuts import Costs, balanced_cuts, balanced_division
+from rayff.spec import Architecture, Kernels, RunSpec
+from rayff.spec.run import Precision
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageResources:
-    """What one stage takes of the cluster."""
+    """What one actor takes of the cluster: a stage, or each of its replicas."""
 
     cpus: float
     gpus: float
 
     @property
     def threads(self) -> int:
-        """Torch threads of the stage: its whole CPUs, at least one."""
+        """Torch threads of the actor: its whole CPUs, at least one."""
         return max(1, int(self.cpus))
 
     def __str__(self) -> str:
@@ -26,14 +31,31 @@ class StageResources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a short timing on the actors found."""
+
+    costs: Costs
+    """Of one training batch."""
+    precision: Precision
+    """The run's, or the best that the device has units for."""
+    kernels: tuple[Kernels, ...]
+    """The run's, or the fastest, of each layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cuts, with the resources of each stage and what was measured to find them."""
+    """The cuts and replicas, with the resources of each actor and what was measured."""
 
     architecture: Architecture
     cuts: tuple[int, ...]
+    replicas: tuple[int, ...]
+    """Actors of each stage."""
     resources: StageResources
     costs: Costs
     """Of one training batch, as measured."""
+    precision: Precision
+    kernels: tuple[Kernels, ...]
+    """Of each layer."""
 
     @property
     def num_stages(self) -> int:
@@ -41,15 +63,78 @@ class Plan:
         return len(self.cuts) + 1
 
     @property
-    def stage_names(self) -> list[str]:
-        """The layers of each stage, such as "layers 0-4"."""
+    def num_actors(self) -> int:
+        """Number of actors of all stages."""
+        return sum(self.replicas)
+
+    @property
+    def layer_ranges(self) -> list[str]:
+        """The layers of each stage, such as "0-4"."""
         slices = self.architecture.stages(self.cuts)
         pairs = [(part[0].index, part[len(part) - 1].index) for part in slices]
-        return [f"layer {a}" if a == b else f"layers {a}-{b}" for a, b in pairs]
+        return [str(a) if a == b else f"{a}-{b}" for a, b in pairs]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The layers of each stage, such as "layers 0-4", and its replicas, such as "x2"."""
+        return [
+            ("layers " if "-" in layers else "layer ")
+            + layers
+            + (f" x{count}" if count > 1 else "")
+            for layers, count in zip(self.layer_ranges, self.replicas, strict=True)
+        ]
+
+    @property
+    def stages_s(self) -> list[float]:
+        """Seconds that each stage takes for a batch."""
+        return self.costs.stages_s(self.cuts, self.replicas)
+
+    @property
+    def speedup(self) -> float:
+        """Predicted speed-up over one actor."""
+        return self.costs.speedup(self.cuts, self.replicas)
+
+    def by_stage(self, actors: Sequence[T]) -> list[list[T]]:
+        """Deal the actors out to the stages, in order; more than there is work for are left."""
+        rest = iter(actors)
+        return [[next(rest) for _ in range(count)] for count in self.replicas]
 
     def __str__(self) -> str:
         count = f"{self.num_stages} stage{'s' if self.num_stages > 1 else ''}"
         return f"{count} ({' | '.join(self.stage_names)}), {self.resources} each"
+
+
+def make_plan(
+    run: RunSpec,
+    network: Architecture,
+    resources: StageResources,
+    measured: Measured,
+    num_actors: int,
+) -> Plan:
+    """Return the cuts and replicas that the run asks for, or else the best for the costs.
+
+    Args:
+        run: with its recipe written out.
+        network: all layers.
+        resources: of each actor.
+        measured: what its layers cost, and with which kernels.
+        num_actors: of all stages; with `--replicas auto` no more than these.
+    """
+    if run.replicas == "auto":
+        best = balanced_division(measured.costs, num_actors, run.recipe({}).batch_size)
+        cuts, replicas = best.cuts, best.replicas
+    else:
+        replicas = run.replica_counts or (1,) * num_actors
+        cuts = balanced_cuts(measured.costs, replicas) if run.cuts is None else run.cuts
+    return Plan(
+        architecture=network,
+        cuts=cuts,
+        replicas=replicas,
+        resources=resources,
+        costs=measured.costs,
+        precision=measured.precision,
+        kernels=measured.kernels,
+    )
 
 
 CHUNK_S = 0.3
@@ -62,5 +147,5 @@ def default_chunk(plan: Plan, *, batch_size: int, bytes_per_element: int) -> int
     """Return how many batches a message takes when nobody says."""
     crossing = max((plan.architecture.crossing(cut) for cut in plan.cuts), default=0)
     by_bytes = CHUNK_BYTES // max(1, crossing * batch_size * bytes_per_element)
-    by_time = CHUNK_S / max(1e-6, max(plan.costs.stages_s(plan.cuts)))
+    by_time = CHUNK_S / max(1e-6, max(plan.stages_s))
     return max(1, min(64, int(by_time), by_bytes))

@@ -28,7 +28,7 @@ from rayff.learning.optimizers import make_optimizer
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
-from rayff.spec import Architecture, Kernels, LayerSpec, Recipe
+from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
 
 FORMAT = 1
 _SAMPLE = 32
@@ -100,7 +100,12 @@ def time_layers(
         architecture: the layers.
         conditions: under which they run.
         kernels: of each layer; None to find the fastest.
+
+    Raises:
+        UserError: kernels that cannot compute a layer here.
     """
+    if kernels is not None and conditions.rule == "fast":
+        _check_fit(architecture, conditions, kernels)
     cache = _Cache(native.cache_dir() / "timings.json")
     found: list[LayerTime] = []
     for position, spec in enumerate(architecture.layers):
@@ -112,6 +117,21 @@ def time_layers(
         found.append(cache.times[key])
     cache.write()
     return found
+
+
+def _check_fit(
+    architecture: Architecture, conditions: Conditions, kernels: Sequence[Kernels]
+) -> None:
+    for spec, wanted in zip(architecture.layers, kernels, strict=True):
+        known = ("conv", *methods(spec, conditions.device, conditions.dtype))
+        for method in (wanted.forward, wanted.gradient):
+            if method not in known:
+                why = native.missing()
+                raise UserError(
+                    f"--kernels: layer {spec.index} cannot be computed with {method} here"
+                    + (f" ({why})" if why else "")
+                    + f"; it can with {', '.join(dict.fromkeys(known))}"
+                )
 
 
 def time_layer(spec: LayerSpec, conditions: Conditions, kernels: Kernels | None) -> LayerTime:
@@ -247,6 +267,16 @@ def _from_json(entry: dict[str, Any]) -> LayerTime:
     return LayerTime(kernels=kernels, **seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SummingTime:
+    """What it takes to send a gradient once between replicas; a sum sends it 2(r - 1)/r times."""
+
+    call_s: float
+    """Seconds of a gradient however small."""
+    byte_s: float
+    """Seconds of each byte."""
+
+
 def costs(
     architecture: Architecture,
     times: Sequence[LayerTime],
@@ -254,10 +284,28 @@ def costs(
     batch_size: int,
     bytes_per_element: int,
     seconds_per_byte: float,
+    summing: SummingTime,
 ) -> Costs:
-    """Return the costs of a batch, transfers by the bytes that cross and a measured speed."""
+    """Return the costs of a batch.
+
+    Args:
+        architecture: all layers.
+        times: of each layer, as measured.
+        batch_size: images of a batch.
+        bytes_per_element: of features.
+        seconds_per_byte: of a transfer between stages.
+        summing: of gradients between replicas; a weight's has 4 bytes.
+    """
     crossing = [
         architecture.crossing(cut) * batch_size * bytes_per_element * seconds_per_byte
         for cut in range(1, len(architecture))
     ]
-    return Costs(layer_s=[time.total_s for time in times], crossing_s=[0.0, *crossing])
+    return Costs(
+        layer_s=[time.images_s for time in times],
+        crossing_s=[0.0, *crossing],
+        step_s=[time.optimizer_s for time in times],
+        summing_s=[
+            summing.call_s + 4 * layer.num_weights * summing.byte_s
+            for layer in architecture.layers
+        ],
+    )

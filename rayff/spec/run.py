@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rayff.spec.errors import UserError, nearest
+from rayff.spec.kernels import parse_kernels
 from rayff.spec.recipe import OptimizerName, Recipe, recipe
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
+RuleName = Literal["fast", "plain"]
 Transport = Literal["object-store", "nccl", "gloo", "nixl"]
 
 
@@ -49,14 +52,27 @@ class RunSpec:
     """Optimizer of every layer. Default: adamw, for vgg adam."""
     seed: int = 0
     """Seed of weights, dropout and batch order; the same seed gives the same bits."""
-    precision: Precision = "fp32"
-    """Number format of convolutions and features; weights and losses stay float32."""
+    precision: Precision | None = None
+    """Number format of convolutions and features; weights and losses stay float32. Default: bf16
+    where the processor or GPU has units for it, else fp32."""
+    rule: RuleName = "fast"
+    """How a layer finds its gradient: in closed form, or plainly by autograd; the results are the
+    same up to rounding."""
+    kernels: str | None = None
+    """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each conv,
+    unfold or winograd, such as conv/unfold,winograd,...; one entry counts for all layers. Default:
+    the fastest, by a short timing."""
 
     stages: int | None = None
-    """Number of actors the layers are cut into. Default: one a GPU; without GPUs, two."""
+    """Number of stages the layers are cut into; with --replicas auto the number of actors in all.
+    Default: one a GPU; without GPUs, two."""
     cuts: tuple[int, ...] | None = None
     """Where to cut, as numbers of the layers that begin a stage, such as 5,9,13. Default: by a
     short timing of the layers."""
+    replicas: str | None = None
+    """Actors of each stage, such as 1,2,1, which split each batch and add up their gradients; auto
+    groups the actors into stages and replicas by a short timing. They change nothing but the
+    rounding of sums. Default: one a stage."""
     chunk: int | None = None
     """Batches in one message; it changes no result. Default: about a third of a second."""
     window: int | None = None
@@ -88,6 +104,18 @@ class RunSpec:
             _check(name, getattr(self, name), at_least=0)
         if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
+        if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
+            raise UserError(
+                f"--replicas {self.replicas}: give the number of actors of each stage, such as "
+                "1,2,1, or auto"
+            )
+        if self.kernels is not None:
+            if self.rule == "plain":
+                raise UserError(
+                    f"--kernels {self.kernels} is for the fast rule: the plain one has torch's "
+                    "convolution alone; leave out --kernels or --rule plain"
+                )
+            parse_kernels(self.kernels)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in (None, *known):
@@ -95,6 +123,13 @@ class RunSpec:
                     f"--{name}: unknown {value!r}{nearest(str(value), known)}; "
                     f"known are {', '.join(known)}"
                 )
+
+    @property
+    def replica_counts(self) -> tuple[int, ...] | None:
+        """Actors of each stage, where the run says so in numbers."""
+        if self.replicas in (None, "auto"):
+            return None
+        return tuple(int(count) for count in str(self.replicas).split(","))
 
     def recipe(self, task_recipe: Mapping[str, Any]) -> Recipe:
         """Return the paper's recipe for the architecture, the task's own values over it, and
@@ -117,19 +152,22 @@ class RunSpec:
     def overridden(self, asked: RunSpec) -> RunSpec:
         """Return `asked`, made from this run with some options changed, without contradiction.
 
-        A changed number of stages takes the place of older cuts, and changed cuts of it.
+        Of stages, cuts and replicas those that changed take the place of those that did not; but
+        a number of actors and `auto`, which groups them, go together.
         """
-        if asked.stages != self.stages and asked.cuts == self.cuts:
-            return dataclasses.replace(asked, cuts=None)
-        if asked.cuts != self.cuts and asked.stages == self.stages:
-            return dataclasses.replace(asked, stages=None)
-        return asked
+        plan = {"stages", "cuts", "replicas"}
+        changed = {name for name in plan if getattr(asked, name) != getattr(self, name)}
+        dropped = plan - changed if changed else set()
+        if asked.replicas == "auto" and "cuts" not in changed:
+            dropped &= {"cuts"}
+        nothing: dict[str, Any] = dict.fromkeys(dropped)
+        return dataclasses.replace(asked, **nothing)
 
     def check_resumes(self, asked: RunSpec) -> None:
         """Raise a UserError where `asked` would go on with this run as a different one."""
-        for name in _FIXED:
+        for name in (*_FIXED, *_FOUND):
             was, wanted = getattr(self, name), getattr(asked, name)
-            if was != wanted:
+            if was != wanted and not (wanted is None and name in _FOUND):
                 raise UserError(
                     f"--{name.replace('_', '-')} {wanted}: the run was made with {was}, and a "
                     "resumed run keeps it; leave the option out, or start a new --run-dir"
@@ -153,14 +191,20 @@ class RunSpec:
         return cls(**values)
 
 
-_FIXED = ("arch", "width", "task", "limit", "seed", "precision") + tuple(
+_FOUND = ("precision", "kernels")
+"""What a run that does not say it finds out for itself, and then keeps."""
+
+_FIXED = ("arch", "width", "task", "limit", "seed", "rule") + tuple(
     field.name for field in dataclasses.fields(Recipe)
 )
 """What decides the bits of a run, and so stays when it is resumed."""
 
+_REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam", "sgd"),
     "precision": ("fp32", "bf16"),
+    "rule": ("fast", "plain"),
     "device": ("auto", "cpu", "cuda"),
     "transport": ("object-store", "nccl", "gloo", "nixl"),
 }
@@ -212,4 +256,42 @@ def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> No
         raise UserError(
             f"--cuts {shown}: the network has {num_layers} layers, so a cut is at most "
             f"{num_layers - 1}"
+        )
+
+
+def check_replicas(run: RunSpec, num_layers: int, batch_size: int) -> None:
+    """Raise a UserError where replicas contradict stages, cuts, batch size or transport."""
+    flag, counts = f"--replicas {run.replicas}", run.replica_counts
+    if run.replicas == "auto":
+        if run.cuts is not None:
+            raise UserError(
+                f"{flag} finds the cuts by itself; leave --cuts out, or give the actors of each "
+                "stage, such as --replicas 1,2"
+            )
+    elif counts is not None:
+        others = {
+            "--stages": run.stages,
+            "--cuts": None if run.cuts is None else len(run.cuts) + 1,
+        }
+        for other, stages in others.items():
+            if stages not in (None, len(counts)):
+                raise UserError(
+                    f"{flag} makes {len(counts)} stages, but {other} makes {stages}; leave one "
+                    "of the two out"
+                )
+        if len(counts) > num_layers:
+            raise UserError(
+                f"{flag} makes {len(counts)} stages, but the network has {num_layers} layers, and "
+                f"a stage needs one at least; give {num_layers} numbers or fewer"
+            )
+        if max(counts) > batch_size:
+            raise UserError(
+                f"{flag}: {max(counts)} actors cannot share a batch of {batch_size}; use fewer, "
+                "or a larger --batch-size"
+            )
+    replicated = run.replicas == "auto" or max(counts or (1,)) > 1
+    if replicated and run.transport != "object-store":
+        raise UserError(
+            f"{flag}: --transport {run.transport} connects stages of one actor only; use "
+            "--transport object-store"
         )

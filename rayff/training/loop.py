@@ -173,6 +173,7 @@ class Loop:
             loss_sums=tuple(tally.loss_sums.tolist()),
         )
         step = command.epoch * self.schedule.batches_per_epoch + command.batch
+        assert prepared.run.precision is not None, "settled before training"
         try:
             path = prepared.checkpoints.write(
                 Checkpoint(step=step, progress=progress, states=states)

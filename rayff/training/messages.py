@@ -57,7 +57,7 @@ class Batch:
 
     crossing: Crossing
     labels: Tensor
-    """(B,)."""
+    """(B,); no images at all where there are fewer of them than replicas."""
     goodness: tuple[Tensor, ...] = ()
     """Of all layers so far, (B, C) each; filled by Evaluate alone."""
 
@@ -80,4 +80,6 @@ class Report:
     hits: NDArray[np.int64] | None = None
     """Images that each window classifies rightly, (L, L) (Evaluate, last stage)."""
     states: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    """The safetensors file of each layer of the stage, by global number (Snapshot)."""
+    """The safetensors file of each layer of the stage, by global number (Snapshot, replica 0)."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """sha256 of each layer's file, by global number (Snapshot, of each of several replicas)."""

@@ -9,7 +9,19 @@ from pathlib import Path
 
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task, task_recipe
-from rayff.spec import Architecture, Recipe, RunSpec, UserError, architecture, check_cuts
+from rayff.spec import (
+    Architecture,
+    Kernels,
+    Recipe,
+    RunSpec,
+    UserError,
+    architecture,
+    check_cuts,
+    check_replicas,
+    format_kernels,
+    parse_kernels,
+)
+from rayff.spec.run import Precision
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
@@ -27,6 +39,12 @@ class Prepared:
     directory: RunDirectory
     checkpoint: Checkpoint | None
     """Where a resumed run goes on; None at the start."""
+
+    def settled(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Prepared:
+        """Return the run with what it found out written out: resumed, it stays with that."""
+        named = format_kernels(kernels) if self.run.rule == "fast" else None
+        run = dataclasses.replace(self.run, precision=precision, kernels=named)
+        return dataclasses.replace(self, run=run)
 
     @property
     def progress(self) -> Progress:
@@ -74,7 +92,7 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
     run = run.resolved(task_recipe(run.task))
     directory = RunDirectory(Path(run.run_dir or default_run_dir(run)))
     if resume:
-        _check_resumes(run, directory)
+        run = _resumed(run, directory)
     else:
         directory.check_new()
     data_dir = None if run.data_dir is None else Path(run.data_dir)
@@ -85,10 +103,11 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
         image_channels=data.image_channels,
         width=run.width,
     )
-    check_cut_wishes(run, len(network))
+    recipe = run.recipe({})
+    check_plan_wishes(run, len(network), recipe.batch_size)
     prepared = Prepared(
         run=run,
-        recipe=run.recipe({}),
+        recipe=recipe,
         data=data,
         architecture=network,
         directory=directory,
@@ -109,20 +128,28 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
     return prepared
 
 
-def _check_resumes(run: RunSpec, directory: RunDirectory) -> None:
-    """Raise a UserError where the directory's run is missing, or is not the one asked for."""
+def _resumed(run: RunSpec, directory: RunDirectory) -> RunSpec:
+    """Return the run with what it found out when it was begun.
+
+    Raises:
+        UserError: the directory's run is missing, or is not the one asked for.
+    """
     if run.run_dir is None:
         raise UserError("--resume needs --run-dir: the folder of the run to go on with")
     saved = directory.read_config()
     saved.resolved(task_recipe(saved.task)).check_resumes(run)
+    return dataclasses.replace(run, precision=saved.precision, kernels=saved.kernels)
 
 
-def check_cut_wishes(run: RunSpec, num_layers: int) -> None:
-    """Raise a UserError where --cuts or --stages do not fit a network of that many layers."""
+def check_plan_wishes(run: RunSpec, num_layers: int, batch_size: int) -> None:
+    """Raise a UserError where --stages, --cuts or --replicas do not fit the network."""
+    check_replicas(run, num_layers, batch_size)
+    if run.kernels is not None:
+        parse_kernels(run.kernels, num_layers)
     if run.cuts is not None:
         check_cuts(run.cuts, run.stages, num_layers)
-    if run.stages is not None and run.stages > num_layers:
+    if run.replicas != "auto" and run.stages is not None and run.stages > num_layers:
         raise UserError(
             f"--stages {run.stages}: the network has {num_layers} layers, and a stage needs one "
-            f"at least; use --stages {num_layers} or fewer"
+            f"at least; use --stages {num_layers} or fewer, or --replicas auto"
         )

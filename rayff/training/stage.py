@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
 from rayff.learning.precision import DTYPES
-from rayff.learning.rule import local_step
 from rayff.learning.rules import RULES
 from rayff.learning.sip import window_hits
+from rayff.learning.streams import Share
 from rayff.spec import Architecture, Kernels, Recipe, TrainingDiverged
 from rayff.training.messages import (
     Batch,
@@ -32,6 +33,8 @@ from rayff.training.messages import (
     Snapshot,
     Train,
 )
+from rayff.training.replicas import Replica
+from rayff.training.summing import Summing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class StageSpec:
     """The name of the rule by which it learns."""
     kernels: tuple[Kernels, ...] = ()
     """How each layer of the slice computes its convolution; by default with torch's."""
+    replica: Replica = Replica()
+    """Which of the stage's actors it is: it sees that share of every batch."""
 
 
 class Stage:
@@ -58,6 +63,7 @@ class Stage:
         device: where it computes.
         data: images and labels of every split (first stage only), or None.
         states: safetensors bytes by global layer number, to go on from a snapshot.
+        summing: adds up the gradients of the stage's replicas; None for a stage of one actor.
     """
 
     def __init__(
@@ -66,8 +72,10 @@ class Stage:
         device: torch.device,
         data: Mapping[Split, ImageSet] | None = None,
         states: Mapping[int, NDArray[np.uint8]] | None = None,
+        summing: Summing | None = None,
     ) -> None:
         self.spec = spec
+        self.summing = summing
         self.device = device
         self.dtype = DTYPES[spec.precision]
         self.next_step = 0
@@ -99,7 +107,8 @@ class Stage:
 
         Args:
             command: what to do.
-            chunk: the batches that the stage before sends; None at the first stage.
+            chunk: the stage's share of each batch that comes from the stage before; None at the
+                first stage.
 
         Returns:
             the batches for the next stage (None where nothing goes on) and the report.
@@ -118,7 +127,7 @@ class Stage:
         self, command: Command, chunk: Chunk | None
     ) -> tuple[Chunk | None, dict[str, Any]]:
         if isinstance(command, Snapshot):
-            return None, {"states": self._snapshot()}
+            return None, self._snapshot()
         split: Split = "train" if isinstance(command, Train) else command.split
         batches = self._enter(split, command.batches) if chunk is None else iter(chunk)
         if isinstance(command, Train):
@@ -126,10 +135,11 @@ class Stage:
         return self._evaluate(batches)
 
     def _enter(self, split: Split, batches: tuple[Indices, ...]) -> Iterator[Batch]:
-        """Pick the batches from the data; images are normalised on the device."""
+        """Pick its share of the batches from the data, normalised on the device."""
         images, labels = self.data[split]
         for indices in batches:
-            where = torch.from_numpy(indices).to(self.device)
+            rows = self.spec.replica.rows(len(indices))
+            where = torch.from_numpy(indices[rows.start : rows.stop]).to(self.device)
             crossing = Crossing(features=normalise(images[where], self.dtype))
             yield Batch(crossing=crossing, labels=labels[where])
 
@@ -140,28 +150,61 @@ class Stage:
             set_lr(optimizer, command.lr)
         onward: Chunk = []
         losses: list[Tensor] = []
-        sizes: list[int] = []
-        for offset, batch in enumerate(batches):
-            step = command.step + offset
-
-            def visit(layer: CWConv, x: Tensor, batch: Batch = batch, step: int = step) -> Tensor:
-                optimizer = self.optimizers[layer.spec.index]
-                features, loss = local_step(
-                    self.rules.learn, layer, optimizer, x, batch.labels, step
-                )
-                losses.append(loss)
-                return features
-
-            crossing = self.chain.walk(batch.crossing, visit)
-            sizes.append(len(batch.labels))
+        images = 0
+        for offset, (indices, batch) in enumerate(zip(command.batches, batches, strict=True)):
+            first = self.spec.replica.rows(len(indices)).start
+            share = Share(step=command.step + offset, batch_size=len(indices), first=first)
+            crossing, layer_losses = self._learn(batch, share)
+            losses += layer_losses
+            images += len(batch.labels)
             if not self.spec.is_last:
                 onward.append(Batch(crossing=crossing, labels=batch.labels))
+        sizes = [len(indices) for indices in command.batches]
         self.next_step = command.step + len(sizes)
         table = torch.stack(losses).view(len(sizes), len(self.chain)).double().cpu()
         self._check_finite(table, command.step)
         sums = (table * torch.tensor(sizes, dtype=torch.float64)[:, None]).sum(dim=0)
-        facts = {"images": sum(sizes), "loss_sums": tuple(sums.tolist())}
-        return onward or None, facts
+        return onward or None, {"images": images, "loss_sums": tuple(sums.tolist())}
+
+    def _learn(self, batch: Batch, share: Share) -> tuple[Crossing, list[Tensor]]:
+        """Let every layer learn from its share of a batch.
+
+        A layer needs its new weights at the next batch only, so the replicas add up its gradient
+        while the layers behind it compute, and the optimizers step at the end. Alone, a layer
+        steps at once, and its gradient is gone. A share without images adds nothing to the
+        gradients; no kernel sees it.
+        """
+        losses: list[Tensor] = []
+        waits: list[Callable[[], None]] = []
+
+        def step(layer: CWConv) -> None:
+            self.optimizers[layer.spec.index].step()
+            layer.weight.grad = None
+
+        def learned(layer: CWConv, loss: Tensor) -> None:
+            assert layer.weight.grad is not None, "the rule leaves a gradient"
+            losses.append(loss)
+            if self.summing is None:
+                step(layer)
+            else:
+                waits.append(self.summing.start(layer.weight.grad))
+
+        def visit(layer: CWConv, x: Tensor) -> Tensor:
+            features, loss = self.rules.learn(layer, x, batch.labels, share)
+            learned(layer, loss)
+            return features
+
+        if len(batch.labels):
+            crossing = self.chain.walk(batch.crossing, visit)
+        else:
+            crossing = batch.crossing
+            for layer in self.chain.cwconvs():
+                layer.weight.grad = torch.zeros_like(layer.weight)
+                learned(layer, torch.zeros((), device=self.device))
+        for wait, layer in zip(waits, self.chain.cwconvs(), strict=False):
+            wait()
+            step(layer)
+        return crossing, losses
 
     def _check_finite(self, losses: Tensor, step: int) -> None:
         """Raise TrainingDiverged for the first loss of (batches, layers) that is not finite."""
@@ -176,6 +219,9 @@ class Stage:
         hits: NDArray[np.int64] | None = None
         images = 0
         for batch in batches:
+            if not len(batch.labels):
+                onward.append(batch)
+                continue
             crossing, own = self.chain.evaluate(batch.crossing, self.rules.classify)
             goodness = (*batch.goodness, *own)
             images += len(batch.labels)
@@ -184,19 +230,26 @@ class Stage:
                 hits = counts if hits is None else hits + counts
             else:
                 onward.append(Batch(crossing=crossing, labels=batch.labels, goodness=goodness))
-        return onward or None, {"images": images, "hits": hits}
+        return None if self.spec.is_last else onward, {"images": images, "hits": hits}
 
-    def _snapshot(self) -> dict[int, NDArray[np.uint8]]:
+    def _snapshot(self) -> dict[str, Any]:
         """Return the safetensors bytes of every layer, by global number.
 
-        Weights that the last batch broke do not take the place of the last good checkpoint.
+        Weights that the last batch broke do not take the place of the last good checkpoint. Of
+        several replicas the first sends the bytes, and all of them a digest.
         """
         for layer in self.chain.cwconvs():
             if not layer.weight.isfinite().all():
                 raise TrainingDiverged(layer.spec.index, self.next_step, math.nan)
-        return {
+        states = {
             layer.spec.index: np.frombuffer(
                 save(layer_state(layer, self.optimizers[layer.spec.index])), dtype=np.uint8
             )
             for layer in self.chain.cwconvs()
         }
+        if self.spec.replica.count == 1:
+            return {"states": states}
+        digests = {
+            index: hashlib.sha256(state.data).hexdigest() for index, state in states.items()
+        }
+        return {"states": {} if self.spec.replica.index else states, "digests": digests}

@@ -127,11 +127,11 @@ class TestAtTheEnd:
         pids = []
 
         def fail(*args: Any) -> None:
-            first_stage = args[-1]
+            first_stage = args[-1][0]
             pids.append(ray.get(first_stage.__ray_call__.remote(lambda actor: os.getpid())))
             raise UserError("no cuts today")
 
-        monkeypatch.setattr("rayff.cluster.training.make_plan", fail)
+        monkeypatch.setattr("rayff.cluster.training.measure_costs", fail)
         with pytest.raises(UserError, match="no cuts today"):
             train(run, lambda prepared, plan: pytest.fail("nothing to watch"))
         assert len(pids) == 1
@@ -186,14 +186,14 @@ class TestAPlanTheClusterCannotHold:
     def test_is_refused_at_once(self, run: RunSpec) -> None:
         wide = RunSpec(**{**run.to_dict(), "cpus_per_stage": 1.5})
         start = time.monotonic()
-        with pytest.raises(UserError, match="2 stages of 0 GPUs and 1.5 CPUs each are wanted"):
+        with pytest.raises(UserError, match="2 actors of 0 GPUs and 1.5 CPUs each are wanted"):
             train(wide, lambda prepared, plan: pytest.fail("nothing to watch"))
         assert time.monotonic() - start < 5
         assert not Path(run.run_dir or "").exists()
 
     def test_more_gpus_than_there_are(self, run: RunSpec) -> None:
         gpus = RunSpec(**{**run.to_dict(), "gpus_per_stage": 1.0})
-        with pytest.raises(UserError, match="2 stages of 1 GPUs"):
+        with pytest.raises(UserError, match="2 actors of 1 GPUs"):
             train(gpus, lambda prepared, plan: pytest.fail("nothing to watch"))
 
 

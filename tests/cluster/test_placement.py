@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayff.cluster.placement import Node, default_num_stages, room, stage_resources
+from rayff.cluster.placement import Node, num_actors, room, stage_resources
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
 
@@ -11,20 +11,27 @@ def cpu_nodes(*cpus: float) -> list[Node]:
     return [Node(cpus=amount, gpus=0) for amount in cpus]
 
 
-class TestTheNumberOfStages:
+class TestTheNumberOfActors:
     def test_is_two_on_cpus_and_one_on_a_single_cpu(self) -> None:
-        assert default_num_stages(RunSpec(), cpu_nodes(8), 17) == 2
-        assert default_num_stages(RunSpec(), cpu_nodes(1), 17) == 1
+        assert num_actors(RunSpec(), cpu_nodes(8), 17) == 2
+        assert num_actors(RunSpec(), cpu_nodes(1), 17) == 1
 
     def test_is_the_number_of_gpus_but_not_more_than_layers(self) -> None:
         there = [Node(cpus=32, gpus=4), Node(cpus=32, gpus=4)]
-        assert default_num_stages(RunSpec(), there, 17) == 8
-        assert default_num_stages(RunSpec(), there, 4) == 4
-        assert default_num_stages(RunSpec(device="cpu"), there, 17) == 2
+        assert num_actors(RunSpec(), there, 17) == 8
+        assert num_actors(RunSpec(), there, 4) == 4
+        assert num_actors(RunSpec(device="cpu"), there, 17) == 2
 
     def test_is_what_the_run_says(self) -> None:
-        assert default_num_stages(RunSpec(stages=5), cpu_nodes(2), 17) == 5
-        assert default_num_stages(RunSpec(cuts=(3, 6)), cpu_nodes(2), 17) == 3
+        assert num_actors(RunSpec(stages=5), cpu_nodes(2), 17) == 5
+        assert num_actors(RunSpec(cuts=(3, 6)), cpu_nodes(2), 17) == 3
+
+    def test_is_the_sum_of_the_replicas(self) -> None:
+        assert num_actors(RunSpec(replicas="1,2,1"), cpu_nodes(2), 17) == 4
+        assert num_actors(RunSpec(replicas="auto", stages=5), cpu_nodes(2), 4) == 5
+
+    def test_may_be_more_than_layers_where_they_are_grouped(self) -> None:
+        assert num_actors(RunSpec(replicas="auto"), [Node(cpus=32, gpus=8)], 4) == 8
 
 
 class TestAnEvenShare:
@@ -63,12 +70,12 @@ class TestAnEvenShare:
 
 class TestAPlanTooLargeIsRefused:
     def test_for_cpus(self) -> None:
-        with pytest.raises(UserError, match=r"4 stages of 0 GPUs and 1 CPUs.*\(0 GPUs, 2 CPUs\)"):
+        with pytest.raises(UserError, match=r"4 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 2 CPUs\)"):
             stage_resources(RunSpec(cpus_per_stage=1), cpu_nodes(2), 4)
 
     def test_for_gpus(self) -> None:
         run = RunSpec(gpus_per_stage=1)
-        with pytest.raises(UserError, match="2 stages of 1 GPUs.*--gpus-per-stage"):
+        with pytest.raises(UserError, match="2 actors of 1 GPUs.*--gpus-per-stage"):
             stage_resources(run, [Node(cpus=8, gpus=1)], 2)
 
     def test_for_gpus_where_there_are_none(self) -> None:

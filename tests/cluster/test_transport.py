@@ -1,12 +1,14 @@
 """What is packed comes out the same, and shares its memory where it can."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from rayff.cluster.transport import pack, pack_chunk, unpack, unpack_chunk
+from rayff.cluster.transport import Message, as_tensors, pack, pack_chunk, unpack, unpack_message
 from rayff.learning.chain import Crossing
-from rayff.training.messages import Batch
+from rayff.training.messages import Batch, Chunk
 
 CPU = torch.device("cpu")
 
@@ -46,7 +48,8 @@ class TestATensor:
 
 
 class TestAChunk:
-    def test_comes_out_whole(self) -> None:
+    @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
+    def test_comes_out_whole(self, way: Callable[[Chunk], Message]) -> None:
         chunk = [
             Batch(
                 crossing=Crossing(
@@ -58,8 +61,7 @@ class TestAChunk:
             )
             for shortcut in (0, 1)
         ]
-        back = unpack_chunk(pack_chunk(chunk), CPU)
-        assert back is not None
+        back = unpack_message(way(chunk), CPU)
         for was, now in zip(chunk, back, strict=True):
             assert torch.equal(now.crossing.features, was.crossing.features)
             assert torch.equal(now.labels, was.labels)
@@ -68,7 +70,3 @@ class TestAChunk:
         assert back[0].crossing.shortcut is None
         assert back[1].crossing.shortcut is not None
         assert torch.equal(back[1].crossing.shortcut, chunk[1].crossing.shortcut)
-
-    def test_of_nothing_is_nothing(self) -> None:
-        assert pack_chunk(None) is None
-        assert unpack_chunk(None, CPU) is None

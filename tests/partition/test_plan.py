@@ -1,18 +1,25 @@
+from typing import Any
+
 import pytest
 
 from rayff.partition.cuts import Costs
-from rayff.partition.plan import Plan, StageResources, default_chunk
-from rayff.spec import Architecture, architecture
+from rayff.partition.plan import Plan, StageResources, default_chunk, make_plan
+from rayff.spec import Architecture, RunSpec, architecture
 
 
 def plan(
-    network: Architecture, cuts: tuple[int, ...], slowest_s: float = 1.0, cpus: float = 2
+    network: Architecture,
+    cuts: tuple[int, ...],
+    slowest_s: float = 1.0,
+    cpus: float = 2,
+    replicas: tuple[int, ...] = (),
 ) -> Plan:
     """Return a plan whose first layer takes all the time."""
     layer_s = [slowest_s] + [0.0] * (len(network) - 1)
     return Plan(
         architecture=network,
         cuts=cuts,
+        replicas=replicas or (1,) * (len(cuts) + 1),
         resources=StageResources(cpus=cpus, gpus=0),
         costs=Costs(layer_s=layer_s, crossing_s=[0.0] * len(network)),
     )
@@ -50,6 +57,15 @@ class TestNames:
             == "3 stages (layer 0 | layers 1-8 | layers 9-16), 1 CPU each"
         )
 
+    def test_replicas_are_named_and_counted(self, resnet: Architecture):
+        three = plan(resnet, (1, 9), replicas=(3, 2, 1))
+        assert str(three) == "3 stages (layer 0 x3 | layers 1-8 x2 | layers 9-16), 2 CPUs each"
+        assert three.num_actors == 6
+        assert three.layer_ranges == ["0", "1-8", "9-16"]
+        assert three.by_stage("abcdefgh") == [["a", "b", "c"], ["d", "e"], ["f"]]
+        assert three.stages_s == pytest.approx([1 / 3, 0, 0])
+        assert three.speedup == pytest.approx(3)
+
     @pytest.mark.parametrize(
         ("cpus", "gpus", "shown"),
         [
@@ -65,6 +81,39 @@ class TestNames:
     @pytest.mark.parametrize(("cpus", "threads"), [(0, 1), (0.5, 1), (1, 1), (3.9, 3), (8, 8)])
     def test_a_stage_has_a_thread_for_each_whole_cpu(self, cpus: float, threads: int):
         assert StageResources(cpus=cpus, gpus=0).threads == threads
+
+
+class TestMakePlan:
+    """Four layers of 3, 1, 1 and 1 seconds whose gradients take nothing to add up."""
+
+    @pytest.mark.parametrize(
+        ("asked", "num_actors", "cuts", "replicas"),
+        [
+            ({}, 2, (1,), (1, 1)),
+            ({"stages": 3}, 3, (1, 2), (1, 1, 1)),
+            ({"cuts": (3,)}, 2, (3,), (1, 1)),
+            ({"replicas": "2,1"}, 3, (2,), (2, 1)),
+            ({"replicas": "2,1", "cuts": (1,)}, 3, (1,), (2, 1)),
+            ({"replicas": "auto"}, 3, (), (3,)),
+            ({"replicas": "auto", "batch_size": 1}, 2, (1,), (1, 1)),
+        ],
+    )
+    def test_the_run_says_what_is_left_to_find(
+        self,
+        tinycnn: Architecture,
+        asked: dict[str, Any],
+        num_actors: int,
+        cuts: tuple[int, ...],
+        replicas: tuple[int, ...],
+    ):
+        found = make_plan(
+            RunSpec(**asked),
+            tinycnn,
+            StageResources(cpus=1, gpus=0),
+            Costs(layer_s=[3.0, 1.0, 1.0, 1.0], crossing_s=[0.0] * 4),
+            num_actors,
+        )
+        assert (found.cuts, found.replicas) == (cuts, replicas)
 
 
 class TestDefaultChunk:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rayff.partition.profile import costs, time_layers
+from rayff.partition.profile import LayerTime, SummingTime, costs, time_layers
 from rayff.spec import Recipe, architecture
 
 
@@ -13,14 +13,17 @@ def test_every_layer_has_a_time_above_zero(name: str, num_layers: int, dtype: to
     network = architecture(name, num_classes=2, image_channels=1, width=2)
     times = time_layers(network, Recipe(batch_size=2), torch.device("cpu"), dtype)
     assert len(times) == num_layers
-    assert all(0 < seconds < 10 and math.isfinite(seconds) for seconds in times)
+    seconds = [second for layer in times for second in layer]
+    assert all(0 <= second < 10 and math.isfinite(second) for second in seconds)
+    assert all(sum(layer) > 0 for layer in times)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_any_optimizer_can_be_timed(optimizer):
     network = architecture("tinycnn", num_classes=2, image_channels=3, width=2)
     recipe = Recipe(batch_size=1, optimizer=optimizer)
-    assert min(time_layers(network, recipe, torch.device("cpu"), torch.float32)) > 0
+    times = time_layers(network, recipe, torch.device("cpu"), torch.float32)
+    assert min(layer.step_s for layer in times) > 0
 
 
 def test_a_large_batch_is_scaled_up_from_a_few_images():
@@ -28,17 +31,26 @@ def test_a_large_batch_is_scaled_up_from_a_few_images():
 
     def whole_s(batch_size: int) -> float:
         recipe = Recipe(batch_size=batch_size)
-        return sum(time_layers(network, recipe, torch.device("cpu"), torch.float32))
+        return sum(map(sum, time_layers(network, recipe, torch.device("cpu"), torch.float32)))
 
     # a million images would take minutes, and far more memory than there is
     assert whole_s(1_000_000) > 100 * whole_s(16)
 
 
-def test_transfers_cost_their_bytes_at_the_measured_speed():
+def test_transfers_and_gradients_cost_their_bytes_at_the_measured_speed():
     network = architecture("resnet", num_classes=10, image_channels=3)
-    layer_s = [float(index) for index in range(17)]
-    found = costs(network, layer_s, batch_size=8, bytes_per_element=2, seconds_per_byte=1e-9)
-    assert found.layer_s == layer_s
+    times = [LayerTime(images_s=float(index), step_s=0.5 * index) for index in range(17)]
+    found = costs(
+        network,
+        times,
+        batch_size=8,
+        bytes_per_element=2,
+        seconds_per_byte=1e-9,
+        summing=SummingTime(call_s=0.25, byte_s=1e-6),
+    )
+    assert found.layer_s == [float(index) for index in range(17)]
+    assert found.step_s == [0.5 * index for index in range(17)]
+    assert found.summing_s[1] == pytest.approx(0.25 + 100 * 100 * 9 * 4 * 1e-6)
     assert len(found.crossing_s) == 17
     assert found.crossing_s[0] == 0
     assert found.crossing_s[5] == pytest.approx(200 * 32 * 32 * 8 * 2 * 1e-9)

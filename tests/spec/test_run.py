@@ -1,12 +1,13 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.spec import RunSpec, UserError, check_cuts
+from rayff.spec import RunSpec, UserError, check_cuts, check_replicas
 
 EVERYTHING = RunSpec(
     limit=500,
@@ -26,6 +27,7 @@ EVERYTHING = RunSpec(
     precision="bf16",
     stages=4,
     cuts=(5, 9, 13),
+    replicas="1,2,2,1",
     chunk=3,
     window=6,
     transport="gloo",
@@ -153,6 +155,7 @@ class TestFromDict:
             lr=st.none() | st.floats(0, 1e6),
             dropout=st.none() | st.floats(0, 0.99),
             seed=st.integers(0, 2**64),
+            replicas=st.sampled_from([None, "auto", "1", "2,1", "1,12,3"]),
             cuts=st.none() | st.lists(st.integers(1, 99), max_size=5).map(tuple),
             gpus_per_stage=st.none() | st.floats(0, 8),
             data_dir=st.none() | st.text(),
@@ -250,6 +253,95 @@ class TestOverridden:
     def test_what_was_asked_for_stays_otherwise(self, asked: RunSpec):
         assert RunSpec(stages=3, cuts=(5, 9)).overridden(asked) == asked
 
+    @pytest.mark.parametrize(
+        ("was", "asked", "then"),
+        [
+            ({"stages": 3, "cuts": (5, 9)}, {"replicas": "2,1"}, {"replicas": "2,1"}),
+            ({"replicas": "2,1"}, {"stages": 4}, {"stages": 4}),
+            ({"replicas": "2,1"}, {"cuts": (5,)}, {"cuts": (5,)}),
+            ({"replicas": "2,1"}, {"replicas": "3,1"}, {"replicas": "3,1"}),
+            ({"replicas": "2,1", "cuts": (5,)}, {"replicas": "1,3"}, {"replicas": "1,3"}),
+            ({"replicas": "2,1"}, {"window": 5}, {"replicas": "2,1", "window": 5}),
+            (
+                {"replicas": "auto", "stages": 4},
+                {"stages": 8},
+                {"replicas": "auto", "stages": 8},
+            ),
+            (
+                {"stages": 4, "cuts": (1, 2, 3)},
+                {"replicas": "auto"},
+                {"replicas": "auto", "stages": 4},
+            ),
+            ({"replicas": "auto", "stages": 4}, {"cuts": (5,)}, {"cuts": (5,)}),
+            (
+                {"stages": 2},
+                {"replicas": "2,1", "cuts": (5,)},
+                {"replicas": "2,1", "cuts": (5,)},
+            ),
+        ],
+        ids=str,
+    )
+    def test_replicas_stages_and_cuts_make_room_for_one_another(
+        self, was: dict[str, Any], asked: dict[str, Any], then: dict[str, Any]
+    ):
+        before = RunSpec(**was)
+        assert before.overridden(dataclasses.replace(before, **asked)) == RunSpec(**then)
+
+
+class TestReplicas:
+    @pytest.mark.parametrize(
+        ("written", "counts"),
+        [("1", (1,)), ("1,2,1", (1, 2, 1)), ("16,1", (16, 1)), ("auto", None), (None, None)],
+    )
+    def test_are_numbers_with_commas_or_auto(self, written: str, counts: tuple[int, ...] | None):
+        assert RunSpec(replicas=written).replica_counts == counts
+
+    @pytest.mark.parametrize(
+        "written", ["", "0", "1,0", "1,,2", "1, 2", "-1", "2x", "Auto", "1.0"]
+    )
+    def test_anything_else_is_refused(self, written: str):
+        with pytest.raises(UserError, match=f"^--replicas {written}: give .* such as 1,2,1"):
+            RunSpec(replicas=written)
+
+    @pytest.mark.parametrize(
+        "run",
+        [
+            {},
+            {"replicas": "1,2,1"},
+            {"replicas": "1,2,1", "stages": 3},
+            {"replicas": "1,2,1", "cuts": (5, 9)},
+            {"replicas": "8"},
+            {"replicas": "1,1", "transport": "gloo"},
+            {"replicas": "auto"},
+            {"replicas": "auto", "stages": 64},
+            {"stages": 4, "transport": "gloo"},
+        ],
+        ids=str,
+    )
+    def test_that_fit_are_taken(self, run: dict[str, Any]):
+        check_replicas(RunSpec(**run), num_layers=17, batch_size=8)
+
+    @pytest.mark.parametrize(
+        ("run", "sentence"),
+        [
+            ({"replicas": "1,2", "stages": 3}, "1,2 makes 2 stages, but --stages makes 3; leave"),
+            ({"replicas": "1,2", "cuts": (5, 9)}, "1,2 makes 2 stages, but --cuts makes 3; leave"),
+            ({"replicas": "1,9"}, "1,9: 9 actors cannot share a batch of 8; .*--batch-size"),
+            (
+                {"replicas": "auto", "cuts": (5,)},
+                "auto finds the cuts by itself; leave --cuts out",
+            ),
+            ({"replicas": ",".join("1" * 18)}, "[1,]* makes 18 stages, but .* 17 layers.*give 17"),
+            ({"replicas": "2", "transport": "gloo"}, "2: --transport gloo .* object-store"),
+            ({"replicas": "auto", "transport": "nccl"}, "auto: --transport nccl .* object-store"),
+        ],
+        ids=str,
+    )
+    def test_that_do_not_are_refused_with_the_remedy(self, run: dict[str, Any], sentence: str):
+        with pytest.raises(UserError, match=f"^--replicas {sentence}") as caught:
+            check_replicas(RunSpec(**run), num_layers=17, batch_size=8)
+        assert "\n" not in str(caught.value)
+
 
 class TestResuming:
     @pytest.mark.parametrize(
@@ -283,6 +375,7 @@ class TestResuming:
                 download=False,
                 stages=17,
                 cuts=None,
+                replicas=None,
                 chunk=1,
                 window=2,
                 transport="object-store",

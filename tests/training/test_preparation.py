@@ -62,6 +62,8 @@ class TestMistakes:
         ("a cut at 0", {"cuts": (0,)}, "--cuts 0: .*from 1 on"),
         ("cuts and stages", {"cuts": (1, 2), "stages": 2}, "makes 3 stages, but --stages says 2"),
         ("too many stages", {"stages": 5}, "--stages 5: the network has 4 layers.*--stages 4"),
+        ("replicas and stages", {"replicas": "1,2", "stages": 3}, "makes 2 stages, but --stages"),
+        ("too many replicas", {"replicas": "33"}, "33 actors cannot share a batch of 32"),
         ("a folder in use", {"run_dir": "used"}, "--run-dir used is not empty: add --resume"),
         ("a file as folder", {"run_dir": "file"}, "--run-dir file is a file; name a folder"),
         ("a name too long", {"run_dir": "x" * 300}, "--run-dir x+ .*name another folder"),

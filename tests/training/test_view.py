@@ -296,6 +296,7 @@ class TestObserve:
         return Plan(
             architecture=prepared.architecture,
             cuts=(1,),
+            replicas=(1, 1),
             resources=StageResources(cpus=1.0, gpus=0.0),
             costs=Costs(layer_s=(1.0,) * 4, crossing_s=(0.0,) * 4),
         )

@@ -1,0 +1,122 @@
+"""The process group in which the replicas of a stage add up their gradients (torch.distributed).
+
+The first replica opens a store at its node's address, on a port that the system gives it; all of
+them meet there. A process is in one group at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+from rayff.cluster.pipeline import wait_for
+from rayff.partition.profile import SummingTime
+
+Address = tuple[str, int]
+
+MEETING_TIMEOUT = timedelta(seconds=60)
+SUMMING_TIMEOUT = timedelta(minutes=10)
+"""How long a sum waits for a replica that is alive and late; a dead one ends it at once."""
+LEAVING_TIMEOUT_S = 5.0
+_PROBE_BYTES = 8 * 2**20
+
+
+class ReplicaGroup:
+    """A replica's own end of the group; it sums for its stage.
+
+    Args:
+        device: of the gradients.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._store: TCPStore | None = None
+
+    def open(self) -> Address:
+        """Open the store where the replicas meet, and return where it is."""
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIMEOUT
+        )
+        return host, self._store.port
+
+    def enter(self, address: Address, rank: int, size: int, backend: str) -> None:
+        """Meet the others; the first has opened the store."""
+        store = self._store or TCPStore(*address, is_master=False, timeout=MEETING_TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=SUMMING_TIMEOUT
+        )
+
+    def leave(self) -> None:
+        """Leave the group, where there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self._store = None
+
+    def start(self, gradient: Tensor) -> Callable[[], None]:
+        """Begin to sum; a gradient in another order of memory is summed in the usual one."""
+        usual = gradient.contiguous()
+        work = dist.all_reduce(usual, async_op=True)
+        assert work is not None, "it is asynchronous"
+
+        def wait() -> None:
+            work.wait()
+            if usual is not gradient:
+                gradient.copy_(usual)
+
+        return wait
+
+    def time_summing(self) -> SummingTime:
+        """Time sums of one number and of many."""
+        call_s, whole_s = (self._time(count) for count in (1, _PROBE_BYTES // 4))
+        return SummingTime(call_s=call_s, byte_s=max(0.0, whole_s - call_s) / _PROBE_BYTES)
+
+    def _time(self, count: int) -> float:
+        """Return the seconds of sending a gradient of `count` numbers once."""
+        probe = torch.zeros(count, device=self.device)
+        seconds = []
+        for _ in range(4):
+            dist.barrier()
+            start = time.perf_counter()
+            self.start(probe)()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+        size = dist.get_world_size()
+        return min(seconds) * size / (2 * (size - 1))
+
+
+def connect(actors: Sequence[ActorHandle[Any]], backend: str) -> None:
+    """Let the replicas of a stage form their group."""
+    (address,) = wait_for([actors[0].open_group.remote()], "opened the group of its replicas")
+    wait_for(
+        [
+            actor.enter_group.remote(address, rank, len(actors), backend)
+            for rank, actor in enumerate(actors)
+        ],
+        "met its replicas",
+    )
+
+
+def disconnect(actors: Sequence[ActorHandle[Any]]) -> None:
+    """Let the replicas of a stage leave their group, those that are still there."""
+    calls = [actor.leave_group.remote() for actor in actors]
+    ray.wait(calls, num_returns=len(calls), timeout=LEAVING_TIMEOUT_S)
+
+
+def time_summing(actors: Sequence[ActorHandle[Any]], backend: str) -> SummingTime:
+    """Return what it takes these actors to send a gradient once."""
+    connect(actors, backend)
+    calls = [actor.time_summing.remote() for actor in actors]
+    times: list[SummingTime] = wait_for(calls, "timed the summing of gradients")
+    disconnect(actors)
+    return max(times, key=lambda found: found.byte_s)

@@ -1,0 +1,91 @@
+"""Replicas change the rounding of sums and nothing else, and have the same bits as one another."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load
+
+import rayff
+from rayff.spec import RunSpec
+from tests.equivalence.test_cuts import layer_files, train_in_one_process
+from tests.tasks import write_tiny_task
+
+# Of an epoch's three batches of a narrow resnet the last has one image: fewer than replicas.
+RUN: dict[str, Any] = {
+    "arch": "resnet",
+    "width": 8,
+    "epochs": 2,
+    "batch_size": 47,
+    "limit": 95,
+    "lr": 0.001,
+    "optimizer": "sgd",
+    "cpus_per_stage": 1,
+}
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        "local", num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def one_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    return train_in_one_process(RunSpec(**RUN, task=task, run_dir=str(run_dir)))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"replicas": "1,2", "chunk": 1},
+        {"replicas": "2,1", "cuts": (7,), "chunk": 2},
+        {"replicas": "2,3", "cuts": (10,), "chunk": 3, "window": 1},
+    ],
+    ids=str,
+)
+def test_replicas_learn_what_one_process_learns(
+    plan: dict[str, Any], task: str, one_process: Path, tmp_path: Path
+) -> None:
+    """That replicas have the same bits is checked by every snapshot of the run itself."""
+    result = rayff.train(
+        RunSpec(**RUN, **plan, task=task, run_dir=str(tmp_path / "run")), quiet=True
+    )
+    assert all(len(record.stage_busy) == 2 for record in result.records)
+    for step in (3, 6):
+        found = layer_files(result.run_dir, step)
+        assert len(found) == 17
+        for name, expected in layer_files(one_process, step).items():
+            for tensor, own in load(expected).items():
+                torch.testing.assert_close(load(found[name])[tensor], own, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_resumes_with_other_replicas(task: str, one_process: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = RunSpec(**RUN, task=task, replicas="2,1", run_dir=str(run_dir))
+    rayff.train(first, quiet=True)
+    for path in (run_dir / "checkpoints" / "step-00000006").iterdir():
+        path.unlink()
+    (run_dir / "checkpoints" / "step-00000006").rmdir()
+    again = RunSpec(**RUN, task=task, stages=1, run_dir=str(run_dir))
+    result = rayff.train(again, resume=True, quiet=True)
+    assert [len(record.stage_busy) for record in result.records] == [2, 1]
+    found = layer_files(run_dir, 6)
+    for name, expected in layer_files(one_process, 6).items():
+        torch.testing.assert_close(
+            load(found[name])["weight"], load(expected)["weight"], rtol=1e-4, atol=1e-6
+        )
