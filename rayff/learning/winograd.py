@@ -10,6 +10,8 @@ R x R): N^2 multiplications where the plain convolution has (M R)^2. Shapes: T t
 from __future__ import annotations
 
 import functools
+import math
+import threading
 
 import numpy as np
 import torch
@@ -21,8 +23,9 @@ from rayff.spec import LayerSpec
 
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 """As in kernels.cpp: the transforms there and G here belong together."""
-_BLOCK_BYTES = 8 * 2**20
-"""Tiles of so many images are worked on at a time that the second-level caches hold them."""
+_LEAST_BLOCK, _MOST_BLOCK = 4 * 2**20, 32 * 2**20
+"""Bytes of the tiles that are worked on at a time: as few as a cache holds, but enough that
+reading all transformed filters for them, again and again, does not count."""
 
 
 def fits(spec: LayerSpec) -> bool:
@@ -44,6 +47,18 @@ def _filter_transform(outputs: int, kernel: int) -> Tensor:
     return torch.from_numpy(np.kron(g, g).astype(np.float32))
 
 
+_rooms = threading.local()
+
+
+def _scratch(name: str, *shape: int) -> Tensor:
+    """Return memory of this thread that is used again, since fresh pages cost as much as work."""
+    rooms: dict[str, Tensor] = _rooms.__dict__
+    size = math.prod(shape)
+    if name not in rooms or len(rooms[name]) < size:
+        rooms[name] = torch.empty(size)
+    return rooms[name][:size].view(shape)
+
+
 class _Tiling:
     """How one layer with so many images is cut into tiles, a few images at a time.
 
@@ -60,21 +75,19 @@ class _Tiling:
         self.outputs = 4 if spec.out_size % 4 == 0 else 2
         self.tiles_each = (spec.out_size // self.outputs) ** 2
         self.transform = _filter_transform(self.outputs, self.kernel)
-        each = 4 * len(self.transform) * self.tiles_each * (self.entering + self.leaving)
-        self.size = max(1, min(images, _BLOCK_BYTES // each))
+        places = len(self.transform)
+        filters = 4 * places * self.entering * self.leaving
+        each = 4 * places * self.tiles_each * (self.entering + self.leaving)
+        wanted = min(max(3 * filters, _LEAST_BLOCK), _MOST_BLOCK)
+        self.size = max(1, min(images, wanted // each))
         self.blocks = [
             slice(start, min(start + self.size, images)) for start in range(0, images, self.size)
         ]
 
-    def room(self, channels: int) -> Tensor:
-        """Return memory for the tiles of a block."""
-        return torch.empty(len(self.transform) * self.size * self.tiles_each * channels)
-
-    def part(self, room: Tensor, block: slice, channels: int) -> Tensor:
-        """Return the memory of a block's tiles, (N * N, T, K)."""
+    def tiles(self, name: str, block: slice, channels: int) -> Tensor:
+        """Return memory for a block's tiles, (N * N, T, K)."""
         tiles = (block.stop - block.start) * self.tiles_each
-        size = len(self.transform) * tiles * channels
-        return room[:size].view(len(self.transform), tiles, channels)
+        return _scratch(name, len(self.transform), tiles, channels)
 
     def call(self, kind: str, source: Tensor, target: Tensor, block: slice, channels: int) -> None:
         """Call a transform of the kernels."""
@@ -89,7 +102,9 @@ class _Tiling:
             taps = F.pad(taps, (0, 0, 0, 0, 1, 0, 1, 0)).view(2, 2, 2, 2, *taps.shape[2:])
             taps = taps.permute(0, 2, 4, 1, 3, 5)
         flat = taps.reshape(self.kernel**2, -1)
-        return (self.transform @ flat).view(-1, self.leaving, self.entering).transpose(1, 2)
+        found = _scratch("filters", len(self.transform), self.leaving, self.entering)
+        torch.mm(self.transform, flat, out=found.view(len(self.transform), -1))
+        return found.transpose(1, 2)
 
     def weights(self, filters: Tensor) -> Tensor:
         """Return what `filters` does to a gradient, backwards: (K, K', R, R), channels last."""
@@ -108,10 +123,9 @@ def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     images, tiling = x.permute(0, 2, 3, 1).contiguous(), _Tiling(spec, len(x))
     filters = tiling.filters(weight)
     y = torch.empty(len(x), spec.out_size, spec.out_size, spec.out_channels)
-    entering, leaving = tiling.room(tiling.entering), tiling.room(tiling.leaving)
     for block in tiling.blocks:
-        tiles = tiling.part(entering, block, tiling.entering)
-        products = tiling.part(leaving, block, tiling.leaving)
+        tiles = tiling.tiles("entering", block, tiling.entering)
+        products = tiling.tiles("leaving", block, tiling.leaving)
         tiling.call("input", images[block], tiles, block, spec.in_channels)
         torch.bmm(tiles, filters, out=products)
         tiling.call("output", products, y[block], block, spec.out_channels)
@@ -128,12 +142,14 @@ def weight_gradient(x: Tensor, gradient: Tensor, spec: LayerSpec) -> Tensor:
     """
     images, slopes = x.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
     tiling = _Tiling(spec, len(x))
-    total = torch.zeros(len(tiling.transform), tiling.leaving, tiling.entering)
-    entering, leaving = tiling.room(tiling.entering), tiling.room(tiling.leaving)
+    total = _scratch("filters", len(tiling.transform), tiling.leaving, tiling.entering)
     for block in tiling.blocks:
-        tiles = tiling.part(entering, block, tiling.entering)
-        factors = tiling.part(leaving, block, tiling.leaving)
+        tiles = tiling.tiles("entering", block, tiling.entering)
+        factors = tiling.tiles("leaving", block, tiling.leaving)
         tiling.call("input", images[block], tiles, block, spec.in_channels)
         tiling.call("gradient", slopes[block], factors, block, spec.out_channels)
-        total.baddbmm_(factors.transpose(1, 2), tiles)
+        if block.start == 0:
+            torch.bmm(factors.transpose(1, 2), tiles, out=total)
+        else:
+            total.baddbmm_(factors.transpose(1, 2), tiles)
     return tiling.weights(total)
