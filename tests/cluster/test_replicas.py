@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from rayff.cluster.pipeline import RayPipeline, StageLostError
 from rayff.cluster.training import actor_names, open_pipeline, train
@@ -146,6 +147,20 @@ class TestErrors:
             name = rf"stage 1 \({plan.stage_names[1]}\), replica 1, died"
             with pytest.raises(StageLostError, match=name):
                 list(stream)
+            assert time.monotonic() - start < 15
+
+    def test_a_mistake_in_the_code_is_shown_where_it_happened(
+        self, task: str, tmp_path: Path
+    ) -> None:
+        with opened(make_run(task, tmp_path, cuts=(1,), replicas="1,2")) as (
+            prepared,
+            _,
+            pipeline,
+        ):
+            ask(pipeline.stages[1][1:], lambda actor: actor.stage.optimizers.clear())
+            start = time.monotonic()
+            with pytest.raises(RayTaskError, match=r"layers 1-3, replica 1 of 2"):
+                list(pipeline.stream(prepared.schedule(chunk=1).commands()))
             assert time.monotonic() - start < 15
 
     def test_replicas_that_no_longer_agree_are_no_checkpoint(
