@@ -60,6 +60,14 @@ class StageActor:
         self.stage: Stage | None = None
         self.reports: deque[Report] = deque()
 
+    def __repr__(self) -> str:
+        """Name its layers and replica, in Ray's logs and above a traceback."""
+        if self.stage is None:
+            return "StageActor(no layers yet)"
+        layers, replica = self.stage.spec.architecture.layers, self.stage.spec.replica
+        which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
+        return f"StageActor(layers {layers[0].index}-{layers[-1].index}{which})"
+
     def profile(self, run: RunSpec, architecture: Architecture, neighbours: int) -> Profile:
         """Time the layers as the run wants them, and the object store.
 

@@ -149,7 +149,7 @@ def _facts(plan: Plan, recipe: Recipe) -> dict[str, Any]:
             images_s + step_s
             for images_s, step_s in zip(plan.costs.layer_s, plan.costs.step_s, strict=True)
         ],
-        "summing_bytes_per_s": 1 / ASSUMED_SUMMING[summing_backend(plan.resources)].byte_s,
+        "summing_bytes_per_s": round(1 / ASSUMED_SUMMING[summing_backend(plan.resources)].byte_s),
         "stages": [
             {
                 "layers": layers,

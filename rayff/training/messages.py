@@ -73,7 +73,8 @@ class Report:
     started_s: float
     """Wall-clock time (seconds since the epoch) at which the stage began."""
     busy_s: float
-    """Seconds from there to the end, the wait for its input not included."""
+    """Seconds from there to the end, the wait for its input not included; of several replicas the
+    mean, which has the waits for one another's gradients in it."""
     images: int = 0
     loss_sums: tuple[float, ...] = ()
     """Sum over the images of the loss of each layer of the stage (Train)."""

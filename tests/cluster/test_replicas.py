@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-import torch.distributed as dist
+from ray.exceptions import RayTaskError
 
 from rayff.cluster.pipeline import RayPipeline, StageLostError
 from rayff.cluster.training import actor_names, open_pipeline, train
@@ -75,6 +75,16 @@ def digest(actor: Any) -> str:
     return whole.hexdigest()
 
 
+def sum_in_own_order(actor: Any) -> tuple[list[float], bool]:
+    """Sum a gradient that lies in another order of memory on the first replica."""
+    gradient = torch.arange(24.0).view(2, 3, 2, 2)
+    if actor.stage.spec.replica.index == 0:
+        gradient = gradient.to(memory_format=torch.channels_last)
+    strides = gradient.stride()
+    actor.group.start(gradient)()
+    return gradient.flatten().tolist(), gradient.stride() == strides
+
+
 def break_layer(actor: Any) -> None:
     with torch.no_grad():
         actor.stage.chain.cwconvs()[0].weight.fill_(float("nan"))
@@ -102,8 +112,8 @@ class TestAWholeRun:
             assert images == 96 + 20 + 30
             for stage in pipeline.stages:
                 assert len(set(ask(stage, digest))) == 1
-            actors = pipeline.actors
-            assert all(ask(actors, lambda actor: dist.is_initialized()))
+                summed = ask(stage, sum_in_own_order)
+                assert summed == [([len(stage) * i for i in range(24)], True)] * len(stage)
 
     def test_auto_groups_actors_and_ends_well(self, task: str, tmp_path: Path) -> None:
         run = make_run(task, tmp_path, replicas="auto", stages=3)
@@ -137,6 +147,20 @@ class TestErrors:
             name = rf"stage 1 \({plan.stage_names[1]}\), replica 1, died"
             with pytest.raises(StageLostError, match=name):
                 list(stream)
+            assert time.monotonic() - start < 15
+
+    def test_a_mistake_in_the_code_is_shown_where_it_happened(
+        self, task: str, tmp_path: Path
+    ) -> None:
+        with opened(make_run(task, tmp_path, cuts=(1,), replicas="1,2")) as (
+            prepared,
+            _,
+            pipeline,
+        ):
+            ask(pipeline.stages[1][1:], lambda actor: actor.stage.optimizers.clear())
+            start = time.monotonic()
+            with pytest.raises(RayTaskError, match=r"layers 1-3, replica 1 of 2"):
+                list(pipeline.stream(prepared.schedule(chunk=1).commands()))
             assert time.monotonic() - start < 15
 
     def test_replicas_that_no_longer_agree_are_no_checkpoint(

@@ -317,7 +317,7 @@ class TestTraining:
             sums = [each for report in reports for each in report.loss_sums]
             assert sums == pytest.approx(expected.loss_sums, rel=1e-5)
         for index, weight in pipeline.weights().items():
-            # the sum of a gradient of floats is rounded 2^-24 and more, and lr * momentum is 1e-2
+            # sums of floats in another order, in five steps with a learning rate of 0.01
             torch.testing.assert_close(weight, undivided[0][index], rtol=1e-4, atol=1e-6)
 
     def test_and_it_is_more_than_noise(self, undivided: Any) -> None:
