@@ -65,14 +65,24 @@ class FastStep:
         self.y = self.convolution.forward()
         return self.y
 
-    def pointwise(self, labels: Tensor | None = None, share: Share | None = None) -> Pointwise:
-        """Carry out (2) and (3), and with labels also dropout and (4)."""
+    def pointwise(
+        self,
+        labels: Tensor | None = None,
+        share: Share | None = None,
+        drawn: Tensor | None = None,
+    ) -> Pointwise:
+        """Carry out (2) and (3), and with labels also dropout and (4).
+
+        Args:
+            labels: (B,); None where nothing is to be learned.
+            share: which images of which batch they are.
+            drawn: the share's dropout bytes, if they are drawn already.
+        """
         layer, y = self.layer, self.y
         if labels is None or share is None:
             self.found = pointwise(y, layer.num_classes)
             return self.found
-        drawn = None
-        if layer.dropped:
+        if layer.dropped and drawn is None:
             drawn = dropout_bytes(y.shape, y.device, layer.seed, layer.spec.index, share)
         self.found = pointwise(
             y, layer.num_classes, drawn, layer.dropped, labels, share.batch_size
@@ -86,11 +96,16 @@ class FastStep:
         weight.grad = self.convolution.weight_gradient(self.found.gradient).to(weight.dtype)
 
 
-def fast_rule(layer: CWConv, x: Tensor, labels: Tensor, share: Share) -> tuple[Tensor, Tensor]:
-    """Do what `plain_rule` does, with the same result up to rounding."""
+def fast_rule(
+    layer: CWConv, x: Tensor, labels: Tensor, share: Share, drawn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do what `plain_rule` does, with the same result up to rounding.
+
+    `drawn` are the share's dropout bytes, (B, H, W, K), if they are drawn already.
+    """
     step = FastStep(layer, x)
     step.forward()
-    found = step.pointwise(labels, share)
+    found = step.pointwise(labels, share, drawn)
     step.weight_gradient()
     assert found.losses is not None, "labels give losses"
     return found.features, found.losses.sum() / share.batch_size

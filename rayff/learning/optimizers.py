@@ -16,20 +16,29 @@ _OPTIMIZER = "optimizer."
 
 
 def make_optimizer(layer: CWConv, recipe: Recipe) -> Optimizer:
-    """Return a fused optimizer for the weights of one layer."""
+    """Return a fused optimizer for the weights of one layer.
+
+    On a GPU those of Adam's kind keep their learning rate and their count of steps in its
+    memory, so that a recorded step finds them there (see rayff.learning.replay).
+    """
     weights = [layer.weight]
     lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "sgd":
         return SGD(weights, lr, momentum=0.9, weight_decay=decay, fused=True)
-    if recipe.optimizer == "adam":
-        return Adam(weights, lr, weight_decay=decay, fused=True)
-    return AdamW(weights, lr, weight_decay=decay, fused=True)
+    kind = Adam if recipe.optimizer == "adam" else AdamW
+    if not layer.weight.is_cuda:
+        return kind(weights, lr, weight_decay=decay, fused=True)
+    rate = torch.tensor(lr, device=layer.weight.device)
+    return kind(weights, rate, weight_decay=decay, fused=True, capturable=True)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of the steps to come."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def cosine_lr(recipe: Recipe, epoch: int) -> float:

@@ -20,6 +20,7 @@ from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
 from rayff.learning.precision import DTYPES
+from rayff.learning.replay import Record, ReplayedStep, cuda_graph
 from rayff.learning.rules import RULES
 from rayff.learning.sip import window_hits
 from rayff.learning.streams import Share
@@ -86,6 +87,11 @@ class Stage:
         self.chain = self.rules.arrange(chain.to(device))
         for layer, kernels in zip(self.chain.cwconvs(), spec.kernels, strict=False):
             layer.kernels = kernels
+        # A GPU's step is recorded; not the sums of replicas, nor an optimizer whose learning rate
+        # is no tensor.
+        recordable = spec.rule == "fast" and summing is None and spec.recipe.optimizer != "sgd"
+        self.record: Record | None = cuda_graph if recordable and device.type == "cuda" else None
+        self.replayed: ReplayedStep | None = None
         self.optimizers = {
             layer.spec.index: make_optimizer(layer, spec.recipe) for layer in self.chain.cwconvs()
         }
@@ -139,7 +145,8 @@ class Stage:
         images, labels = self.data[split]
         for indices in batches:
             rows = self.spec.replica.rows(len(indices))
-            where = torch.from_numpy(indices[rows.start : rows.stop]).to(self.device)
+            where = torch.from_numpy(indices[rows.start : rows.stop])
+            where = where.to(self.device, non_blocking=True)
             crossing = Crossing(features=normalise(images[where], self.dtype))
             yield Batch(crossing=crossing, labels=labels[where])
 
@@ -174,6 +181,12 @@ class Stage:
         steps at once, and its gradient is gone. A share without images adds nothing to the
         gradients; no kernel sees it.
         """
+        if self.record is not None and len(batch.labels) == self.spec.recipe.batch_size:
+            if self.replayed is None:
+                self.replayed = ReplayedStep(
+                    self.chain, self.optimizers, batch.crossing, batch.labels, self.record
+                )
+            return self.replayed(batch.crossing, batch.labels, share)
         losses: list[Tensor] = []
         waits: list[Callable[[], None]] = []
 
