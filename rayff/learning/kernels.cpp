@@ -183,6 +183,7 @@ void pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, const int64_t*
 // in place of (M R)^2. The matrices follow from N - 1 points and infinity (Toom-Cook):
 //   Bt[i][j]  coefficient of x^j in the product of (x - p_l) over l != i; last row over all l
 //   At[i][j]  p_j^i; last column zero but for the last row
+//   G[i][j]   p_i^j over the product of (p_i - p_l) over l != i; last row zero but for the last
 
 constexpr double POINTS[] = {0, 1, -1, 2, -2, 0.5, -0.5};
 
@@ -210,6 +211,15 @@ struct Winograd {
     return static_cast<float>(power);
   }
 
+  static constexpr float g(int i, int j) {
+    if (i == N - 1) return j == R - 1 ? 1.0f : 0.0f;
+    double value = 1;
+    for (int d = 0; d < j; ++d) value *= POINTS[i];
+    for (int l = 0; l < N - 1; ++l)
+      if (l != i) value /= POINTS[i] - POINTS[l];
+    return static_cast<float>(value);
+  }
+
   struct Input {  // N x N <- N x N
     static constexpr int ROWS = N, COLUMNS = N;
     static constexpr float entry(int i, int j) { return bt(i, j); }
@@ -221,6 +231,14 @@ struct Winograd {
   struct Gradient {  // N x N <- M x M
     static constexpr int ROWS = N, COLUMNS = M;
     static constexpr float entry(int i, int j) { return at(j, i); }
+  };
+  struct Filter {  // N x N <- R x R
+    static constexpr int ROWS = N, COLUMNS = R;
+    static constexpr float entry(int i, int j) { return g(i, j); }
+  };
+  struct FilterGradient {  // R x R <- N x N
+    static constexpr int ROWS = R, COLUMNS = N;
+    static constexpr float entry(int i, int j) { return g(j, i); }
   };
 };
 
@@ -351,6 +369,40 @@ void gradient_transform(const float* images, float* tiles, int64_t count, int si
   });
 }
 
+// filters (F, R, R, K) -> (N * N, F, K)
+template <class W>
+void filter_transform(const float* filters, float* places, int64_t count, int, int channels,
+                      int threads) {
+  parallel(count, threads, [=](int64_t f) {
+    for (int k = 0; k < channels; k += LANES) {
+      const int n = channels - k < LANES ? channels - k : LANES;
+      Lane in[W::R * W::R], out[W::N * W::N];
+      for (int e = 0; e < W::R * W::R; ++e)
+        load(in[e], filters + (f * W::R * W::R + e) * channels + k, n);
+      transform<typename W::Filter>(out, in);
+      for (int e = 0; e < W::N * W::N; ++e)
+        store(places + (e * count + f) * channels + k, out[e], n);
+    }
+  });
+}
+
+// gradient of the places (N * N, F, K) -> of the filters (F, R, R, K)
+template <class W>
+void filter_gradient_transform(const float* places, float* filters, int64_t count, int,
+                               int channels, int threads) {
+  parallel(count, threads, [=](int64_t f) {
+    for (int k = 0; k < channels; k += LANES) {
+      const int n = channels - k < LANES ? channels - k : LANES;
+      Lane in[W::N * W::N], out[W::R * W::R];
+      for (int e = 0; e < W::N * W::N; ++e)
+        load(in[e], places + (e * count + f) * channels + k, n);
+      transform<typename W::FilterGradient>(out, in);
+      for (int e = 0; e < W::R * W::R; ++e)
+        store(filters + (f * W::R * W::R + e) * channels + k, out[e], n);
+    }
+  });
+}
+
 }  // namespace
 
 // All whole numbers are int64_t here, but for the number of threads, which comes last.
@@ -377,7 +429,9 @@ POINTWISE(pointwise_bfloat16, bfloat16)
 #define TRANSFORMS(M, R, STRIDE)                                                   \
   TRANSFORM(input_##M##_##R, input_transform, Winograd<M, R>, STRIDE)              \
   TRANSFORM(output_##M##_##R, output_transform, Winograd<M, R>)                    \
-  TRANSFORM(gradient_##M##_##R, gradient_transform, Winograd<M, R>)
+  TRANSFORM(gradient_##M##_##R, gradient_transform, Winograd<M, R>)                \
+  TRANSFORM(filter_##M##_##R, filter_transform, Winograd<M, R>)                    \
+  TRANSFORM(filter_gradient_##M##_##R, filter_gradient_transform, Winograd<M, R>)
 TRANSFORMS(2, 2, 2)  // a 3x3 kernel with stride 2 is a 2x2 kernel over the four phases
 TRANSFORMS(4, 2, 2)
 TRANSFORMS(2, 3, 1)

@@ -9,11 +9,9 @@ R x R): N^2 multiplications where the plain convolution has (M R)^2. Shapes: T t
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +19,6 @@ from torch import Tensor
 from rayff.learning import native
 from rayff.spec import LayerSpec
 
-_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-"""As in kernels.cpp: the transforms there and G here belong together."""
 _LEAST_BLOCK, _MOST_BLOCK = 4 * 2**20, 32 * 2**20
 """Bytes of the tiles that are worked on at a time: as few as a cache holds, but enough that
 reading all transformed filters for them, again and again, does not count."""
@@ -34,17 +30,6 @@ def fits(spec: LayerSpec) -> bool:
     entering = spec.in_size // 2 if spec.pool else spec.in_size
     whole = spec.out_size % 2 == 0 and entering == spec.out_size * spec.stride
     return shape in ((3, 1), (5, 1), (3, 2)) and whole
-
-
-@functools.cache
-def _filter_transform(outputs: int, kernel: int) -> Tensor:
-    """Return G (x) G, (N * N, R * R)."""
-    finite = np.array(_POINTS[: outputs + kernel - 2])
-    others = finite[:, None] - finite
-    np.fill_diagonal(others, 1.0)
-    powers = finite[:, None] ** np.arange(kernel) / others.prod(axis=1, keepdims=True)
-    g = np.vstack([powers, np.eye(kernel)[-1]])
-    return torch.from_numpy(np.kron(g, g).astype(np.float32))
 
 
 _rooms = threading.local()
@@ -74,10 +59,9 @@ class _Tiling:
         self.leaving = spec.out_channels
         self.outputs = 4 if spec.out_size % 4 == 0 else 2
         self.tiles_each = (spec.out_size // self.outputs) ** 2
-        self.transform = _filter_transform(self.outputs, self.kernel)
-        places = len(self.transform)
-        filters = 4 * places * self.entering * self.leaving
-        each = 4 * places * self.tiles_each * (self.entering + self.leaving)
+        self.places = (self.outputs + self.kernel - 1) ** 2
+        filters = 4 * self.places * self.entering * self.leaving
+        each = 4 * self.places * self.tiles_each * (self.entering + self.leaving)
         wanted = min(max(3 * filters, _LEAST_BLOCK), _MOST_BLOCK)
         self.size = max(1, min(images, wanted // each))
         self.blocks = [
@@ -87,35 +71,31 @@ class _Tiling:
     def tiles(self, name: str, block: slice, channels: int) -> Tensor:
         """Return memory for a block's tiles, (N * N, T, K)."""
         tiles = (block.stop - block.start) * self.tiles_each
-        return _scratch(name, len(self.transform), tiles, channels)
+        return _scratch(name, self.places, tiles, channels)
 
-    def call(self, kind: str, source: Tensor, target: Tensor, block: slice, channels: int) -> None:
-        """Call a transform of the kernels."""
-        images, size = block.stop - block.start, self.spec.out_size
+    def call(self, kind: str, source: Tensor, target: Tensor, count: int, channels: int) -> None:
+        """Call a transform of the kernels on so many images or filters."""
         name = f"{kind}_{self.outputs}_{self.kernel}"
-        native.call(name, source, target, images, size, channels)
+        native.call(name, source, target, count, self.spec.out_size, channels)
 
     def filters(self, weight: Tensor) -> Tensor:
         """Return the weights (K, K', R, R) transformed, (N * N, entering, leaving)."""
-        taps = weight.permute(2, 3, 0, 1)
+        taps = weight.permute(0, 2, 3, 1)
         if self.phases > 1:  # tap u of 4, the first one zero, is tap u // 2 of phase u % 2
-            taps = F.pad(taps, (0, 0, 0, 0, 1, 0, 1, 0)).view(2, 2, 2, 2, *taps.shape[2:])
-            taps = taps.permute(0, 2, 4, 1, 3, 5)
-        flat = taps.reshape(self.kernel**2, -1)
-        found = _scratch("filters", len(self.transform), self.leaving, self.entering)
-        torch.mm(self.transform, flat, out=found.view(len(self.transform), -1))
+            taps = F.pad(taps, (0, 0, 1, 0, 1, 0)).view(self.leaving, 2, 2, 2, 2, -1)
+            taps = taps.permute(0, 1, 3, 2, 4, 5)
+        found = _scratch("filters", self.places, self.leaving, self.entering)
+        self.call("filter", taps.contiguous(), found, self.leaving, self.entering)
         return found.transpose(1, 2)
 
     def weights(self, filters: Tensor) -> Tensor:
         """Return what `filters` does to a gradient, backwards: (K, K', R, R), channels last."""
-        kernel, spec = self.kernel, self.spec
-        taps = self.transform.T @ filters.reshape(len(self.transform), -1)
+        taps = torch.empty(self.leaving, self.kernel, self.kernel, self.entering)
+        self.call("filter_gradient", filters, taps, self.leaving, self.entering)
         if self.phases > 1:
-            taps = taps.view(2, 2, self.leaving, 2, 2, spec.in_channels)
-            taps = taps.permute(0, 3, 1, 4, 2, 5).reshape(4, 4, self.leaving, -1)[1:, 1:]
-        else:
-            taps = taps.view(kernel, kernel, self.leaving, -1)
-        return taps.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
+            taps = taps.view(self.leaving, 2, 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
+            taps = taps.reshape(self.leaving, 4, 4, -1)[:, 1:, 1:].contiguous()
+        return taps.permute(0, 3, 1, 2)
 
 
 def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
@@ -126,9 +106,9 @@ def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     for block in tiling.blocks:
         tiles = tiling.tiles("entering", block, tiling.entering)
         products = tiling.tiles("leaving", block, tiling.leaving)
-        tiling.call("input", images[block], tiles, block, spec.in_channels)
+        tiling.call("input", images[block], tiles, block.stop - block.start, spec.in_channels)
         torch.bmm(tiles, filters, out=products)
-        tiling.call("output", products, y[block], block, spec.out_channels)
+        tiling.call("output", products, y[block], block.stop - block.start, spec.out_channels)
     return y.permute(0, 3, 1, 2)
 
 
@@ -142,12 +122,14 @@ def weight_gradient(x: Tensor, gradient: Tensor, spec: LayerSpec) -> Tensor:
     """
     images, slopes = x.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
     tiling = _Tiling(spec, len(x))
-    total = _scratch("filters", len(tiling.transform), tiling.leaving, tiling.entering)
+    total = _scratch("filters", tiling.places, tiling.leaving, tiling.entering)
     for block in tiling.blocks:
         tiles = tiling.tiles("entering", block, tiling.entering)
         factors = tiling.tiles("leaving", block, tiling.leaving)
-        tiling.call("input", images[block], tiles, block, spec.in_channels)
-        tiling.call("gradient", slopes[block], factors, block, spec.out_channels)
+        tiling.call("input", images[block], tiles, block.stop - block.start, spec.in_channels)
+        tiling.call(
+            "gradient", slopes[block], factors, block.stop - block.start, spec.out_channels
+        )
         if block.start == 0:
             torch.bmm(factors.transpose(1, 2), tiles, out=total)
         else:
