@@ -85,7 +85,7 @@ TASKS: dict[str, Task] = {
             class_names=_TEN_DIGITS,
             image_channels=1,
             valid_size=VALID_SIZE,
-            recipe={"batch_size": 16, "lr": 0.01, "lr_min": 0.0005, "epochs": 7},
+            recipe={"batch_size": 16, "lr": 0.006, "lr_min": 0.0003, "epochs": 4},
         ),
         Task(
             name="mnist",

@@ -16,7 +16,7 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define RESTRICT __restrict__
-#define INDEPENDENT _Pragma("GCC ivdep")  // the loop's arrays do not overlap
+#define INDEPENDENT _Pragma("GCC ivdep")  // no turn of the loop needs what another one wrote
 
 namespace {
 
@@ -143,10 +143,10 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
 
   // (3)
   for (int64_t p = 0; p < pixels; ++p) {
-    const T* RESTRICT pixel = y + p * channels;
+    const T* pixel = y + p * channels;  // an output may lie in its place, element by element
     if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
-    T* RESTRICT feature = features + p * channels;
-    T* RESTRICT steep = LEARN ? gradient + p * channels : nullptr;
+    T* feature = features + p * channels;
+    T* steep = LEARN ? gradient + p * channels : nullptr;
     INDEPENDENT
     for (int k = 0; k < channels; ++k) {
       const float h = activation<DROPOUT>(pixel[k], kept[k]);

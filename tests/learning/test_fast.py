@@ -186,7 +186,7 @@ def test_the_compiled_pointwise_pass_is_the_one_in_torch(
     drawn = torch.randint(256, (3, 5, 5, channels), dtype=torch.uint8)
     labels = torch.tensor([1, 0, 1])
     for rest in ((), (drawn, 51, labels, 4), (None, 0, labels, 3)):
-        found = pointwise(y, classes, *rest)
+        found = pointwise(y.clone(memory_format=torch.channels_last), classes, *rest)
         with monkeypatch.context() as without:
             without.setattr(native, "missing", lambda: "no compiler")
             expected = pointwise(y, classes, *rest)
