@@ -130,8 +130,8 @@ def pointwise(
     """Carry out steps (2) to (4).
 
     Args:
-        y: output of the convolution, (B, K, H, W), channels last. It is given up: the result
-            may lie in its memory.
+        y: output of the convolution, (B, K, H, W), channels last. It is given up: the gradient
+            may take its place.
         num_classes: C.
         drawn: a random byte for each element, (B, H, W, K); None for no dropout.
         dropped: an element is dropped where its byte is below.
@@ -157,10 +157,10 @@ def _native_pointwise(
     batch_size: int,
 ) -> Pointwise:
     images, height, width, channels = y.shape
-    features, goodness = y, torch.empty(images, num_classes)
+    features, goodness = torch.empty_like(y), torch.empty(images, num_classes)
     gradient = losses = None
     if labels is not None:  # the gradient takes y's place, as a fresh tensor would cost more
-        features, gradient, losses = torch.empty_like(y), y, torch.empty(images)
+        gradient, losses = y, torch.empty(images)
     native.call(
         f"pointwise_{str(y.dtype).removeprefix('torch.')}",
         *(y, drawn, dropped, labels, images, height * width, channels, num_classes),

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -20,17 +19,11 @@
 
 namespace {
 
+// Without OpenMP all is one thread's. With it the threads are those that torch has waiting.
 template <class Work>
-void parallel(int64_t count, int threads, Work work) {
-  if (threads > count) threads = static_cast<int>(count);
-  if (threads < 1) threads = 1;
-  auto share = [=](int t) {
-    for (int64_t i = count * t / threads; i < count * (t + 1) / threads; ++i) work(i);
-  };
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(share, t);
-  share(0);
-  for (auto& other : others) other.join();
+void parallel(int64_t count, [[maybe_unused]] int threads, Work work) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) work(i);
 }
 
 struct bfloat16 {

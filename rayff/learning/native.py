@@ -17,13 +17,8 @@ from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = (
-    "-O3",
-    "-fno-trapping-math",
-    "-fno-math-errno",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-pthread",
+    *("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno"),
+    *("-std=c++17", "-shared", "-fPIC"),
 )
 _COMPILE_TIMEOUT_S = 120.0
 
@@ -95,17 +90,23 @@ def _compile(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         aside = Path(folder) / target.name
-        command = [compiler, *_FLAGS, "-march=native", str(_SOURCE), "-o", str(aside)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise NoKernelsError(f"{compiler} took more than {_COMPILE_TIMEOUT_S:g} s") from None
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+        # some compilers come without OpenMP
+        said = _run(compiler, "-fopenmp", aside) and _run(compiler, "-Wno-unknown-pragmas", aside)
+        if said:
             raise NoKernelsError(f"{compiler} fails ({said})")
         aside.replace(target)
+
+
+def _run(compiler: str, flag: str, target: Path) -> str:
+    """Run the compiler; return what it has to complain of, or nothing."""
+    command = [compiler, *_FLAGS, flag, str(_SOURCE), "-o", str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {_COMPILE_TIMEOUT_S:g} s"
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
 
 
 def usable(*tensors: Tensor) -> bool:

@@ -99,10 +99,13 @@ class _Tiling:
 
 
 def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """Return the convolution of x (B, K', H, W) with weight (K, K', R, R), channels last."""
+    """Return the convolution of x (B, K', H, W) with weight (K, K', R, R), channels last.
+
+    It lies in memory that this thread's next convolution uses again.
+    """
     images, tiling = x.permute(0, 2, 3, 1).contiguous(), _Tiling(spec, len(x))
     filters = tiling.filters(weight)
-    y = torch.empty(len(x), spec.out_size, spec.out_size, spec.out_channels)
+    y = _scratch("y", len(x), spec.out_size, spec.out_size, spec.out_channels)
     for block in tiling.blocks:
         tiles = tiling.tiles("entering", block, tiling.entering)
         products = tiling.tiles("leaving", block, tiling.leaving)
