@@ -65,76 +65,70 @@ INLINE void unpack(const uint8_t* RESTRICT bytes, uint8_t dropped, int channels,
 
 // ---- the pointwise part ------------------------------------------------------------------------
 
-// One image, which stays in the cache: (1) sums over its pixels, (2) goodness, loss and the
-// coefficients of each group, (3) features and gradient.
+// One image, which stays in the cache: (1) the mean of each group, (2) its variance, (3) loss and
+// the coefficients of each group, (4) features and gradient.
 template <bool DROPOUT, bool LEARN, class T>
 void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t pixels,
                      int channels, int classes, int64_t label, float loss_scale, float epsilon,
                      T* features, T* gradient, float* goodness, float* loss) {
   const int width = channels / classes;
   const double n = static_cast<double>(pixels) * width;
-  const float scale = DROPOUT ? 256.0f / (256 - dropped) : 1.0f;
+  const double scale = DROPOUT ? 256.0 / (256 - dropped) : 1.0;
+  std::vector<float> by_channel(5 * channels);
+  float* RESTRICT kept = by_channel.data();
+  float* RESTRICT center = kept + channels;  // the group's mean of h before its scale
+  float* RESTRICT slope = center + channels;
+  float* RESTRICT coefficient = slope + channels;
+  float* RESTRICT few = coefficient + channels;
 
-  // (1) floats over a few pixels, doubles over all: as exact as it need be, and quick
-  constexpr int64_t FEW = 32;
-  std::vector<double> sums(2 * channels, 0.0);
-  std::vector<float> few(3 * channels);
-  float* RESTRICT sum = few.data();
-  float* RESTRICT square = sum + channels;
-  float* RESTRICT kept = square + channels;
-  for (int64_t first = 0; first < pixels; first += FEW) {
-    std::fill(sum, kept, 0.0f);
-    const int64_t last = first + FEW < pixels ? first + FEW : pixels;
-    for (int64_t p = first; p < last; ++p) {
-      const T* RESTRICT pixel = y + p * channels;
-      if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
-      INDEPENDENT
-      for (int k = 0; k < channels; ++k) {
-        const float h = activation<DROPOUT>(pixel[k], kept[k]);
-        sum[k] += h;
-        square[k] += h * h;
+  // Means of term(h, k) over each group: floats over a few pixels, doubles over all.
+  auto group_means = [&](auto term) {
+    constexpr int64_t FEW = 32;
+    std::vector<double> sums(channels, 0.0), means(classes, 0.0);
+    for (int64_t first = 0; first < pixels; first += FEW) {
+      std::fill(few, few + channels, 0.0f);
+      const int64_t last = first + FEW < pixels ? first + FEW : pixels;
+      for (int64_t p = first; p < last; ++p) {
+        const T* RESTRICT pixel = y + p * channels;
+        if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
+        INDEPENDENT
+        for (int k = 0; k < channels; ++k)
+          few[k] += term(activation<DROPOUT>(pixel[k], kept[k]), k);
       }
+      for (int k = 0; k < channels; ++k) sums[k] += few[k];
     }
-    for (int k = 0; k < 2 * channels; ++k) sums[k] += few[k];
-  }
+    for (int k = 0; k < channels; ++k) means[k / width] += sums[k] / n;
+    return means;
+  };
 
-  // (2)
-  std::vector<double> mean(classes), variance(classes);
-  double largest = -INFINITY, total = 0.0;
-  for (int c = 0; c < classes; ++c) {
-    double s = 0.0, q = 0.0;
-    for (int k = c * width; k < (c + 1) * width; ++k) {
-      s += sums[k];
-      q += sums[channels + k];
-    }
-    mean[c] = s / n * scale;
-    const double spread = q / n * scale * scale - mean[c] * mean[c];
-    variance[c] = spread < 0.0 ? 0.0 : spread;
-    goodness[c] = static_cast<float>(mean[c]);
-    if (mean[c] > largest) largest = mean[c];
-  }
-  std::vector<float> by_channel(3 * channels);
-  float* RESTRICT slope = by_channel.data();  // of the features, their offset, the gradient
-  float* RESTRICT offset = slope + channels;
-  float* RESTRICT coefficient = offset + channels;
-  if constexpr (LEARN) {
-    for (int c = 0; c < classes; ++c) total += std::exp(mean[c] - largest);
-    *loss = static_cast<float>(std::log(total) + largest - mean[label]);
-  }
-  for (int c = 0; c < classes; ++c) {
-    const double inverse = 1.0 / std::sqrt(variance[c] + epsilon);
-    for (int k = c * width; k < (c + 1) * width; ++k) {
-      slope[k] = static_cast<float>(scale * inverse);
-      offset[k] = static_cast<float>(-mean[c] * inverse);
-      if constexpr (LEARN) {
-        const double probability = std::exp(mean[c] - largest) / total;
-        coefficient[k] =
-            static_cast<float>((probability - (c == label)) * loss_scale * scale / n);
-      }
-    }
-  }
+  // (1)
+  const std::vector<double> mean = group_means([](float h, int) { return h; });
+  for (int k = 0; k < channels; ++k) center[k] = static_cast<float>(mean[k / width]);
+
+  // (2) around the mean, since the squares of what hardly varies would cancel
+  const std::vector<double> variance = group_means(
+      [center](float h, int k) { return (h - center[k]) * (h - center[k]); });
 
   // (3)
+  double largest = -INFINITY, total = 0.0;
+  for (int c = 0; c < classes; ++c) {
+    goodness[c] = static_cast<float>(mean[c] * scale);
+    if (mean[c] * scale > largest) largest = mean[c] * scale;
+  }
+  if constexpr (LEARN) {
+    for (int c = 0; c < classes; ++c) total += std::exp(mean[c] * scale - largest);
+    *loss = static_cast<float>(std::log(total) + largest - mean[label] * scale);
+  }
+  for (int k = 0; k < channels; ++k) {
+    const int c = k / width;
+    slope[k] = static_cast<float>(scale / std::sqrt(variance[c] * scale * scale + epsilon));
+    if constexpr (LEARN) {
+      const double probability = std::exp(mean[c] * scale - largest) / total;
+      coefficient[k] = static_cast<float>((probability - (c == label)) * loss_scale * scale / n);
+    }
+  }
+
+  // (4)
   for (int64_t p = 0; p < pixels; ++p) {
     const T* pixel = y + p * channels;  // an output may lie in its place, element by element
     if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
@@ -143,7 +137,7 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
     INDEPENDENT
     for (int k = 0; k < channels; ++k) {
       const float h = activation<DROPOUT>(pixel[k], kept[k]);
-      narrow(feature[k], h * slope[k] + offset[k]);
+      narrow(feature[k], (h - center[k]) * slope[k]);
       if constexpr (LEARN) narrow(steep[k], h > 0.0f ? coefficient[k] : 0.0f);
     }
   }
