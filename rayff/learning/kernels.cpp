@@ -356,20 +356,23 @@ void gradient_transform(const float* images, float* tiles, int64_t count, int si
   });
 }
 
-// filters (F, R, R, K) -> (N * N, F, K)
+// filters (F, R, R, K) -> (N * N, F, K), a filter's rows at a time: so many places in turn, a few
+// bytes each, would wait for memory
 template <class W>
 void filter_transform(const float* filters, float* places, int64_t count, int, int channels,
                       int threads) {
   parallel(count, threads, [=](int64_t f) {
+    std::vector<float> rows(W::N * W::N * channels);
     for (int k = 0; k < channels; k += LANES) {
       const int n = channels - k < LANES ? channels - k : LANES;
       Lane in[W::R * W::R], out[W::N * W::N];
       for (int e = 0; e < W::R * W::R; ++e)
         load(in[e], filters + (f * W::R * W::R + e) * channels + k, n);
       transform<typename W::Filter>(out, in);
-      for (int e = 0; e < W::N * W::N; ++e)
-        store(places + (e * count + f) * channels + k, out[e], n);
+      for (int e = 0; e < W::N * W::N; ++e) store(rows.data() + e * channels + k, out[e], n);
     }
+    for (int e = 0; e < W::N * W::N; ++e)
+      std::copy_n(rows.data() + e * channels, channels, places + (e * count + f) * channels);
   });
 }
 
@@ -378,11 +381,13 @@ template <class W>
 void filter_gradient_transform(const float* places, float* filters, int64_t count, int,
                                int channels, int threads) {
   parallel(count, threads, [=](int64_t f) {
+    std::vector<float> rows(W::N * W::N * channels);
+    for (int e = 0; e < W::N * W::N; ++e)
+      std::copy_n(places + (e * count + f) * channels, channels, rows.data() + e * channels);
     for (int k = 0; k < channels; k += LANES) {
       const int n = channels - k < LANES ? channels - k : LANES;
       Lane in[W::N * W::N], out[W::R * W::R];
-      for (int e = 0; e < W::N * W::N; ++e)
-        load(in[e], places + (e * count + f) * channels + k, n);
+      for (int e = 0; e < W::N * W::N; ++e) load(in[e], rows.data() + e * channels + k, n);
       transform<typename W::FilterGradient>(out, in);
       for (int e = 0; e < W::R * W::R; ++e)
         store(filters + (f * W::R * W::R + e) * channels + k, out[e], n);
