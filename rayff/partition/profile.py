@@ -134,8 +134,13 @@ def _check_fit(
                 )
 
 
-def time_layer(spec: LayerSpec, conditions: Conditions, kernels: Kernels | None) -> LayerTime:
-    """Time one layer; the fastest of a few repetitions, which others disturbed least."""
+def time_layer(
+    spec: LayerSpec,
+    conditions: Conditions,
+    kernels: Kernels | None,
+    repeats: int = _REPEATS,
+) -> LayerTime:
+    """Time one layer; of a few repetitions the fastest phases, which others disturbed least."""
     layer = CWConv(
         spec, conditions.num_classes, dropout=conditions.recipe.dropout, dtype=conditions.dtype
     ).to(conditions.device)
@@ -145,7 +150,7 @@ def time_layer(spec: LayerSpec, conditions: Conditions, kernels: Kernels | None)
         layer.kernels = kernels or fastest_kernels(layer, conditions)
     passes = [
         _time_pass(layer, optimizer, conditions, conditions.recipe.batch_size)
-        for _ in range(1 + _REPEATS)
+        for _ in range(1 + repeats)
     ][1:]
     phases = [min(seconds) for seconds in zip(*passes, strict=True)]
     return LayerTime(
@@ -163,10 +168,10 @@ def _time_pass(
     """Return the seconds of the phases of one step."""
     x, labels = random_batch(layer.spec, conditions, images)
     share = Share(step=0, batch_size=images)
-    marks = [_clock(conditions.device)]
+    marks = [clock(conditions.device)]
 
     def mark() -> None:
-        marks.append(_clock(conditions.device))
+        marks.append(clock(conditions.device))
 
     if conditions.rule == "fast":
         step = FastStep(layer, x)
@@ -211,13 +216,13 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
     known = methods(layer.spec, conditions.device, conditions.dtype)
     best = dict.fromkeys(known, (math.inf, math.inf, math.inf))
     for method in known * (1 + _REPEATS):
-        marks = [_clock(conditions.device)]
+        marks = [clock(conditions.device)]
         convolution = Convolution(layer.spec, Kernels(method, method), x, weight)
-        marks.append(_clock(conditions.device))
+        marks.append(clock(conditions.device))
         y = convolution.forward()
-        marks.append(_clock(conditions.device))
+        marks.append(clock(conditions.device))
         convolution.weight_gradient(y)
-        marks.append(_clock(conditions.device))
+        marks.append(clock(conditions.device))
         spans = (after - before for before, after in zip(marks, marks[1:], strict=False))
         best[method] = tuple(map(min, best[method], spans))  # type: ignore[assignment]
 
@@ -228,7 +233,8 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
     return min((Kernels(a, b) for a in known for b in known), key=seconds)
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Return the seconds on a clock, once the device has done all it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,0 +1,228 @@
+"""python -m rayff.bench step: one local step, plain rule against fast rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from rayff.bench.outcome import Outcome, at_least_one, check_save, in_turns, median, spread
+from rayff.cli import parse
+from rayff.learning.chain import Chain, Crossing, normalise
+from rayff.learning.convolution import Convolution
+from rayff.learning.fast import FastStep
+from rayff.learning.layer import CWConv
+from rayff.learning.optimizers import make_optimizer
+from rayff.learning.precision import DTYPES, default_precision
+from rayff.learning.rule import local_step
+from rayff.learning.rules import RULES
+from rayff.partition.profile import (
+    Conditions,
+    LayerTime,
+    clock,
+    random_batch,
+    time_layer,
+    time_layers,
+)
+from rayff.spec import IMAGE_SIZE, Architecture, Kernels, LayerSpec, architecture
+from rayff.spec.recipe import recipe
+
+DESCRIPTION = """\
+Time one local step of a network in this process: the plain rule in float32 against the fast rule.
+
+By layer and phase, with the floor (torch's convolution and its weight gradient alone) beside it,
+and then as whole steps, which take turns. A share of the floor above 100% is faster than torch's
+convolution. Layers of one shape are timed once.
+
+Examples:
+  python -m rayff.bench step --arch tinycnn --batch-size 16 --repeats 2
+  python -m rayff.bench step --arch resnet --save bench-step.json
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCommand:
+    """The flags."""
+
+    arch: str = "resnet"
+    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    batch_size: int = 128
+    """Images of a step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the fast rule; auto is bf16 where the device has units for it. float32 is timed too."""
+    threads: int | None = None
+    """Torch threads. Default: one a core."""
+    repeats: int = 5
+    """Runs of which the median counts."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    save: str | None = None
+    """File to write the figures to, as JSON."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Time, print, and save where asked."""
+    command = parse(StepCommand, module="rayff.bench step", description=DESCRIPTION, args=args)
+    at_least_one(batch_size=command.batch_size, repeats=command.repeats)
+    check_save(command.save)
+    if command.threads is not None:
+        at_least_one(threads=command.threads)
+        torch.set_num_threads(command.threads)
+    from rayff.training.prediction import pick_device
+
+    outcome = measure(command, pick_device(command.device))
+    outcome.show()
+    outcome.save(command.save)
+    return 0
+
+
+def measure(command: StepCommand, device: torch.device) -> Outcome:
+    """Return the benchmark's tables and figures."""
+    network = architecture(command.arch, num_classes=10, image_channels=3)
+    settings = recipe(command.arch, {"batch_size": command.batch_size})
+    precision = default_precision(device) if command.precision == "auto" else command.precision
+    plain = Conditions(
+        recipe=settings, num_classes=10, device=device, dtype=torch.float32, rule="plain"
+    )
+    fast = dataclasses.replace(plain, rule="fast", dtype=DTYPES[precision])
+    kernels = tuple(layer.kernels for layer in time_layers(network, fast))
+    outcome = Outcome("step", {**dataclasses.asdict(command), "precision": precision})
+    _by_layer(outcome, network, plain, fast, kernels, command)
+    variants = {"plain, float32": (plain, kernels), f"fast, {precision}": (fast, kernels)}
+    if precision != "fp32":
+        float32 = dataclasses.replace(fast, dtype=torch.float32)
+        chosen = tuple(layer.kernels for layer in time_layers(network, float32))
+        variants["fast, fp32"] = (float32, chosen)
+    _whole_steps(outcome, network, variants, command)
+    return outcome
+
+
+def _by_layer(
+    outcome: Outcome,
+    network: Architecture,
+    plain: Conditions,
+    fast: Conditions,
+    kernels: tuple[Kernels, ...],
+    command: StepCommand,
+) -> None:
+    table = outcome.table(
+        f"{network.name}, batch {command.batch_size}: milliseconds by layer",
+        *("layer", "kernels", "plain", "fast", "ratio", "forward", "pointwise", "gradient"),
+        *("optimizer", "floor", "floor/fast"),
+    )
+    known: dict[str, tuple[float, LayerTime, float]] = {}
+    rows = []
+    for spec, chosen in zip(network.layers, kernels, strict=True):
+        key = fast.key(spec, chosen)
+        if key not in known:
+            known[key] = (
+                time_layer(spec, plain, None, command.repeats).total_s,
+                time_layer(spec, fast, chosen, command.repeats),
+                floor_s(spec, fast, command.repeats),
+            )
+        plain_s, layer, floor = known[key]
+        table.add_row(
+            str(spec.index),
+            str(layer.kernels),
+            *(f"{1000 * seconds:.1f}" for seconds in (plain_s, layer.total_s)),
+            f"{plain_s / layer.total_s:.2f}x",
+            *(
+                f"{1000 * seconds:.1f}"
+                for seconds in (
+                    *(layer.forward_s, layer.pointwise_s, layer.gradient_s, layer.optimizer_s),
+                    floor,
+                )
+            ),
+            f"{100 * floor / layer.total_s:.0f}%",
+        )
+        rows.append(
+            {
+                "layer": spec.index,
+                **dataclasses.asdict(layer),
+                "kernels": str(layer.kernels),
+                "plain_s": plain_s,
+                "fast_s": layer.total_s,
+                "floor_s": floor,
+            }
+        )
+    outcome.figures["layers"] = rows
+
+
+def floor_s(spec: LayerSpec, conditions: Conditions, repeats: int) -> float:
+    """Return the seconds of torch's convolution and weight gradient alone."""
+    layer = CWConv(spec, conditions.num_classes, dtype=conditions.dtype).to(conditions.device)
+    layer = layer.to(memory_format=torch.channels_last)
+    x, _ = random_batch(spec, conditions, conditions.recipe.batch_size)
+    x = FastStep(layer, x).convolution.x
+    weight = layer.weight.detach().to(layer.dtype)
+
+    def work() -> float:
+        start = clock(conditions.device)
+        convolution = Convolution(spec, Kernels(), x, weight)
+        convolution.weight_gradient(convolution.forward())
+        return clock(conditions.device) - start
+
+    return median(in_turns({"floor": work}, repeats)["floor"])
+
+
+def _whole_steps(
+    outcome: Outcome,
+    network: Architecture,
+    variants: dict[str, tuple[Conditions, tuple[Kernels, ...]]],
+    command: StepCommand,
+) -> None:
+    works = {
+        name: partial(whole_step(network, conditions, kernels), command.batch_size)
+        for name, (conditions, kernels) in variants.items()
+    }
+    measured = in_turns(works, command.repeats)
+    base = median(measured["plain, float32"])
+    table = outcome.table(
+        f"{network.name}, batch {command.batch_size}: whole steps, in turns",
+        *("rule", "seconds: median (least-most)", "images/s", "against plain float32"),
+    )
+    rows = []
+    for name, seconds in measured.items():
+        ratio = base / median(seconds)
+        images_per_s = command.batch_size / median(seconds)
+        table.add_row(name, spread(seconds, digits=3), f"{images_per_s:.1f}", f"{ratio:.2f}x")
+        rows.append(
+            {"rule": name, "seconds": seconds, "images_per_s": images_per_s, "ratio": ratio}
+        )
+    outcome.figures["steps"] = rows
+
+
+def whole_step(
+    network: Architecture, conditions: Conditions, kernels: tuple[Kernels, ...]
+) -> Callable[[int], float]:
+    """Return what takes so many images through all layers, and says how many seconds it took."""
+    rules, device = RULES[conditions.rule], conditions.device
+    chain = Chain.build(network, dropout=conditions.recipe.dropout, dtype=conditions.dtype)
+    chain = rules.arrange(chain.to(device))
+    optimizers = {}
+    for layer, chosen in zip(chain.cwconvs(), kernels, strict=True):
+        layer.kernels = chosen
+        optimizers[layer] = make_optimizer(layer, conditions.recipe)
+    steps = iter(range(10**9))
+
+    def work(images: int) -> float:
+        shape = (images, network.image_channels, IMAGE_SIZE, IMAGE_SIZE)
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+        labels = torch.arange(images, device=device) % conditions.num_classes
+        features = normalise(pixels, conditions.dtype)
+        start, step = clock(device), next(steps)
+
+        def visit(layer: CWConv, x: torch.Tensor) -> torch.Tensor:
+            result = local_step(rules.learn, layer, optimizers[layer], x, labels, step)
+            layer.weight.grad = None
+            return result[0]
+
+        chain.walk(Crossing(features=features), visit)
+        return clock(device) - start
+
+    return work
