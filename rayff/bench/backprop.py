@@ -65,6 +65,8 @@ class BackpropCommand:
     """Images of a batch. Default: the task's own, else the paper's."""
     lr_backprop: float = 1e-3
     """Learning rate with which backpropagation begins; Forward-Forward has its recipe's."""
+    compile: bool = True
+    """Whether backpropagation is compiled, where there is a compiler."""
     checks: int = 4
     """How often an epoch the validation accuracy is taken."""
     threads: int | None = None
@@ -120,7 +122,7 @@ def measure(command: BackpropCommand, device: torch.device) -> Outcome:
             command.arch, data, splits, settings, device, precision
         ),
         "backpropagation": lambda: backpropagation(
-            command.arch, data, splits, settings, device, precision, command.lr_backprop
+            command, data, splits, settings, device, precision
         ),
     }
     table = outcome.table(
@@ -225,16 +227,18 @@ def forward_forward(
 
 
 def backpropagation(
-    arch: str,
+    command: BackpropCommand,
     data: TaskData,
     splits: dict[Split, ImageSet],
     settings: Recipe,
     device: torch.device,
     precision: str,
-    lr: float,
 ) -> Learner:
     """Return the network with a head, compiled and warmed up where a compiler is there."""
-    network = architecture(arch, num_classes=data.num_classes, image_channels=data.image_channels)
+    network = architecture(
+        command.arch, num_classes=data.num_classes, image_channels=data.image_channels
+    )
+    lr = command.lr_backprop
     model = Backpropagation(network, dropout=settings.dropout)
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -244,7 +248,7 @@ def backpropagation(
         split: (torch.tensor(part.images, device=device), torch.tensor(part.labels, device=device))
         for split, part in splits.items()
     }
-    compiles = device.type == "cuda" or native.missing() is None
+    compiles = command.compile and (device.type == "cuda" or native.missing() is None)
     forward: Callable[[Tensor], Tensor] = (
         torch.compile(model, dynamic=False) if compiles else model
     )

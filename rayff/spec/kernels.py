@@ -42,8 +42,9 @@ def parse_kernels(text: str, num_layers: int | None = None) -> tuple[Kernels, ..
         methods = entry.strip().split("/")
         for method in methods:
             if method not in METHODS or len(methods) > 2:
+                hint = "" if method in METHODS else nearest(method, METHODS)
                 raise UserError(
-                    f"--kernels: unknown {entry!r}{nearest(method, METHODS)}; an entry is "
+                    f"--kernels: unknown {entry!r}{hint}; an entry is "
                     f"FORWARD/GRADIENT, each of {', '.join(METHODS)}"
                 )
         found.append(Kernels(methods[0], methods[-1]))

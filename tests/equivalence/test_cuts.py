@@ -1,5 +1,6 @@
 """Promise 2: the cut changes nothing. Promise 4: a run resumes on another number of stages."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,22 @@ import ray
 import torch
 
 import rayff
-from rayff.spec import RunSpec
+from rayff.spec import RunSpec, parse_kernels
 from rayff.training.loop import Loop
 from rayff.training.pipeline import LocalPipeline
 from rayff.training.preparation import prepare
+from rayff.training.run_directory import RunDirectory
 from rayff.training.stage import Stage, StageSpec
 from rayff.training.stop import StopRequest
 from tests.tasks import write_tiny_task
 
 # A narrow resnet: its cuts lie inside blocks and between them, with shortcuts that are added,
 # concatenated and pooled. Of an epoch's three batches the last is smaller.
+# Its layers are computed in all ways that there are, those with stride 2 (5, 9 and 13) too.
+KERNELS = (
+    "conv,winograd,conv/winograd,unfold,conv/unfold,winograd,winograd/conv,winograd,unfold/winograd,"
+    "unfold,winograd/unfold,winograd,conv,winograd/unfold,winograd,unfold/conv,conv/unfold"
+)
 RUN: dict[str, Any] = {
     "arch": "resnet",
     "width": 8,
@@ -27,6 +34,8 @@ RUN: dict[str, Any] = {
     "batch_size": 40,
     "lr": 0.01,
     "cpus_per_stage": 1,
+    "precision": "fp32",
+    "kernels": KERNELS,
 }
 
 
@@ -46,13 +55,18 @@ class Silent:
 def train_in_one_process(run: RunSpec) -> Path:
     """Train with the plain pipeline: one stage, one thread, no Ray."""
     prepared = prepare(run, resume=False)
+    precision = run.precision or "fp32"
+    kernels = parse_kernels(run.kernels or "conv", len(prepared.architecture))
+    prepared = prepared.settled(precision, kernels)
     prepared.directory.create(prepared.run)
     spec = StageSpec(
         architecture=prepared.architecture,
         is_last=True,
         recipe=prepared.recipe,
         seed=run.seed,
-        precision=run.precision,
+        precision=precision,
+        rule=run.rule,
+        kernels=kernels,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,6 +132,37 @@ class TestEveryPlanGivesTheSameBits:
             expected = layer_files(one_process, step)
             assert len(expected) == 17
             assert layer_files(result.run_dir, step) == expected
+
+    @pytest.mark.parametrize(
+        "how",
+        [{"rule": "plain", "kernels": None}, {"precision": "bf16", "kernels": "conv/unfold"}],
+        ids=str,
+    )
+    def test_by_the_plain_rule_and_in_bfloat16_too(
+        self, how: dict[str, Any], cluster: None, task: str, tmp_path: Path
+    ) -> None:
+        run = RunSpec(**{**RUN, **how, "epochs": 1}, task=task, run_dir=str(tmp_path / "one"))
+        expected = layer_files(train_in_one_process(run), 3)
+        cut = dataclasses.replace(run, cuts=(3, 8), chunk=2, run_dir=str(tmp_path / "run"))
+        result = rayff.train(cut, quiet=True)
+        assert len(expected) == 17
+        assert layer_files(result.run_dir, 3) == expected
+
+    def test_a_run_that_finds_its_kernels_resumes_with_them(
+        self, cluster: None, task: str, tmp_path: Path
+    ) -> None:
+        run_dir = tmp_path / "run"
+        found = {**RUN, "kernels": None, "precision": None}
+        rayff.train(RunSpec(**found, task=task, stages=2, run_dir=str(run_dir)), quiet=True)
+        whole = layer_files(run_dir, 6)
+        config = RunDirectory(run_dir).read_config()
+        assert config.precision in ("fp32", "bf16")
+        assert len(parse_kernels(config.kernels or "")) == 17
+        shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
+        again = RunSpec(**found, task=task, stages=3, run_dir=str(run_dir))
+        rayff.train(again, resume=True, quiet=True)
+        assert RunDirectory(run_dir).read_config().kernels == config.kernels
+        assert layer_files(run_dir, 6) == whole
 
     def test_a_run_of_four_stages_resumes_as_two(
         self, cluster: None, task: str, one_process: Path, tmp_path: Path

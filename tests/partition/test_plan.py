@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from rayff.partition.cuts import Costs
-from rayff.partition.plan import Plan, StageResources, default_chunk, make_plan
-from rayff.spec import Architecture, RunSpec, architecture
+from rayff.partition.plan import Measured, Plan, StageResources, default_chunk, make_plan
+from rayff.spec import Architecture, Kernels, RunSpec, architecture
 
 
 def plan(
@@ -22,6 +22,8 @@ def plan(
         replicas=replicas or (1,) * (len(cuts) + 1),
         resources=StageResources(cpus=cpus, gpus=0),
         costs=Costs(layer_s=layer_s, crossing_s=[0.0] * len(network)),
+        precision="fp32",
+        kernels=(Kernels(),) * len(network),
     )
 
 
@@ -110,10 +112,15 @@ class TestMakePlan:
             RunSpec(**asked),
             tinycnn,
             StageResources(cpus=1, gpus=0),
-            Costs(layer_s=[3.0, 1.0, 1.0, 1.0], crossing_s=[0.0] * 4),
+            Measured(
+                costs=Costs(layer_s=[3.0, 1.0, 1.0, 1.0], crossing_s=[0.0] * 4),
+                precision="bf16",
+                kernels=(Kernels("conv", "unfold"),) * 4,
+            ),
             num_actors,
         )
         assert (found.cuts, found.replicas) == (cuts, replicas)
+        assert (found.precision, found.kernels) == ("bf16", (Kernels("conv", "unfold"),) * 4)
 
 
 class TestDefaultChunk:

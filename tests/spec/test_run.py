@@ -25,6 +25,7 @@ EVERYTHING = RunSpec(
     optimizer="sgd",
     seed=7,
     precision="bf16",
+    kernels="unfold,conv/winograd",
     stages=4,
     cuts=(5, 9, 13),
     replicas="1,2,2,1",
@@ -132,8 +133,8 @@ class TestValidation:
             assert [getattr(RunSpec(**{field: value}), field) for value in values] == list(values)
 
     def test_a_choice_that_is_not_optional_cannot_be_left_empty(self):
-        with pytest.raises(UserError, match="precision"):
-            RunSpec.from_dict({"precision": None})
+        with pytest.raises(UserError, match="rule"):
+            RunSpec.from_dict({"rule": None})
 
 
 class TestFromDict:
@@ -145,8 +146,11 @@ class TestFromDict:
         assert all(
             getattr(EVERYTHING, field.name) != field.default
             for field in dataclasses.fields(RunSpec)
+            if field.name != "rule"
         ), "EVERYTHING sets every option, so that each is tried"
-        assert RunSpec.from_dict(json.loads(json.dumps(EVERYTHING.to_dict()))) == EVERYTHING
+        plain = dataclasses.replace(EVERYTHING, rule="plain", kernels=None)  # they exclude others
+        for run in (EVERYTHING, plain):
+            assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
     @given(
         run=st.builds(

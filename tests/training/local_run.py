@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rayff.spec import RunSpec
+from rayff.spec import Kernels, RunSpec
 from rayff.training.loop import Loop
 from rayff.training.messages import Evaluate, Train
 from rayff.training.pipeline import LocalPipeline, Pipeline
@@ -62,7 +62,8 @@ def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipel
             is_last=part is slices[-1],
             recipe=prepared.recipe,
             seed=prepared.run.seed,
-            precision=prepared.run.precision,
+            precision=prepared.run.precision or "fp32",
+            rule=prepared.run.rule,
         )
         data = prepared.splits if part is slices[0] else None
         stages.append(Stage(spec, torch.device("cpu"), data, states))
@@ -81,6 +82,7 @@ def train(
 ) -> tuple[list[EpochRecord], Diary]:
     """Train, or go on; `stop_after` that many results a stop is asked for."""
     prepared = prepare(run, resume=resume)
+    prepared = prepared.settled("fp32", (Kernels(),) * len(prepared.architecture))
     prepared.directory.create(prepared.run)
     stop = StopRequest()
     diary = observer or Diary()

@@ -388,7 +388,7 @@ class TestSnapshots:
         pipeline.handle(train((0, 1, 2, 3)))
         weight = pipeline.stages[0][2].chain.cwconvs()[1].weight
         with torch.no_grad():
-            weight.view(-1)[0] = torch.nextafter(weight.view(-1)[0], torch.tensor(9.0))
+            weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
         with pytest.raises(RunError, match="the replicas of layer 1 "):
             pipeline.handle(Snapshot(epoch=0, batch=0))
 

@@ -69,6 +69,7 @@ def make_stage(
         recipe=recipe(**changes),
         seed=SEED,
         precision=precision,
+        rule="plain",
     )
     return Stage(spec, CPU, data if first else None, states)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rayff.partition.cuts import Costs
 from rayff.partition.plan import Plan, StageResources
-from rayff.spec import RunSpec
+from rayff.spec import Kernels, RunSpec
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import duration, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
@@ -299,6 +299,8 @@ class TestObserve:
             replicas=(1, 1),
             resources=StageResources(cpus=1.0, gpus=0.0),
             costs=Costs(layer_s=(1.0,) * 4, crossing_s=(0.0,) * 4),
+            precision="fp32",
+            kernels=(Kernels(),) * 4,
         )
 
     def test_the_header_says_what_is_trained_and_where(

@@ -1,0 +1,104 @@
+"""The benchmarks on networks so small that they take seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import torch.nn.functional as F
+
+from rayff.bench import backprop, memory, scaling, step
+from rayff.bench.backpropagation import Backpropagation, blocks
+from rayff.spec import architecture
+
+
+def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    code = step.main(
+        ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1", "--save", str(file)]
+    )
+    assert code == 0
+    figures = json.loads(file.read_text())
+    assert [row["layer"] for row in figures["layers"]] == [0, 1, 2, 3]
+    for row in figures["layers"]:
+        phases = sum(
+            row[f"{name}_s"] for name in ("forward", "pointwise", "gradient", "optimizer")
+        )
+        assert row["fast_s"] == pytest.approx(phases)
+        assert min(row["plain_s"], row["floor_s"]) > 0
+    plain, fast, *_ = figures["steps"]
+    assert plain["ratio"] == 1
+    assert fast["ratio"] == pytest.approx(plain["seconds"][0] / fast["seconds"][0])
+
+
+def test_memory_is_measured_by_case(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    memory.main(["--arch", "tinycnn", "--batch-size", "2", "--save", str(file)])
+    cases = json.loads(file.read_text())["cases"]
+    assert [case["method"] for case in cases] == list(memory.METHODS)
+    assert all(case["activation_bytes"] > 0 and case["against_first"] == 1 for case in cases)
+    # (100 + 1) x 32 x 32 elements pass the first layer, (200 + 100) at fewer pixels the others
+    assert cases[0]["largest_layer_bytes"] == 4 * 2 * max(103 * 1024, 100 * 1024 + 200 * 256)
+
+
+@pytest.mark.slow
+def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    options = ["--task", "digits", "--limit", "200", "--epochs", "1", "--target", "100"]
+    backprop.main([*options, "--checks", "1", "--no-compile", "--save", str(file)])
+    methods = json.loads(file.read_text())["methods"]
+    assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
+    assert all(row["seconds_to_target"] is None for row in methods)
+    assert all(row["best_accuracy"] > 15 and row["images_per_s"] > 0 for row in methods)
+
+
+class TestTheNetworkThatIsTrainedEndToEnd:
+    @pytest.fixture
+    def network(self) -> Backpropagation:
+        spec = architecture("resnet", num_classes=2, image_channels=3, width=4)
+        return Backpropagation(spec, dropout=0.0)
+
+    def test_its_loss_reaches_every_layer(self, network: Backpropagation):
+        F.cross_entropy(network(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+        assert all(weight.grad.abs().max() > 0 for weight in network.weights)
+
+    def test_checkpointing_changes_no_gradient(self, network: Backpropagation):
+        x, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+        gradients = []
+        for network.checkpointing in (False, True):
+            network.zero_grad()
+            F.cross_entropy(network(x), labels).backward()
+            gradients.append([weight.grad.clone() for weight in network.weights])
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+    def test_blocks_are_those_of_the_shortcuts(self):
+        resnet = architecture("resnet", num_classes=2, image_channels=3, width=4)
+        assert list(blocks(resnet)) == [[0], *([n, n + 1] for n in range(1, 15, 2)), [15], [16]]
+        vgg = architecture("vgg", num_classes=10, image_channels=3)
+        assert list(blocks(vgg)) == [[layer] for layer in range(14)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_pipelines_are_measured_and_larger_ones_simulated(tmp_path: Path):
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+    file = tmp_path / "figures.json"
+    options = ["--arch", "tinycnn", "--batch-size", "4", "--steps", "3", "--repeats", "1"]
+    try:
+        assert scaling.main([*options, "--stages", "1,2,3", "--save", str(file)]) == 0
+    finally:
+        ray.shutdown()
+    figures = json.loads(file.read_text())
+    names = [row["pipeline"] for row in figures["measured"]]
+    assert names[:3] == ["1 stage", "2 stages", "replicas 2"]
+    assert names[3].startswith("one process")
+    for row in figures["measured"]:
+        assert row["images_per_s"] == pytest.approx(4 / row["seconds_a_batch"][0])
+        assert all(0 < share < 1.1 for share in row["busy"])
+    assert figures["measured"][0]["speedup"] == 1
+    assert all(row["simulated"] is True for row in figures["simulated"])
+    assert sorted({row["devices"] for row in figures["simulated"]}) == [3, 8, 16, 64]
+    assert figures["two_stages_against_one_process"] > 0
