@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from rayff.cluster.group import Address, ReplicaGroup
-from rayff.cluster.transport import DirectBatch, Message, as_tensors, pack_chunk, unpack_message
+from rayff.cluster.transport import (
+    Direct,
+    Message,
+    SentBatch,
+    as_tensors,
+    pack_chunk,
+    unpack_message,
+)
 from rayff.data.images import ImageSet, Split
 from rayff.learning import native
 from rayff.learning.precision import DTYPES, default_precision
@@ -150,7 +157,7 @@ class StageActor:
         parts = split(chunk, sizes, self.stage.spec.replica, receivers)
         return (*map(pack_chunk, parts), report)
 
-    def send(self, command: Command, *pieces: Message) -> list[DirectBatch]:
+    def send(self, command: Command, *pieces: Message) -> list[SentBatch[Direct]]:
         """Carry out a command; the message goes on as tensors, device to device."""
         chunk, report = self._handle(command, pieces)
         self.reports.append(report)

@@ -8,9 +8,9 @@ contiguous memory, which Ray writes once and maps without a copy on the other si
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -37,54 +37,77 @@ class Packed:
     channels_last: bool
 
 
-PackedBatch = tuple[Packed, Packed | None, Packed, tuple[Packed, ...]]
-DirectBatch = tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]
-Message = Sequence[PackedBatch] | Sequence[DirectBatch]
+@dataclass(frozen=True)
+class Direct:
+    """A tensor as a direct transport can send it."""
+
+    memory: Tensor
+    """Contiguous."""
+    channels_last: bool
+
+
+Sent = TypeVar("Sent", Packed, Direct)
+SentBatch = tuple[Sent, Sent | None, Sent, tuple[Sent, ...]]
+Message = Sequence[SentBatch[Packed]] | Sequence[SentBatch[Direct]]
+
+
+def _memory(tensor: Tensor) -> tuple[Tensor, bool]:
+    """Return the tensor in the order of its memory, contiguous, and whether channels are last.
+
+    It is a view, or a copy where the memory has gaps.
+    """
+    tensor = tensor.detach()
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    channels_last = channels_last and not tensor.is_contiguous()
+    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()), channels_last
 
 
 def pack(tensor: Tensor) -> Packed:
     """Return a view of the tensor's memory (a copy where it is on a GPU or not contiguous)."""
-    tensor = tensor.detach().cpu()
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    channels_last = channels_last and not tensor.is_contiguous()
-    memory = tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()
+    memory, channels_last = _memory(tensor.cpu())
     if memory.dtype == torch.bfloat16:
         memory = memory.view(torch.int16)
     return Packed(memory.numpy(), str(tensor.dtype).removeprefix("torch."), channels_last)
 
 
-def unpack(packed: Packed | Tensor, device: torch.device) -> Tensor:
+def direct(tensor: Tensor) -> Direct:
+    """Return the tensor's memory where it is."""
+    return Direct(*_memory(tensor))
+
+
+def unpack(sent: Packed | Direct, device: torch.device) -> Tensor:
     """Return the tensor; on a CPU it shares the memory of the array and must not be written.
 
     A tensor that came directly is there already.
     """
-    if isinstance(packed, Tensor):
-        return packed
-    tensor = torch.from_numpy(packed.array).view(getattr(torch, packed.dtype))
-    if packed.channels_last:
-        tensor = tensor.permute(0, 3, 1, 2)
-    return tensor.to(device, non_blocking=True)
+    if isinstance(sent, Direct):
+        tensor = sent.memory
+    else:
+        tensor = torch.from_numpy(sent.array).view(getattr(torch, sent.dtype))
+        tensor = tensor.to(device, non_blocking=True)
+    return tensor.permute(0, 3, 1, 2) if sent.channels_last else tensor
 
 
-def pack_chunk(chunk: Chunk) -> list[PackedBatch]:
-    """Return a chunk as the object store can share it."""
+def _chunk(chunk: Chunk, way: Callable[[Tensor], Sent]) -> list[SentBatch[Sent]]:
     return [
         (
-            pack(batch.crossing.features),
-            None if batch.crossing.shortcut is None else pack(batch.crossing.shortcut),
-            pack(batch.labels),
-            tuple(pack(goodness) for goodness in batch.goodness),
+            way(batch.crossing.features),
+            None if batch.crossing.shortcut is None else way(batch.crossing.shortcut),
+            way(batch.labels),
+            tuple(way(goodness) for goodness in batch.goodness),
         )
         for batch in chunk
     ]
 
 
-def as_tensors(chunk: Chunk | None) -> list[DirectBatch]:
+def pack_chunk(chunk: Chunk) -> list[SentBatch[Packed]]:
+    """Return a chunk as the object store can share it."""
+    return _chunk(chunk, pack)
+
+
+def as_tensors(chunk: Chunk | None) -> list[SentBatch[Direct]]:
     """Return a chunk as the tensors that cross directly."""
-    return [
-        (batch.crossing.features, batch.crossing.shortcut, batch.labels, batch.goodness)
-        for batch in chunk or ()
-    ]
+    return _chunk(chunk or [], direct)
 
 
 def unpack_message(message: Message, device: torch.device) -> Chunk:

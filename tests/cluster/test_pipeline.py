@@ -91,8 +91,8 @@ def run(task: str, tmp_path: Path) -> RunSpec:
 @contextmanager
 def opened(run: RunSpec) -> Iterator[tuple[Prepared, RayPipeline]]:
     prepared = prepare(run, resume=False)
-    with open_pipeline(prepared, notify=print) as (_, pipeline):
-        yield prepared, pipeline
+    with open_pipeline(prepared, notify=print) as (plan, pipeline):
+        yield prepared.settled(plan.precision, plan.kernels), pipeline
 
 
 class TestTheWindow:
@@ -127,11 +127,11 @@ class TestAtTheEnd:
         pids = []
 
         def fail(*args: Any) -> None:
-            first_stage = args[-1][0]
+            first_stage = args[3][0]
             pids.append(ray.get(first_stage.__ray_call__.remote(lambda actor: os.getpid())))
             raise UserError("no cuts today")
 
-        monkeypatch.setattr("rayff.cluster.training.measure_costs", fail)
+        monkeypatch.setattr("rayff.cluster.training.measure", fail)
         with pytest.raises(UserError, match="no cuts today"):
             train(run, lambda prepared, plan: pytest.fail("nothing to watch"))
         assert len(pids) == 1
