@@ -167,9 +167,13 @@ class RunSpec:
         """Raise a UserError where `asked` would go on with this run as a different one."""
         for name in (*_FIXED, *_FOUND):
             was, wanted = getattr(self, name), getattr(asked, name)
+            if name == "kernels" and was and wanted:  # one entry may stand for all layers
+                named = parse_kernels(was)
+                was, wanted = named, parse_kernels(wanted, len(named))
             if was != wanted and not (wanted is None and name in _FOUND):
+                asks, has = getattr(asked, name), getattr(self, name)
                 raise UserError(
-                    f"--{name.replace('_', '-')} {wanted}: the run was made with {was}, and a "
+                    f"--{name.replace('_', '-')} {asks}: the run was made with {has}, and a "
                     "resumed run keeps it; leave the option out, or start a new --run-dir"
                 )
 

@@ -60,3 +60,11 @@ def test_a_run_refuses_them_at_once_and_beside_the_plain_rule():
         RunSpec(kernels="fast")
     with pytest.raises(UserError, match="leave out --kernels or --rule plain"):
         RunSpec(kernels="conv", rule="plain")
+
+
+def test_a_resumed_run_may_name_the_same_kernels_in_fewer_words():
+    made = RunSpec(kernels="conv,conv,conv,conv")
+    made.check_resumes(RunSpec(kernels="conv"))
+    made.check_resumes(RunSpec())
+    with pytest.raises(UserError, match="--kernels unfold: the run was made with conv,conv"):
+        made.check_resumes(RunSpec(kernels="unfold"))
