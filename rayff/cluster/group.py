@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from rayff.cluster.pipeline import wait_for
+from rayff.cluster.losses import wait_for
 from rayff.partition.profile import SummingTime
 
 Address = tuple[str, int]

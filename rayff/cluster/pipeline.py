@@ -14,27 +14,33 @@ commands is between the first stage and the results.
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
+from rayff.cluster.losses import StageLostError, is_loss
 from rayff.cluster.transport import Transport
-from rayff.spec import RunError, UserError
+from rayff.spec import UserError
 from rayff.training.messages import Command, Report, Snapshot
 from rayff.training.pipeline import Result
 from rayff.training.replicas import Replica, merge
 
 VERDICT_S = 5.0
 """How long the other replicas of a stage have to say why one of them failed."""
-
-
-class StageLostError(RunError):
-    """A stage's process or node died; the run resumes from its last checkpoint."""
+LOOKOUT_S = 0.5
+"""How often the driver, while it waits for a report, looks for stages that died elsewhere."""
+STORE_EVERY_S = 1.0
+"""Seconds from one look at the object store to the next."""
+STORE_RESERVE = 0.25
+"""Share of the object store that is to stay free: where it does not, the window shrinks."""
 
 
 class RayPipeline:
@@ -45,6 +51,7 @@ class RayPipeline:
         stage_names: for messages, such as "layers 0-4".
         transport: how messages travel.
         window: commands in flight at most.
+        warn: is told when the window shrinks.
     """
 
     def __init__(
@@ -53,11 +60,15 @@ class RayPipeline:
         stage_names: list[str],
         transport: Transport,
         window: int,
+        warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.stages = stages
         self.stage_names = stage_names
         self.transport = transport
         self.window = window
+        self.warn = warn
+        self._flying: deque[tuple[Command, list[list[ObjectRef[Any]]]]] = deque()
+        self._store_seen_s = time.monotonic()
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:
@@ -72,13 +83,13 @@ class RayPipeline:
             StageLostError: a stage died.
             RunError: the replicas of a stage no longer agree.
         """
-        flying: deque[tuple[Command, list[list[ObjectRef[Any]]]]] = deque()
         for command in commands:
-            flying.append((command, self._submit(command)))
-            if len(flying) == self.window:
-                yield self._land(*flying.popleft())
-        while flying:
-            yield self._land(*flying.popleft())
+            self._flying.append((command, self._submit(command)))
+            self._watch_store()
+            while len(self._flying) >= self.window:
+                yield self._land()
+        while self._flying:
+            yield self._land()
 
     def _submit(self, command: Command) -> list[list[ObjectRef[Any]]]:
         """Call every actor with the command; return the references of each stage's reports."""
@@ -99,15 +110,53 @@ class RayPipeline:
             pieces = onward
         return reports
 
-    def _land(self, command: Command, references: list[list[ObjectRef[Any]]]) -> Result:
-        """Wait for the reports of a command, stage by stage."""
+    def _land(self) -> Result:
+        """Wait for the reports of the oldest command in flight, stage by stage."""
+        command, references = self._flying[0]
         reports: list[Report] = []
         for position, of_stage in enumerate(references):
-            try:
-                reports.append(merge(ray.get(of_stage)))
-            except RayError as error:
-                raise self._explained(error, of_stage, position) from error
+            self._wait(of_stage)
+            reports.append(self._merged(of_stage, position))
+        self._flying.popleft()
+        if isinstance(command, Snapshot):
+            reports = [_own_memory(report) for report in reports]
         return command, reports
+
+    def _wait(self, references: list[ObjectRef[Any]]) -> None:
+        """Wait for some reports; a stage that dies meanwhile, whichever, is an error at once."""
+        count = len(references)
+        while len(ray.wait(references, num_returns=count, timeout=LOOKOUT_S)[0]) < count:
+            for _, of_stages in self._flying:
+                for position, of_stage in enumerate(of_stages):
+                    if ray.wait(of_stage, num_returns=len(of_stage), timeout=0)[1]:
+                        break  # nothing behind it is done either
+                    self._merged(of_stage, position)
+
+    def _merged(self, references: list[ObjectRef[Any]], position: int) -> Report:
+        try:
+            return merge(ray.get(references))
+        except RayError as error:
+            raise self._explained(error, references, position) from error
+
+    def _watch_store(self) -> None:
+        """Shrink the window where the object store has little room left: better wait than spill.
+
+        What the store holds beside the messages in flight is other work's.
+        """
+        now = time.monotonic()
+        if now - self._store_seen_s < STORE_EVERY_S or self.window == 1:
+            return
+        self._store_seen_s = now
+        there, free = (
+            _store_bytes(ask) for ask in (ray.cluster_resources, ray.available_resources)
+        )
+        if free < STORE_RESERVE * there:
+            self.window -= 1
+            self.warn(
+                f"the object store is nearly full ({free / 2**20:.0f} of {there / 2**20:.0f} MiB "
+                f"free): the window shrinks to {self.window} chunks; a larger "
+                "--object-store-memory of `ray start`, or a smaller --chunk, keeps it open"
+            )
 
     def _explained(
         self, error: RayError, references: list[ObjectRef[Any]], position: int
@@ -122,13 +171,20 @@ class RayPipeline:
                 return each.cause
         name = f"stage {position} ({self.stage_names[position]})"
         for replica, each in failed:
-            if isinstance(each, RayActorError):
+            if is_loss(each):
                 which = f", replica {replica}," if len(references) > 1 else ""
-                return StageLostError(
-                    f"{name}{which} died: {str(each).strip().splitlines()[-1]}; its last "
-                    "checkpoint stays, go on with --resume"
-                )
+                return StageLostError(name + which, each)
         return error
+
+
+def _own_memory(report: Report) -> Report:
+    """Return a snapshot's report with bytes of this process: a view would pin the store's."""
+    states = {index: np.array(state) for index, state in report.states.items()}
+    return dataclasses.replace(report, states=states)
+
+
+def _store_bytes(ask: Callable[[], dict[str, float]]) -> float:
+    return ask().get("object_store_memory", 0.0)
 
 
 def _failures(references: list[ObjectRef[Any]]) -> list[tuple[int, RayError]]:
@@ -142,15 +198,3 @@ def _failures(references: list[ObjectRef[Any]]) -> list[tuple[int, RayError]]:
             except RayError as error:
                 found.append((replica, error))
     return found
-
-
-def wait_for(references: list[ObjectRef[Any]], what: str) -> list[Any]:
-    """Wait for calls that set stages up; a UserError of theirs comes out as itself."""
-    try:
-        return list(ray.get(references))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
-    except RayActorError as error:
-        raise StageLostError(f"a stage died while it {what}: {error}") from error

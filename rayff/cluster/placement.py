@@ -26,13 +26,26 @@ class Node:
 
     cpus: float
     gpus: float
+    store_bytes: float = 0.0
+    """Of its object store."""
+
+
+class NoRoomError(UserError):
+    """The cluster does not give what it seemed to have."""
 
 
 def nodes() -> list[Node]:
     """Return the nodes of the cluster that are alive."""
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     resources = [node["Resources"] for node in found if node["Alive"]]
-    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
+    return [
+        Node(
+            cpus=r.get("CPU", 0.0),
+            gpus=r.get("GPU", 0.0),
+            store_bytes=r.get("object_store_memory", 0.0),
+        )
+        for r in resources
+    ]
 
 
 def room(there: Sequence[Node], each: StageResources) -> int:
@@ -55,8 +68,21 @@ def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
     if run.cuts is not None:
         return len(run.cuts) + 1
     gpus = int(sum(node.gpus for node in there)) if run.device != "cpu" else 0
+    if run.elastic_range is not None:
+        fewest, most = run.elastic_range
+        devices = gpus or int(sum(node.cpus for node in there))
+        return min(max(fewest, devices), most, num_layers)
     wanted = gpus or (2 if sum(node.cpus for node in there) >= 2 else 1)
     return wanted if run.replicas == "auto" else min(wanted, num_layers)
+
+
+def actor_range(run: RunSpec, there: Sequence[Node], num_layers: int) -> tuple[int, int]:
+    """Return how many actors a run may have, least and most, as the cluster shrinks and grows."""
+    if run.elastic_range is not None:
+        fewest, most = run.elastic_range
+        return fewest, min(most, num_layers)
+    count = num_actors(run, there, num_layers)
+    return (count if run.cuts is not None or run.replicas is not None else 1), count
 
 
 def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageResources:
@@ -110,33 +136,38 @@ def _share(count: int, per_node: Sequence[float], most: int | None = 1) -> float
 
 @contextmanager
 def reserve(
-    each: StageResources, count: int, notify: Callable[[str], None]
+    each: StageResources,
+    count: int,
+    notify: Callable[[str], None],
+    patience_s: float = RESERVE_TIMEOUT_S,
 ) -> Iterator[PlacementGroup]:
     """Hold one placement group with a bundle for each actor.
 
     Raises:
-        UserError: the cluster does not give the resources in time.
+        NoRoomError: the cluster does not give the resources in time.
     """
     bundle = {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
     group = placement_group([bundle] * count, strategy="PACK")
     try:
-        _wait(group, f"{count} actors of {each}", notify)
+        _wait(group, f"{count} actors of {each}", notify, patience_s)
         yield group
     finally:
         remove_placement_group(group)
 
 
-def _wait(group: PlacementGroup, wanted: str, notify: Callable[[str], None]) -> None:
-    deadline = time.monotonic() + RESERVE_TIMEOUT_S
+def _wait(
+    group: PlacementGroup, wanted: str, notify: Callable[[str], None], patience_s: float
+) -> None:
+    deadline = time.monotonic() + patience_s
     while not group.wait(_NOTICE_S):
         state = placement_group_table(group)["stats"]["scheduling_state"]
         if state == "INFEASIBLE":
-            raise UserError(f"the cluster cannot hold the plan: {wanted} fit on no set of nodes")
+            raise NoRoomError(f"the cluster cannot hold the plan: {wanted} fit on no set of nodes")
         available: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         free = {kind: available.get(kind, 0.0) for kind in ("CPU", "GPU")}
         if time.monotonic() > deadline:
-            raise UserError(
-                f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}, but other work holds them "
+            raise NoRoomError(
+                f"waited {patience_s:g} s for {wanted}, but other work holds them "
                 f"(free now: {free}); use fewer --stages or come back later"
             )
         notify(f"waiting for {wanted}: other work holds them (free now: {free})")

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 
 from rayff.cluster.actor import remote_stage
 from rayff.cluster.group import time_summing
-from rayff.cluster.pipeline import wait_for
+from rayff.cluster.losses import wait_for
 from rayff.cluster.placement import nodes, num_actors, room, stage_resources
 from rayff.cluster.session import ray_session
 from rayff.data.tasks import TASKS, load_task, task_recipe

@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.experimental.collective import create_collective_group
 from torch import Tensor
 
+from rayff.cluster.losses import StageLostError
 from rayff.learning.chain import Crossing
 from rayff.spec import UserError
 from rayff.training.messages import Batch, Chunk, Command
@@ -202,6 +204,8 @@ class DirectTransport:
         if self.name in ("nccl", "gloo") and len(actors) > 1:
             try:
                 create_collective_group(actors, backend=self.name)
+            except RayActorError as error:
+                raise StageLostError("a stage that was connected", error) from error
             except Exception as error:  # each backend has errors of its own
                 raise self._unusable(error) from error
 

@@ -47,7 +47,9 @@ class Costs:
         return self.stage_s(0, len(self.layer_s)) / max(self.stages_s(cuts, replicas))
 
 
-def balanced_cuts(costs: Costs, replicas: Sequence[int]) -> tuple[int, ...]:
+def balanced_cuts(
+    costs: Costs, replicas: Sequence[int], slowness: Sequence[float] = ()
+) -> tuple[int, ...]:
     """Return the cuts whose slowest stage is fastest; on a tie the least transfer.
 
     Dynamic programming over (stages used, layers covered), O(stages x L^2), in two rounds: how
@@ -57,35 +59,42 @@ def balanced_cuts(costs: Costs, replicas: Sequence[int]) -> tuple[int, ...]:
     Args:
         costs: of a batch.
         replicas: of each stage, in order.
+        slowness: of each stage's machine: how many times its seconds the costs are; 1 if empty.
 
     Raises:
         ValueError: more stages than layers.
     """
     num_layers, num_stages = len(costs.layer_s), len(replicas)
+    machines = list(zip(replicas, slowness or [1.0] * num_stages, strict=True))
     if not 1 <= num_stages <= num_layers:
         raise ValueError(f"{num_layers} layers make 1 to {num_layers} stages, not {num_stages}")
+
+    def stage_s(start: int, end: int, machine: tuple[int, float]) -> float:
+        count, times = machine
+        return times * costs.stage_s(start, end, count)
+
     # slowest[end]: seconds of the slowest stage of layers 0..end-1 in as many stages as so far
-    slowest = {end: costs.stage_s(0, end, replicas[0]) for end in range(1, num_layers + 1)}
-    for used, count in enumerate(replicas[1:], start=1):
+    slowest = {end: stage_s(0, end, machines[0]) for end in range(1, num_layers + 1)}
+    for used, machine in enumerate(machines[1:], start=1):
         slowest = {
-            end: min(max(slowest[cut], costs.stage_s(cut, end, count)) for cut in range(used, end))
+            end: min(max(slowest[cut], stage_s(cut, end, machine)) for cut in range(used, end))
             for end in range(used + 1, num_layers + 1)
         }
     limit = slowest[num_layers]
 
-    def transfer(cut: int, end: int, count: int) -> float:
-        if costs.stage_s(cut, end, count) > limit:
+    def transfer(cut: int, end: int, machine: tuple[int, float]) -> float:
+        if stage_s(cut, end, machine) > limit:
             return math.inf
         return costs.crossing_s[cut] if cut > 0 else 0.0
 
     # best[end]: (transfer, cuts) of layers 0..end-1, infinite where a stage is over the limit
     best: dict[int, tuple[float, tuple[int, ...]]] = {
-        end: (transfer(0, end, replicas[0]), ()) for end in range(1, num_layers + 1)
+        end: (transfer(0, end, machines[0]), ()) for end in range(1, num_layers + 1)
     }
-    for used, count in enumerate(replicas[1:], start=1):
+    for used, machine in enumerate(machines[1:], start=1):
         best = {
             end: min(
-                (best[cut][0] + transfer(cut, end, count), (*best[cut][1], cut))
+                (best[cut][0] + transfer(cut, end, machine), (*best[cut][1], cut))
                 for cut in range(used, end)
             )
             for end in range(used + 1, num_layers + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -135,6 +136,29 @@ def make_plan(
         precision=measured.precision,
         kernels=measured.kernels,
     )
+
+
+REBALANCE_GAIN = 0.1
+"""Share of the slowest stage's time that new cuts must save, to be worth it and not noise."""
+
+
+def rebalanced(plan: Plan, stage_s: Sequence[float]) -> Plan:
+    """Return the plan with the cuts that suit the times that were measured, or as it is.
+
+    A stage that takes longer than planned is on a slower machine: with any other layers it would
+    take longer by the same factor.
+
+    Args:
+        plan: in use.
+        stage_s: seconds of each stage for a batch, as measured.
+    """
+    slowness = [found / max(s, 1e-9) for found, s in zip(stage_s, plan.stages_s, strict=True)]
+    cuts = balanced_cuts(plan.costs, plan.replicas, slowness)
+    then = plan.costs.stages_s(cuts, plan.replicas)
+    slowest = max(s * times for s, times in zip(then, slowness, strict=True))
+    if slowest > (1 - REBALANCE_GAIN) * max(stage_s):
+        return plan
+    return dataclasses.replace(plan, cuts=cuts)
 
 
 CHUNK_S = 0.3

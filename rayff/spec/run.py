@@ -66,6 +66,10 @@ class RunSpec:
     stages: int | None = None
     """Number of stages the layers are cut into; with --replicas auto the number of actors in all.
     Default: one a GPU; without GPUs, two."""
+    elastic: str | None = None
+    """Fewest and most stages, such as 2:4: as many as the cluster holds, now and at each later
+    snapshot. Default: the number of stages at the start, and fewer when nodes are lost; a run with
+    --cuts or --replicas keeps its stages."""
     cuts: tuple[int, ...] | None = None
     """Where to cut, as numbers of the layers that begin a stage, such as 5,9,13. Default: by a
     short timing of the layers."""
@@ -76,7 +80,10 @@ class RunSpec:
     chunk: int | None = None
     """Batches in one message; it changes no result. Default: about a third of a second."""
     window: int | None = None
-    """Chunks in flight at most. Default: two more than there are stages."""
+    """Chunks in flight at most, fewer where the object store is small. Default: two more than
+    there are stages."""
+    rebalance: bool = False
+    """Move the cuts at a snapshot when the stages' measured times have drifted from the plan."""
     transport: Transport = "object-store"
     """How activations travel: Ray's object store, or directly between the actors (nccl or nixl
     for GPUs, gloo for CPUs)."""
@@ -93,6 +100,11 @@ class RunSpec:
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     keep_checkpoints: int = 2
     """Checkpoints to keep, the newest ones."""
+    storage_path: str | None = None
+    """Folder, shared mount or URI (s3://bucket/folder) where a copy of the run directory is kept
+    up to date; a run whose own directory is lost or older resumes from it."""
+    max_failures: int = 3
+    """Stages or nodes that may be lost before the run gives up; -1 for any number."""
 
     def __post_init__(self) -> None:
         for name in ("width", "limit", "epochs", "batch_size", "stages", "chunk", "window"):
@@ -100,6 +112,7 @@ class RunSpec:
         _check("checkpoint_every", self.checkpoint_every, at_least=1)
         _check("keep_checkpoints", self.keep_checkpoints, at_least=1)
         _check("seed", self.seed, at_least=0)
+        _check("max_failures", self.max_failures, at_least=-1)
         for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
             _check(name, getattr(self, name), at_least=0)
         if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
@@ -109,6 +122,8 @@ class RunSpec:
                 f"--replicas {self.replicas}: give the number of actors of each stage, such as "
                 "1,2,1, or auto"
             )
+        if self.elastic is not None:
+            self._check_elastic()
         if self.kernels is not None:
             if self.rule == "plain":
                 raise UserError(
@@ -123,6 +138,25 @@ class RunSpec:
                     f"--{name}: unknown {value!r}{nearest(str(value), known)}; "
                     f"known are {', '.join(known)}"
                 )
+
+    def _check_elastic(self) -> None:
+        low, high = self.elastic_range or (0, 0)
+        if not 1 <= low <= high:
+            raise UserError(
+                f"--elastic {self.elastic}: give the fewest and the most stages, such as 2:4"
+            )
+        for name in ("stages", "cuts", "replicas"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--elastic {self.elastic} finds the number of stages and the cuts by itself; "
+                    f"leave --{name} out"
+                )
+
+    @property
+    def elastic_range(self) -> tuple[int, int] | None:
+        """Fewest and most stages, where the run says so."""
+        found = re.fullmatch("([0-9]{1,6}):([0-9]{1,6})", self.elastic or "")
+        return (int(found[1]), int(found[2])) if found else None
 
     @property
     def replica_counts(self) -> tuple[int, ...] | None:
@@ -152,10 +186,10 @@ class RunSpec:
     def overridden(self, asked: RunSpec) -> RunSpec:
         """Return `asked`, made from this run with some options changed, without contradiction.
 
-        Of stages, cuts and replicas those that changed take the place of those that did not; but
-        a number of actors and `auto`, which groups them, go together.
+        Of stages, cuts, replicas and elastic those that changed take the place of those that did
+        not; but a number of actors and `auto`, which groups them, go together.
         """
-        plan = {"stages", "cuts", "replicas"}
+        plan = {"stages", "cuts", "replicas", "elastic"}
         changed = {name for name in plan if getattr(asked, name) != getattr(self, name)}
         dropped = plan - changed if changed else set()
         if asked.replicas == "auto" and "cuts" not in changed:

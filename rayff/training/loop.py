@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,17 +12,17 @@ from numpy.typing import NDArray
 
 from rayff.data.images import Split
 from rayff.learning.sip import best_window
-from rayff.spec import RunError
 from rayff.training.checkpoint import Checkpoint, Progress
+from rayff.training.keeper import Keeper, Told
 from rayff.training.messages import Evaluate, Report, Snapshot, Train
 from rayff.training.pipeline import Pipeline
 from rayff.training.preparation import Prepared
-from rayff.training.records import EpochRecord, Metrics
+from rayff.training.records import EpochRecord
 from rayff.training.schedule import Schedule
 from rayff.training.stop import StopRequest
 
 
-class Observer(Protocol):
+class Observer(Told, Protocol):
     """Who watches a run: the console view, a search, a test."""
 
     def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
@@ -34,13 +33,29 @@ class Observer(Protocol):
         """An epoch is complete."""
         ...
 
-    def on_checkpoint(self, path: Path) -> None:
-        """A checkpoint is on disk."""
+    def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
+        """The run goes on from a snapshot, with these stages."""
         ...
 
-    def on_warning(self, message: str) -> None:
-        """Something went wrong that does not end the run."""
-        ...
+
+@dataclass
+class Pace:
+    """How long the stages take for a batch, since the last snapshot."""
+
+    busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """(stages,)."""
+    batches: int = 0
+
+    def add(self, command: Train, reports: Sequence[Report]) -> None:
+        """Add a chunk of training."""
+        busy = np.array([report.busy_s for report in reports])
+        self.busy_s = self.busy_s + busy if len(self.busy_s) else busy
+        self.batches += len(command.batches)
+
+    @property
+    def stage_s(self) -> list[float] | None:
+        """Seconds of each stage for a batch; None before the first."""
+        return (self.busy_s / self.batches).tolist() if self.batches else None
 
 
 @dataclass
@@ -84,50 +99,57 @@ class Loop:
         schedule: the order of the commands.
         cuts: of the plan, for the records.
         observer: who watches.
+        keeper: keeps what the run leaves behind; training goes on from its newest snapshot.
+        change: is told at each snapshot how long the stages take for a batch, and says whether
+            the plan is to change there.
     """
 
     prepared: Prepared
     schedule: Schedule
     cuts: tuple[int, ...]
     observer: Observer
+    keeper: Keeper
+    change: Callable[[list[float]], bool] = lambda stage_s: False
 
-    def train(self, pipeline: Pipeline, stop: StopRequest) -> list[EpochRecord]:
+    def train(self, pipeline: Pipeline, stop: StopRequest) -> bool:
         """Drive the pipeline to the end of the run, or to where `stop` asks.
 
         Returns:
-            the records of all epochs, those before a resumption included.
+            False where it left early, behind a snapshot, because the plan is to change.
 
         Raises:
             TrainingDiverged: a loss is not finite; the last good checkpoint stays.
             RunError: the last checkpoint cannot be written.
         """
-        start = self.prepared.progress
-        tally = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums))
+        start = self.keeper.progress
+        tally, pace = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums)), Pace()
         epoch_began = before = time.perf_counter()
+        first = True
         commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
-        with Metrics(self.prepared.directory.path) as metrics:
-            metrics.load(start.epoch)
-            for command, reports in pipeline.stream(commands):
-                now = time.perf_counter()
-                if isinstance(command, Snapshot):
-                    self._snapshot(command, reports, tally, metrics)
-                    before = time.perf_counter()
-                    continue
-                tally.add(command, reports, now - before)
-                before = now
-                self.observer.on_result(command, reports)
-                if tally.evaluated == self._num_evaluated:
-                    record = self._record(command.epoch, tally, now - epoch_began)
-                    try:
-                        metrics.append(record)
-                    except OSError as error:
-                        self.observer.on_warning(
-                            f"metrics of epoch {record.epoch} not written ({error.strerror}): "
-                            "they will be with those of the next epoch"
-                        )
-                    self.observer.on_epoch(record)
-                    tally, epoch_began = EpochTally(), now
-            return metrics.records
+        for command, reports in pipeline.stream(commands):
+            now = time.perf_counter()
+            if isinstance(command, Snapshot):
+                self._snapshot(command, reports, tally)
+                before = time.perf_counter()
+                if not command.final and pace.stage_s and self.change(pace.stage_s):
+                    return False
+                pace = Pace()
+                continue
+            if first:
+                self.keeper.add_event("running", epoch=command.epoch, stages=len(reports))
+                first = False
+            tally.add(command, reports, now - before)
+            before = now
+            if isinstance(command, Train):
+                pace.add(command, reports)
+            self.observer.on_result(command, reports)
+            self.keeper.poll()
+            if tally.evaluated == self._num_evaluated:
+                record = self._record(command.epoch, tally, now - epoch_began)
+                self.keeper.add_epoch(record)
+                self.observer.on_epoch(record)
+                tally, epoch_began = EpochTally(), now
+        return True
 
     @property
     def _num_evaluated(self) -> int:
@@ -157,41 +179,15 @@ class Loop:
             sip_accuracy=valid.tolist(),
         )
 
-    def _snapshot(
-        self,
-        command: Snapshot,
-        reports: Sequence[Report],
-        tally: EpochTally,
-        metrics: Metrics,
-    ) -> None:
-        prepared = self.prepared
-        states = {index: state for report in reports for index, state in report.states.items()}
-        progress = Progress(
-            epoch=command.epoch,
-            batch=command.batch,
-            images=tally.images,
-            loss_sums=tuple(tally.loss_sums.tolist()),
+    def _snapshot(self, command: Snapshot, reports: Sequence[Report], tally: EpochTally) -> None:
+        snapshot = Checkpoint(
+            step=command.epoch * self.schedule.batches_per_epoch + command.batch,
+            progress=Progress(
+                epoch=command.epoch,
+                batch=command.batch,
+                images=tally.images,
+                loss_sums=tuple(tally.loss_sums.tolist()),
+            ),
+            states={index: state for report in reports for index, state in report.states.items()},
         )
-        step = command.epoch * self.schedule.batches_per_epoch + command.batch
-        assert prepared.run.precision is not None, "settled before training"
-        try:
-            path = prepared.checkpoints.write(
-                Checkpoint(step=step, progress=progress, states=states)
-            )
-            prepared.directory.export_model(
-                prepared.architecture,
-                states,
-                window=metrics.window(default=(0, len(prepared.architecture) - 1)),
-                class_names=prepared.data.class_names,
-                precision=prepared.run.precision,
-            )
-        except OSError as error:
-            what = f"the checkpoint of step {step} could not be written ({error.strerror})"
-            if command.final:
-                raise RunError(
-                    f"{what}; the one before it stays: make room in "
-                    f"{prepared.directory.path} and go on with --resume"
-                ) from error
-            self.observer.on_warning(f"{what}: training goes on, the one before it stays")
-        else:
-            self.observer.on_checkpoint(path)
+        self.keeper.add_snapshot(snapshot, final=command.final)

@@ -148,6 +148,11 @@ def check_plan_wishes(run: RunSpec, num_layers: int, batch_size: int) -> None:
         parse_kernels(run.kernels, num_layers)
     if run.cuts is not None:
         check_cuts(run.cuts, run.stages, num_layers)
+    if run.elastic_range is not None and run.elastic_range[0] > num_layers:
+        raise UserError(
+            f"--elastic {run.elastic}: the network has {num_layers} layers, and a stage needs one "
+            f"at least; begin with {num_layers} or fewer"
+        )
     if run.replicas != "auto" and run.stages is not None and run.stages > num_layers:
         raise UserError(
             f"--stages {run.stages}: the network has {num_layers} layers, and a stage needs one "

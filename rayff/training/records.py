@@ -86,6 +86,10 @@ class Metrics:
             rows = read_metrics(path)
             self.records = [row for row in rows if row.epoch <= epochs]
 
+    def go_back(self, epochs: int) -> None:
+        """Forget all but the first `epochs` epochs, which will be trained again."""
+        self.records = [row for row in self.records if row.epoch <= epochs]
+
     def window(self, default: tuple[int, int]) -> tuple[int, int]:
         """Return the SIP window of the newest epoch, or `default` before the first."""
         if not self.records:

@@ -45,7 +45,7 @@ class Tracker:
     num_train_images: int
     stage_names: Sequence[str]
     start: Progress
-    """Where this process began; it may go on from a checkpoint."""
+    """Where it began, or went on from a snapshot."""
     clock: Callable[[], float] = time.monotonic
     """Seconds from any point in time."""
     records: list[EpochRecord] = field(default_factory=list)
@@ -53,9 +53,17 @@ class Tracker:
     phase: str = "training"
 
     def __post_init__(self) -> None:
-        self.epoch, self.images = self.start.epoch, self.start.images
-        self.began_s = self._last_s = self.clock()
-        self._images, self._busy = MovingRate(), MovingRate(np.zeros(len(self.stage_names)))
+        self.began_s = self.clock()
+        self.restart(self.stage_names, self.start)
+
+    def restart(self, stage_names: Sequence[str], progress: Progress) -> None:
+        """Go on from there, with these stages; the epochs behind it are no longer complete."""
+        self.stage_names, self.start = stage_names, progress
+        self.records = [record for record in self.records if record.epoch <= progress.epoch]
+        self.epoch, self.images = progress.epoch, progress.images
+        self.phase = "training"
+        self._started_s = self._last_s = self.clock()
+        self._images, self._busy = MovingRate(), MovingRate(np.zeros(len(stage_names)))
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         """Add the result of a chunk."""
@@ -75,10 +83,6 @@ class Tracker:
         """Add a complete epoch."""
         self.records.append(record)
         self.phase = "done" if record.epoch == self.epochs else "training"
-
-    def skip(self) -> None:
-        """Leave the time since the last result out of the averages: a checkpoint was written."""
-        self._last_s = self.clock()
 
     @property
     def epochs_done(self) -> int:
@@ -109,4 +113,4 @@ class Tracker:
         reached = self.epoch * self.num_train_images + self.images
         if reached == begun:
             return None
-        return (total - reached) * (self._last_s - self.began_s) / (reached - begun)
+        return (total - reached) * (self._last_s - self._started_s) / (reached - begun)

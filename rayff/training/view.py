@@ -72,8 +72,12 @@ class PlainView:
 
     def on_checkpoint(self, path: Path) -> None:
         """Name the checkpoint."""
-        self.tracker.skip()
         self._print(f"checkpoint {path.name}")
+
+    def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
+        """Say where the run goes on."""
+        self.tracker.restart(stage_names, progress)
+        self._print(f"going on from {self._epoch()} ({' | '.join(stage_names)})")
 
     def on_warning(self, message: str) -> None:
         """Write the warning."""
@@ -147,7 +151,6 @@ class LiveView(PlainView):
 
     def on_checkpoint(self, path: Path) -> None:
         """Note the checkpoint; the next frame names it."""
-        self.tracker.skip()
         self._checkpoint = f"  {path.name}"
 
     def frame(self) -> RenderableType:

@@ -13,9 +13,11 @@ import pytest
 import ray
 import torch
 
-from rayff.cluster.pipeline import RayPipeline, StageLostError
+from rayff.cluster.losses import StageLostError
+from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.training import open_pipeline, train
 from rayff.spec import RunSpec, TrainingDiverged, UserError
+from rayff.training.keeper import Keeper
 from rayff.training.loop import Loop
 from rayff.training.messages import Command, Snapshot, Train
 from rayff.training.preparation import Prepared, prepare
@@ -57,6 +59,9 @@ class Watcher:
 
     def on_warning(self, message: str) -> None:
         self.events.append(message)
+
+    def on_restart(self, stage_names: Any, progress: Any) -> None:
+        self.events.append(("restart", list(stage_names), progress))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +136,7 @@ class TestAtTheEnd:
             pids.append(ray.get(first_stage.__ray_call__.remote(lambda actor: os.getpid())))
             raise UserError("no cuts today")
 
-        monkeypatch.setattr("rayff.cluster.training.measure", fail)
+        monkeypatch.setattr("rayff.cluster.recovery.measure", fail)
         with pytest.raises(UserError, match="no cuts today"):
             train(run, lambda prepared, plan: pytest.fail("nothing to watch"))
         assert len(pids) == 1
@@ -154,9 +159,16 @@ class TestErrors:
                     ray.get(pipeline.actors[1].__ray_call__.remote(break_layer))
 
             seen._act = poisoned
-            loop = Loop(prepared=prepared, schedule=schedule, cuts=(2,), observer=seen)
-            with pytest.raises(TrainingDiverged) as caught:
-                loop.train(pipeline, StopRequest())
+            with Keeper(prepared, seen) as keeper:
+                loop = Loop(
+                    prepared=prepared,
+                    schedule=schedule,
+                    cuts=(2,),
+                    observer=seen,
+                    keeper=keeper,
+                )
+                with pytest.raises(TrainingDiverged) as caught:
+                    loop.train(pipeline, StopRequest())
         assert caught.value.layer_index == 2
         assert 6 <= caught.value.step < 12
         assert f"layer 2 became nan at step {caught.value.step}" in str(caught.value)

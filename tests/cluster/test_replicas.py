@@ -14,8 +14,9 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from rayff.cluster.crew import actor_names
 from rayff.cluster.pipeline import RayPipeline, StageLostError
-from rayff.cluster.training import actor_names, open_pipeline, train
+from rayff.cluster.training import open_pipeline, train
 from rayff.partition.plan import Plan
 from rayff.spec import RunError, RunSpec, TrainingDiverged, UserError
 from rayff.training.preparation import Prepared, prepare

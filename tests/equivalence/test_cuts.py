@@ -12,6 +12,7 @@ import torch
 
 import rayff
 from rayff.spec import RunSpec, parse_kernels
+from rayff.training.keeper import Keeper
 from rayff.training.loop import Loop
 from rayff.training.pipeline import LocalPipeline
 from rayff.training.preparation import prepare
@@ -50,6 +51,7 @@ class Silent:
     def on_epoch(self, record: Any) -> None: ...
     def on_checkpoint(self, path: Any) -> None: ...
     def on_warning(self, message: str) -> None: ...
+    def on_restart(self, stage_names: Any, progress: Any) -> None: ...
 
 
 def train_in_one_process(run: RunSpec) -> Path:
@@ -72,10 +74,15 @@ def train_in_one_process(run: RunSpec) -> Path:
     torch.set_num_threads(1)
     try:
         pipeline = LocalPipeline([Stage(spec, torch.device("cpu"), prepared.splits)])
-        loop = Loop(
-            prepared=prepared, schedule=prepared.schedule(chunk=1), cuts=(), observer=Silent()
-        )
-        loop.train(pipeline, StopRequest())
+        with Keeper(prepared, Silent()) as keeper:
+            loop = Loop(
+                prepared=prepared,
+                schedule=prepared.schedule(chunk=1),
+                cuts=(),
+                observer=Silent(),
+                keeper=keeper,
+            )
+            loop.train(pipeline, StopRequest())
     finally:
         torch.set_num_threads(threads)
     return prepared.directory.path

@@ -38,6 +38,9 @@ EVERYTHING = RunSpec(
     run_dir="runs/one",
     checkpoint_every=2,
     keep_checkpoints=3,
+    rebalance=True,
+    storage_path="s3://bucket/runs",
+    max_failures=5,
 )
 
 
@@ -146,10 +149,13 @@ class TestFromDict:
         assert all(
             getattr(EVERYTHING, field.name) != field.default
             for field in dataclasses.fields(RunSpec)
-            if field.name != "rule"
+            if field.name not in ("rule", "elastic")
         ), "EVERYTHING sets every option, so that each is tried"
         plain = dataclasses.replace(EVERYTHING, rule="plain", kernels=None)  # they exclude others
-        for run in (EVERYTHING, plain):
+        elastic = dataclasses.replace(
+            EVERYTHING, stages=None, cuts=None, replicas=None, elastic="2:4"
+        )
+        for run in (EVERYTHING, plain, elastic):
             assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
     @given(

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rayff.spec import Kernels, RunSpec
+from rayff.training.checkpoint import Progress
+from rayff.training.keeper import Keeper
 from rayff.training.loop import Loop
 from rayff.training.messages import Evaluate, Train
 from rayff.training.pipeline import LocalPipeline, Pipeline
@@ -15,6 +18,8 @@ from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
 from rayff.training.stage import Stage, StageSpec
 from rayff.training.stop import StopRequest
+
+T = TypeVar("T")
 
 PASSING: dict[str, Any] = {
     "images_per_s": 0.0,
@@ -49,6 +54,21 @@ class Diary:
 
     def on_warning(self, message: str) -> None:
         self.lines.append(f"warning: {message}")
+
+    def on_restart(self, stage_names: Any, progress: Progress) -> None:
+        self.lines.append(f"restart {progress.epoch}")
+
+
+class AtOnce(Executor):
+    """An executor that does what it is given before it returns."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
 
 def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipeline:
@@ -88,9 +108,17 @@ def train(
     diary = observer or Diary()
     if stop_after is not None:
         diary.then = lambda number: setattr(stop, "signum", 15) if number == stop_after else None
-    loop = Loop(prepared=prepared, schedule=prepared.schedule(chunk), cuts=cuts, observer=diary)
     stages = pipeline(prepared) if pipeline else local_pipeline(prepared, cuts)
-    return loop.train(stages, stop), diary
+    with Keeper(prepared, diary, AtOnce()) as keeper:
+        loop = Loop(
+            prepared=prepared,
+            schedule=prepared.schedule(chunk),
+            cuts=cuts,
+            observer=diary,
+            keeper=keeper,
+        )
+        assert loop.train(stages, stop)
+    return keeper.records, diary
 
 
 def layer_files(run: RunSpec, step: int) -> dict[str, bytes]:

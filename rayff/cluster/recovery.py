@@ -1,0 +1,280 @@
+"""Nothing is lost: a run that loses a stage or a node goes on from its newest snapshot.
+
+    count what the cluster holds -> start a crew -> set up from the newest snapshot -> train
+        ^                                               ^                                |
+        |                                               +--- rebalance, at a snapshot ---+
+        +--- a stage or node is lost; there is room for more stages, at a snapshot ------+
+
+A stage that died is never restarted alone: its batches are gone, and so all layers go back to the
+batch of the snapshot. The bits do not depend on the plan, so neither do they on how often this
+happens. What each actor takes of the cluster is decided once: the number of threads decides bits.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import ray
+
+from rayff.cluster.crew import Crew, open_crew
+from rayff.cluster.losses import StageLostError
+from rayff.cluster.placement import (
+    RESERVE_TIMEOUT_S,
+    NoRoomError,
+    actor_range,
+    nodes,
+    num_actors,
+    room,
+    stage_resources,
+)
+from rayff.cluster.planning import measure
+from rayff.cluster.window import run_chunk, run_window
+from rayff.partition.plan import Measured, Plan, make_plan, rebalanced
+from rayff.spec import RunError, UserError
+from rayff.training.keeper import Keeper
+from rayff.training.loop import Loop, Observer
+from rayff.training.preparation import Prepared
+from rayff.training.stop import StopRequest
+
+Observe = Callable[[Prepared, Plan], AbstractContextManager[Observer]]
+"""Makes who watches a run, once its plan is known."""
+
+NARROWER_AFTER_S = 20.0
+"""How long a run that may have fewer stages waits for the resources of more."""
+VERDICT_S = 90.0
+"""How long a node that does not answer may take to be declared dead: 15 s by default, and 65 s
+where the network is cut."""
+_KNOCK_S = 2.0
+
+
+class Recovery:
+    """One training with all its restarts.
+
+    Args:
+        prepared: the run.
+        observe: makes who watches.
+        notify: is told, in a sentence, what is waited for.
+    """
+
+    def __init__(
+        self, prepared: Prepared, observe: Observe, notify: Callable[[str], None]
+    ) -> None:
+        self.prepared = prepared
+        self.observe = observe
+        self.notify = notify
+        self.stop = StopRequest()
+        self.failures = 0
+        there, num_layers = nodes(), len(prepared.architecture)
+        self.fewest, self.most = actor_range(prepared.run, there, num_layers)
+        count = num_actors(prepared.run, there, num_layers)
+        self.each = stage_resources(prepared.run, there, count)
+        self.measured: Measured | None = None
+        self.plan: Plan | None = None
+        self.keeper: Keeper | None = None
+        self._widen = False
+
+    def train(self) -> Keeper:
+        """Train to the end, or to where a signal asks, whatever is lost on the way.
+
+        Raises:
+            RunError: more was lost than --max-failures allows, or what is left of the cluster
+                cannot go on.
+            UserError: a mistake in the run, or a cluster that cannot hold it at all.
+        """
+        with ExitStack() as whole_run:
+            most = self.most
+            while True:
+                try:
+                    count = self._count(most)
+                    if count == 0:
+                        break
+                    patience_s = NARROWER_AFTER_S if self.fewest < count else RESERVE_TIMEOUT_S
+                    with open_crew(
+                        self.prepared, self.each, count, self.notify, patience_s
+                    ) as crew:
+                        if self._train_with(crew, whole_run):
+                            break
+                    most = self.most
+                except NoRoomError as error:
+                    if count == self.fewest or self.keeper is None:
+                        raise self._ended(str(error), error) from error
+                    most = count - 1
+                except StageLostError as error:
+                    self._lost(error)
+                    if self.stop.requested:
+                        break
+                    await_verdict()
+                    most = self.most
+            assert self.keeper is not None, "a run that was not begun has raised"
+        return self.keeper
+
+    def _count(self, most: int) -> int:
+        """Return how many actors the cluster holds; 0 where a signal ended the wait for them."""
+        deadline = time.monotonic() + RESERVE_TIMEOUT_S
+        while (held := room(nodes(), self.each)) < self.fewest:
+            if self.keeper is None:
+                stage_resources(self.prepared.run, nodes(), self.fewest)  # says what is missing
+            if self.stop.requested:
+                return 0
+            wanted = f"{self.fewest} actors of {self.each}, of which the cluster holds {held}"
+            if time.monotonic() > deadline:
+                raise self._ended(f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}", None)
+            self.notify(f"waiting for {wanted}")
+            time.sleep(5.0)
+        return min(most, held)
+
+    def _train_with(self, crew: Crew, whole_run: ExitStack) -> bool:
+        """Train with these actors; return whether that was all."""
+        if self.measured is None:
+            run, network = self.prepared.run, self.prepared.architecture
+            self.measured = measure(run, network, self.each, crew.actors, self.notify)
+        count = len(crew.actors)
+        if self.plan is None or self.plan.num_actors != count:
+            self.plan = self._plan_for(count)
+        again = self.keeper is not None
+        if not again:
+            self._begin(self.plan, whole_run)
+        while True:
+            plan, keeper = self.plan, self.keeper
+            assert keeper is not None
+            if again:
+                keeper.go_back()
+                self.observer.on_restart(plan.stage_names, keeper.progress)
+            again = True
+            keeper.add_event("planned", stages=plan.stage_names, epochs_done=keeper.progress.epoch)
+            if self._stream(crew, plan, keeper):
+                return True
+            if self._widen:
+                self._widen = False
+                return False
+
+    def _stream(self, crew: Crew, plan: Plan, keeper: Keeper) -> bool:
+        """Set up from the newest snapshot and train; return whether the run is over."""
+        prepared = self.prepared
+        chunk = run_chunk(prepared, plan)
+        states = None if keeper.latest is None else keeper.latest.states
+        warn = self.observer.on_warning
+        window = run_window(prepared, plan, chunk, warn)
+        pipeline = crew.set_up(prepared, plan, states, window=window, warn=warn)
+        loop = Loop(
+            prepared=prepared,
+            schedule=prepared.schedule(chunk),
+            cuts=plan.cuts,
+            observer=self.observer,
+            keeper=keeper,
+            change=self._changes,
+        )
+        return loop.train(pipeline, self.stop)
+
+    def _plan_for(self, count: int) -> Plan:
+        assert self.measured is not None
+        prepared = self.prepared
+        return make_plan(prepared.run, prepared.architecture, self.each, self.measured, count)
+
+    def _begin(self, plan: Plan, whole_run: ExitStack) -> None:
+        """Make the run directory and those that fill and watch it, until the run is over."""
+        self.prepared = self.prepared.settled(plan.precision, plan.kernels)
+        self.prepared.directory.create(self.prepared.run)
+        self.observer = whole_run.enter_context(self.observe(self.prepared, plan))
+        self.notify = self.observer.on_warning
+        self.stop = whole_run.enter_context(
+            StopRequest(
+                lambda name: self.observer.on_warning(
+                    f"{name}: stopping behind the chunks in flight, with a checkpoint "
+                    "(again to stop at once, without one)"
+                )
+            )
+        )
+        self.keeper = whole_run.enter_context(Keeper(self.prepared, self.observer))
+
+    def _changes(self, stage_s: list[float]) -> bool:
+        """Say at a snapshot whether the plan is to change: for more stages, or other cuts."""
+        assert self.plan is not None
+        assert self.keeper is not None
+        count = self.plan.num_actors
+        if count < self.most:
+            there = nodes()
+            more = min(self.most, room(there, self.each)) - count
+            if more > 0 and _free(self.each.cpus * more, self.each.gpus * more):
+                self._widen = True
+                self.observer.on_warning(
+                    f"the cluster has room for {count + more} stages again: going on with them"
+                )
+                return True
+        if self.prepared.run.rebalance:
+            better = rebalanced(self.plan, stage_s)
+            if better.cuts != self.plan.cuts:
+                self.observer.on_warning(
+                    f"the stages take {', '.join(f'{s:.3g}' for s in stage_s)} s for a batch: "
+                    f"moving the cuts from {_shown(self.plan.cuts)} to {_shown(better.cuts)}"
+                )
+                self.keeper.add_event("rebalanced", stage_s=stage_s, cuts=list(better.cuts))
+                self.plan = better
+                return True
+        return False
+
+    def _lost(self, error: StageLostError) -> None:
+        """Count a loss and say it.
+
+        Raises:
+            RunError: it is one more than --max-failures allows.
+        """
+        self.failures += 1
+        allowed = self.prepared.run.max_failures
+        if self.keeper is not None:
+            self.keeper.add_event("lost", stage=error.stage, cause=error.cause)
+        if 0 <= allowed < self.failures:
+            raise self._ended(
+                f"{error}; that was failure {self.failures}, and --max-failures is {allowed}",
+                error,
+            ) from error
+        of = "" if allowed < 0 else f" of {allowed}"
+        self.notify(f"{error}; failure {self.failures}{of}, starting again from {self._where()}")
+
+    def _where(self) -> str:
+        latest = None if self.keeper is None else self.keeper.latest
+        return "the beginning" if latest is None else f"the snapshot of step {latest.step}"
+
+    def _ended(self, what: str, error: Exception | None) -> Exception:
+        """Return the error that ends the run; before it began, the mistake is the user's."""
+        if self.keeper is None and isinstance(error, UserError):
+            return error
+        kept = self.keeper is not None and self.keeper.latest is not None
+        then = "its last checkpoint stays, go on with --resume" if kept else "start it again"
+        return RunError(f"{what}; {then}")
+
+
+def await_verdict() -> None:
+    """Wait until the cluster has declared dead each node that does not answer.
+
+    Until then it would place a new stage on a dying node.
+    """
+    deadline = time.monotonic() + VERDICT_S
+    while time.monotonic() < deadline:
+        found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        alive = [node for node in found if node["Alive"]]
+        if all(_answers(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in alive):
+            return
+        time.sleep(0.5)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), _KNOCK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free(cpus: float, gpus: float) -> bool:
+    """Return whether no other work holds them."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0) + 1e-6 >= cpus and free.get("GPU", 0.0) + 1e-6 >= gpus
+
+
+def _shown(cuts: tuple[int, ...]) -> str:
+    return ",".join(map(str, cuts)) or "none"
