@@ -13,6 +13,7 @@ COMMANDS = {
     "scaling": "pipelines of 1, 2, ... stages against one stage and against their plan",
     "memory": "peak memory of a step, against backpropagation",
     "backprop": "images/s and seconds to an accuracy, against backpropagation",
+    "chaos": "trainings whose stages, nodes and driver are killed at random",
 }
 
 USAGE = "\n".join(

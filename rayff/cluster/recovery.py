@@ -226,7 +226,13 @@ class Recovery:
         self.failures += 1
         allowed = self.prepared.run.max_failures
         if self.keeper is not None:
-            self.keeper.add_event("lost", stage=error.stage, cause=error.cause)
+            self.keeper.add_event(
+                "lost",
+                stage=error.stage,
+                cause=error.cause,
+                step=self.keeper.reached,
+                snapshot=self.keeper.step,
+            )
         if 0 <= allowed < self.failures:
             raise self._ended(
                 f"{error}; that was failure {self.failures}, and --max-failures is {allowed}",

@@ -48,12 +48,14 @@ class Keeper:
 
     Attributes:
         latest: the newest snapshot, where the run goes on; None before the first.
+        reached: batches trained so far, snapshot or not.
     """
 
     def __init__(self, prepared: Prepared, told: Told, writer: Executor | None = None) -> None:
         self.prepared = prepared
         self.told = told
         self.latest = prepared.checkpoint
+        self.reached = self.step
         self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[Checkpoint, Future[Path]] | None = None
         self._metrics = Metrics(prepared.directory.path)
@@ -66,6 +68,11 @@ class Keeper:
         self._metrics.__exit__()
         self._collect(wait=True)
         self._writer.shutdown()
+
+    @property
+    def step(self) -> int:
+        """Batches trained at the newest snapshot."""
+        return 0 if self.latest is None else self.latest.step
 
     @property
     def progress(self) -> Progress:

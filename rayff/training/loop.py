@@ -142,6 +142,7 @@ class Loop:
             before = now
             if isinstance(command, Train):
                 pace.add(command, reports)
+                self.keeper.reached = command.step + len(command.batches)
             self.observer.on_result(command, reports)
             self.keeper.poll()
             if tally.evaluated == self._num_evaluated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load, load_file, save
 from rayff.learning.chain import Chain, ForwardForward
 from rayff.learning.precision import DTYPES
 from rayff.spec import Architecture, RunSpec, UserError
-from rayff.training.files import write_atomically
+from rayff.training.files import is_aside, write_atomically
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunDirectory:
         """Raise a UserError where the folder already holds something."""
         try:
             is_file = self.path.exists() and not self.path.is_dir()
-            is_empty = is_file or not self.path.exists() or not any(self.path.iterdir())
+            is_empty = is_file or not self.path.exists() or not any(self._holdings())
         except OSError as error:
             raise UserError(
                 f"--run-dir {self.path} cannot be read: {error.strerror}; name another folder"
@@ -46,6 +46,10 @@ class RunDirectory:
                 f"--run-dir {self.path} is not empty: add --resume to go on with the run in it, "
                 "or name another folder"
             )
+
+    def _holdings(self) -> Iterator[Path]:
+        """Yield what is in the folder, but for files that a run did not get to finish."""
+        return (path for path in self.path.iterdir() if not is_aside(path))
 
     def create(self, run: RunSpec) -> None:
         """Make the folder and write config.json, which `--config` and `--resume` read.
