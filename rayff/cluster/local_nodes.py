@@ -46,7 +46,7 @@ class LocalNodes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.cluster.shutdown()
+        self.cluster.shutdown()  # type: ignore[no-untyped-call]
 
     def add(self) -> None:
         """Start a node; the cluster sees it a moment later."""

@@ -26,6 +26,7 @@ from rayff.spec import Architecture, UserError
 from rayff.training.files import write_atomically, write_durably
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _FILE = re.compile(r"[a-z][a-z0-9.-]*")
 
@@ -86,7 +87,7 @@ class CheckpointStore:
         aside = self.directory / f".{target.name}.partial"
         self.directory.mkdir(parents=True, exist_ok=True)
         if target.exists():  # the same step of the same run has the same layers
-            _write_progress(target / "manifest.json", checkpoint.progress)
+            _write_progress(target / MANIFEST, checkpoint.progress)
             return target
         for cut_short in self.directory.glob(".step-*.partial"):
             shutil.rmtree(cut_short, ignore_errors=True)
@@ -108,21 +109,22 @@ class CheckpointStore:
                 "progress": dataclasses.asdict(checkpoint.progress),
                 "layers": files,
             }
-            write_durably(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
+            write_durably(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
             aside.rename(target)
             _sync(self.directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
+            gone = old.rename(old.with_name(f".{old.name}.partial"))  # never seen half deleted
+            shutil.rmtree(gone)
         return target
 
     def list(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
-        found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        found = [path for path in self.directory.iterdir() if checkpoint_step(path.name) >= 0]
+        return sorted(found, key=lambda path: checkpoint_step(path.name))
 
     def read_latest(self) -> Checkpoint | None:
         """Return the newest checkpoint, or None where there is none yet.
@@ -141,7 +143,7 @@ class CheckpointStore:
 
     def read(self, path: Path) -> Checkpoint:
         """Read and check one checkpoint."""
-        manifest = _read_manifest(path / "manifest.json")
+        manifest = _read_manifest(path / MANIFEST)
         was, now = manifest["architecture"], self.architecture
         if was != now:
             raise UserError(
@@ -164,6 +166,12 @@ class CheckpointStore:
             for layer in self.architecture.layers
         }
         return Checkpoint(step=manifest["step"], progress=progress, states=states)
+
+
+def checkpoint_step(name: str) -> int:
+    """Return the step of a complete checkpoint's folder, or -1 where it is none."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else -1
 
 
 def _write_progress(path: Path, progress: Progress) -> None:

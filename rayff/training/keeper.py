@@ -1,12 +1,13 @@
 """What a run leaves behind as it goes: metrics, snapshots, events; none of it stops the stream.
 
-    snapshot lands -1-> latest, in memory -2-> background: checkpoint, model, copy in the storage
+    snapshot lands -1-> latest, in memory -2-> background: checkpoint and model on disk
                                                -3-> outcome, told to the observer
+                                               -4-> background: the copy in the storage
 
 (1) A run that loses a stage goes on from the newest snapshot in memory, written or not. (2) One is
 written at a time; the next waits for it, so that no more than two are in memory. (3) A write that
 fails is a warning, since the checkpoint before it stays; only that of the final snapshot is an
-error.
+error. (4) The copy follows as fast as the storage lets it, past checkpoints that are old by then.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class Keeper:
         self.reached = self.step
         self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[Checkpoint, Future[Path]] | None = None
+        self._storage = prepared.storage
+        self._sender = writer or ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._sending: Future[None] | None = None
+        self._behind = False
         self._metrics = Metrics(prepared.directory.path)
         self._metrics.load(self.progress.epoch)
 
@@ -68,6 +73,8 @@ class Keeper:
         self._metrics.__exit__()
         self._collect(wait=True)
         self._writer.shutdown()
+        self._send(wait=True)
+        self._sender.shutdown()
 
     @property
     def step(self) -> int:
@@ -121,6 +128,7 @@ class Keeper:
     def poll(self) -> None:
         """Say whether a write has ended since the last time."""
         self._collect(wait=False)
+        self._send(wait=False)
 
     def _write(self, snapshot: Checkpoint, window: tuple[int, int]) -> Path:
         prepared = self.prepared
@@ -151,6 +159,25 @@ class Keeper:
             self.told.on_warning(f"{what}: training goes on, the one before it stays")
         else:
             self.told.on_checkpoint(path)
+            self._behind = True
+
+    def _send(self, *, wait: bool) -> None:
+        """Bring the copy in the storage up to date, one sending at a time."""
+        while self._storage is not None and (self._sending is not None or self._behind):
+            if self._sending is None:
+                self._behind = False
+                keep = self.prepared.run.keep_checkpoints
+                self._sending = self._sender.submit(self._storage.push, keep)
+            if not (wait or self._sending.done()):
+                return
+            sent, self._sending = self._sending, None
+            try:
+                sent.result()
+            except OSError as error:
+                self.told.on_warning(
+                    f"the copy in {self._storage.name} is behind ({reason(error)}): training goes "
+                    "on, and the next checkpoint is sent again"
+                )
 
     def _attempt(self, write: Callable[[], None], message: str) -> None:
         try:

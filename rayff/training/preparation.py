@@ -25,6 +25,7 @@ from rayff.spec.run import Precision
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
+from rayff.training.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,12 @@ class Prepared:
             keep=self.run.keep_checkpoints,
         )
 
+    @property
+    def storage(self) -> Storage | None:
+        """Where a copy of the run directory is kept, if anywhere."""
+        path = self.run.storage_path
+        return Storage(self.directory.path, path) if path else None
+
     def schedule(self, chunk: int) -> Schedule:
         """Return the order of the run's commands, `chunk` batches in each."""
         return Schedule(
@@ -91,10 +98,15 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
     """
     run = run.resolved(task_recipe(run.task))
     directory = RunDirectory(Path(run.run_dir or default_run_dir(run)))
+    storage = Storage(directory.path, run.storage_path) if run.storage_path else None
     if resume:
+        if storage is not None:
+            storage.pull()
         run = _resumed(run, directory)
     else:
         directory.check_new()
+        if storage is not None:
+            storage.check_new()
     data_dir = None if run.data_dir is None else Path(run.data_dir)
     data = load_task(run.task, data_dir=data_dir, download=run.download)
     network = architecture(

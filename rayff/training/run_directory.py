@@ -18,6 +18,8 @@ from rayff.learning.precision import DTYPES
 from rayff.spec import Architecture, RunSpec, UserError
 from rayff.training.files import is_aside, write_atomically
 
+CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -59,9 +61,7 @@ class RunDirectory:
         config = {key: value for key, value in run.to_dict().items() if key != "run_dir"}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n"
-            )
+            write_atomically(self.path / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
         except OSError as error:
             raise UserError(
                 f"--run-dir {self.path} cannot be written: {error.strerror}; name another folder"
@@ -71,7 +71,7 @@ class RunDirectory:
         """Return the run that is in the folder."""
         if not self.path.is_dir():
             raise UserError(f"there is no run directory {self.path}")
-        config = self.path / "config.json"
+        config = self.path / CONFIG
         if not config.exists():
             raise UserError(f"{self.path} is no run directory: it has no config.json")
         return read_config(config)
