@@ -21,6 +21,7 @@ from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, Metrics
 from rayff.training.schedule import Schedule
 from rayff.training.stop import StopRequest
+from rayff.training.timeline import Timeline
 
 
 class Observer(Protocol):
@@ -107,8 +108,10 @@ class Loop:
         commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
         with Metrics(self.prepared.directory.path) as metrics:
             metrics.load(start.epoch)
+            timeline = Timeline(self.prepared.directory.path, start.epoch)
             for command, reports in pipeline.stream(commands):
                 now = time.perf_counter()
+                timeline.add(command, reports)
                 if isinstance(command, Snapshot):
                     self._snapshot(command, reports, tally, metrics)
                     before = time.perf_counter()
@@ -120,6 +123,7 @@ class Loop:
                     record = self._record(command.epoch, tally, now - epoch_began)
                     try:
                         metrics.append(record)
+                        timeline.write()
                     except OSError as error:
                         self.observer.on_warning(
                             f"metrics of epoch {record.epoch} not written ({error.strerror}): "

@@ -1,0 +1,90 @@
+"""Which layers to sum: the matrix of all windows, and accuracy by the number of layers."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from rayff.pictures.style import BLUE, MUTED, ORANGE, SHADES, label_ends
+from rayff.training.records import EpochRecord
+
+MAX_NUMBERED = 10
+"""Up to so many layers each window of the matrix shows its accuracy as a number."""
+
+
+def draw_matrix(figure: Figure, record: EpochRecord) -> None:
+    """Draw the validation accuracy of every window of layers, the chosen one framed."""
+    matrix = np.array(record.sip_accuracy)
+    num_layers = len(matrix)
+    upper = np.triu(np.ones_like(matrix, dtype=bool))
+    low, high = matrix[upper].min(), matrix[upper].max()
+    axes = figure.subplots()
+    image = axes.imshow(
+        np.ma.masked_array(matrix, ~upper), cmap=SHADES, vmin=low, vmax=max(high, low + 1e-9)
+    )
+    if num_layers <= MAX_NUMBERED:
+        middle = (low + high) / 2
+        for first, last in zip(*np.nonzero(upper), strict=True):
+            value = matrix[first, last]
+            colour = "white" if value > middle else "black"
+            axes.text(last, first, f"{value:.1f}", ha="center", va="center", color=colour)
+    chosen = (record.sip_last - 0.5, record.sip_first - 0.5)
+    axes.add_patch(Rectangle(chosen, 1, 1, fill=False, ec=ORANGE, lw=2.5, zorder=3))
+    axes.text(
+        0.03,
+        0.03,
+        f"chosen: layers {record.sip_first} to {record.sip_last}\n"
+        f"{record.valid_accuracy:.2f}% valid",
+        transform=axes.transAxes,
+        va="bottom",
+        color=ORANGE,
+        fontweight="bold",
+    )
+    axes.set_xlabel("last layer of the window")
+    axes.set_ylabel("first layer of the window")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+    bar.outline.set_visible(False)
+    bar.ax.grid(visible=False)
+    bar.set_label("validation accuracy (%)")
+
+
+def draw_depth(figure: Figure, record: EpochRecord) -> None:
+    """Draw validation accuracy against the last layer that is summed and computed."""
+    matrix = np.array(record.sip_accuracy)
+    num_layers = len(matrix)
+    axes = figure.subplots()
+    lines = [(0, MUTED if record.sip_first else BLUE)]
+    if record.sip_first:
+        lines.append((record.sip_first, BLUE))
+    for first, colour in lines:
+        layers = np.arange(first, num_layers)
+        axes.plot(layers + 1, matrix[first, first:], color=colour, marker="o")
+    chosen = (record.sip_last + 1, matrix[record.sip_first, record.sip_last])
+    axes.plot(*chosen, marker="o", ms=11, mfc="none", mec=ORANGE, mew=2)
+    axes.set_xlim(0.7, num_layers + 0.3 + 0.3 * num_layers)
+    ticks = MaxNLocator(nbins=9, integer=True).tick_values(1, num_layers)
+    axes.set_xticks([tick for tick in ticks if 1 <= tick <= num_layers])
+    axes.set_xlabel("layers that are computed")
+    axes.set_ylabel("validation accuracy (%)")
+    label_ends(
+        axes,
+        num_layers,
+        [float(matrix[first, -1]) for first, _ in lines],
+        [f"sum from layer {first}" for first, _ in lines],
+        [colour for _, colour in lines],
+    )
+    axes.annotate(
+        f"chosen {chosen[1]:.2f}",
+        chosen,
+        xytext=(0, -16),
+        textcoords="offset points",
+        ha="center",
+        color=ORANGE,
+        fontweight="bold",
+    )
