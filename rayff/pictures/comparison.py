@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rayff.pictures.curves import draw_runs
-from rayff.pictures.page import Block, Note, Page, Section, Table, picture
+from rayff.pictures.page import Block, Note, Page, Section, Table, picture, shown
 from rayff.pictures.sources import Run, varied
 from rayff.training.frame import duration
 from rayff.training.records import EpochRecord
@@ -115,12 +115,3 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Block:
         columns=("setting", *names),
         rows=tuple((name, *(shown(config[name]) for config in configs)) for name in different),
     )
-
-
-def shown(value: object) -> str:
-    """Return a setting as a table shows it."""
-    if value is None:
-        return "default"
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return str(value)

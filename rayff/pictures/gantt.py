@@ -21,35 +21,52 @@ Excerpt = tuple[float, float]
 
 def fill(spans: Sequence[Span]) -> Excerpt:
     """Return the beginning of the first epoch: one stage after the other gets to work."""
-    own = [span for span in spans if span.epoch == spans[0].epoch]
+    own = of_epoch(spans, spans[0].epoch)
     start = min(span.started_s for span in own)
-    entered = sorted(span.started_s + span.busy_s for span in own if span.stage == 0)
-    reached = max(
-        min(span.started_s + span.busy_s for span in own if span.stage == stage)
+    entered = sorted(end_s(span) for span in own if span.stage == 0)[: COMMANDS + 1]
+    reached = [
+        min(end_s(span) for span in own if span.stage == stage)
         for stage in {span.stage for span in own}
-    )
-    return start, max(entered[: COMMANDS + 1][-1], reached)
+    ]
+    return start, max(entered[-1:] + reached)
 
 
-def turn(spans: Sequence[Span], epoch: int) -> Excerpt:
-    """Return the end of an epoch: training runs into evaluation, which leaves the pipeline."""
-    own = [span for span in spans if span.epoch == epoch]
-    end = max(span.started_s + span.busy_s for span in own)
-    evaluation = min((span.started_s for span in own if span.kind != "train"), default=end)
-    before = sorted(
-        span.started_s
-        for span in own
-        if span.stage == 0 and span.kind == "train" and span.started_s < evaluation
-    )
-    start = before[-COMMANDS // 2 :][0] if before else evaluation
-    longest = max(span.busy_s for span in own)
-    return start, min(end, max(start + 3 * COMMANDS * longest, start + 1e-3))
+def turn(spans: Sequence[Span]) -> Excerpt:
+    """Return the place of the first epoch where training runs into evaluation."""
+    own = of_epoch(spans, spans[0].epoch)
+    training = sorted(s.started_s for s in own if s.stage == 0 and s.kind == "train")
+    evaluation = sorted((span for span in own if span.kind != "train"), key=end_s)
+    start = min(training[-COMMANDS // 2 :] or [evaluation[0].started_s])
+    entered = [end_s(span) for span in evaluation if span.stage == 0][: COMMANDS // 2]
+    reached = [
+        next(end_s(span) for span in evaluation if span.stage == stage)
+        for stage in {span.stage for span in evaluation}
+    ]
+    return start, max([start + 1e-3, *entered, *reached])
+
+
+def drain(spans: Sequence[Span]) -> Excerpt:
+    """Return the end of the newest epoch: one stage after the other has nothing left to do."""
+    own = of_epoch(spans, spans[-1].epoch)
+    entered = sorted(span.started_s for span in own if span.stage == 0)[-COMMANDS:]
+    end = max(end_s(span) for span in own)
+    return min([*entered, end - 1e-3]), end
+
+
+def of_epoch(spans: Sequence[Span], epoch: int) -> list[Span]:
+    """Return the spans of one epoch."""
+    return [span for span in spans if span.epoch == epoch]
+
+
+def end_s(span: Span) -> float:
+    """Return when a span ended, in seconds since 1970."""
+    return span.started_s + span.busy_s
 
 
 def draw_timeline(figure: Figure, spans: Sequence[Span], excerpt: Excerpt) -> None:
     """Draw a row a stage, and in it a bar for whatever the stage did within the excerpt."""
     start, end = excerpt
-    shown = [s for s in spans if s.started_s < end and s.started_s + s.busy_s > start]
+    shown = [s for s in spans if s.started_s < end and end_s(s) > start]
     num_stages = 1 + max(span.stage for span in shown)
     epochs = sorted({span.epoch for span in shown})
     axes = figure.subplots()
@@ -72,9 +89,9 @@ def draw_timeline(figure: Figure, spans: Sequence[Span], excerpt: Excerpt) -> No
                 )
     length = end - start
     for span in shown:
-        middle = (max(span.started_s, start) + min(span.started_s + span.busy_s, end)) / 2 - start
+        middle = (max(span.started_s, start) + min(end_s(span), end)) / 2 - start
         text = str(span.step)
-        visible = min(span.started_s + span.busy_s, end) - max(span.started_s, start)
+        visible = min(end_s(span), end) - max(span.started_s, start)
         if visible > length * 0.017 * len(text):
             axes.text(
                 middle, span.stage, text, ha="center", va="center", color="white", fontsize=7

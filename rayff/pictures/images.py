@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rayff.pictures.style import RED, SHADES, SIGNED
+from rayff.pictures.style import INK, RED, SHADES, SIGNED
 from rayff.training.evaluation import Evaluation, Mistake
 
 MAX_NUMBERED = 12
@@ -44,7 +44,7 @@ def draw_confusion(figure: Figure, evaluation: Evaluation) -> None:
                     ha="center",
                     va="center",
                     fontsize=8 if counts.max() < 1000 else 7,
-                    color="white" if shares[true, predicted] > 0.2 else RED,
+                    color="white" if shares[true, predicted] > 0.2 else INK,
                 )
     if num_classes <= MAX_NAMED:
         names = [short(name) for name in evaluation.class_names]
@@ -68,7 +68,7 @@ def draw_mistakes(figure: Figure, mistakes: Sequence[Mistake], class_names: Sequ
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         true, predicted = class_names[mistake.true], class_names[mistake.predicted]
         axes.set_title(
-            f"is {short(true)}\nnot {short(predicted)}", fontsize=8.5, loc="left", pad=3
+            f"true  {short(true)}\npred.  {short(predicted)}", fontsize=8.5, loc="left", pad=3
         )
         axes.text(
             0.97,

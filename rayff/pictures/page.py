@@ -49,6 +49,8 @@ class Table:
     caption: str = ""
     numbers: frozenset[int] = frozenset()
     """Columns that are flush right."""
+    wide: bool = True
+    """It takes the whole width of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +125,12 @@ def picture(
 ) -> Picture:
     """Draw a picture, `height` inches high."""
     return Picture(name=name, title=title, caption=caption, png=render(draw, height))
+
+
+def shown(value: object) -> str:
+    """Return a setting as a table shows it."""
+    if value is None:
+        return "default"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return str(value)

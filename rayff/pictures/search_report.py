@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rayff.pictures.comparison import learning, shown
-from rayff.pictures.page import Block, Note, Page, Section, Table, picture
+from rayff.pictures.comparison import learning
+from rayff.pictures.page import Block, Note, Page, Section, Table, picture, shown
 from rayff.pictures.sources import Trial, varied
 from rayff.pictures.style import BLUE, ORANGE
 from rayff.training.frame import duration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: it is none, its first epoch is not complete, or its files are damaged.
     """
-    if path.is_dir() and not any(path.iterdir()):
+    if path.is_dir() and not os.listdir(path):
         raise UserError(f"{path} is empty: give the folder of a run, such as runs/first")
     spec = RunDirectory(path).read_config()
     metrics = path / "metrics.parquet"

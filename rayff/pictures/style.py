@@ -56,6 +56,8 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
     "lines.solid_capstyle": "round",
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from rayff.pictures.style import BLUE, MUTED, ORANGE, SHADES, label_ends
+from rayff.pictures.style import BLUE, INK, MUTED, ORANGE, SHADES, label_ends
 from rayff.training.records import EpochRecord
 
 MAX_NUMBERED = 10
@@ -21,14 +22,13 @@ def draw_matrix(figure: Figure, record: EpochRecord) -> None:
     upper = np.triu(np.ones_like(matrix, dtype=bool))
     low, high = matrix[upper].min(), matrix[upper].max()
     axes = figure.subplots()
-    image = axes.imshow(
-        np.ma.masked_array(matrix, ~upper), cmap=SHADES, vmin=low, vmax=max(high, low + 1e-9)
-    )
+    # the good windows lie close together, the bad ones far below them
+    shade = PowerNorm(3, vmin=low, vmax=max(high, low + 1e-9))
+    image = axes.imshow(np.ma.masked_array(matrix, ~upper), cmap=SHADES, norm=shade)
     if num_layers <= MAX_NUMBERED:
-        middle = (low + high) / 2
         for first, last in zip(*np.nonzero(upper), strict=True):
             value = matrix[first, last]
-            colour = "white" if value > middle else "black"
+            colour = "white" if shade(value) > 0.45 else INK
             axes.text(last, first, f"{value:.1f}", ha="center", va="center", color=colour)
     chosen = (record.sip_last - 0.5, record.sip_first - 0.5)
     axes.add_patch(Rectangle(chosen, 1, 1, fill=False, ec=ORANGE, lw=2.5, zorder=3))
@@ -51,6 +51,8 @@ def draw_matrix(figure: Figure, record: EpochRecord) -> None:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.grid(visible=False)
+    bar.set_ticks(shade.inverse(np.linspace(0, 1, 6)), format="%.0f")
+    bar.ax.minorticks_off()
     bar.set_label("validation accuracy (%)")
 
 
@@ -82,7 +84,7 @@ def draw_depth(figure: Figure, record: EpochRecord) -> None:
     axes.annotate(
         f"chosen {chosen[1]:.2f}",
         chosen,
-        xytext=(0, -16),
+        xytext=(0, -32),
         textcoords="offset points",
         ha="center",
         color=ORANGE,
