@@ -65,7 +65,7 @@ def learning(runs: Sequence[tuple[str, Sequence[EpochRecord]]]) -> list[Block]:
                 title,
                 caption,
                 partial(draw_runs, runs=lines, xlabel=xlabel, ylabel=ylabel),
-                height=3.0 + 0.1 * len(lines),
+                height=3.4,
             )
         )
     return blocks

@@ -14,15 +14,19 @@ from rayff.pictures.style import (
     BLUE,
     DEPTH,
     ORANGE,
+    OTHERS,
+    SERIES,
     depth_colour,
     label_ends,
-    series_colour,
     whole_epochs,
 )
 from rayff.training.records import EpochRecord
 
 MAX_NAMED = 8
 """Up to here each layer's line has its own name; deeper networks have a scale of colours."""
+
+NUM_BEST = 5
+"""Lines that have a colour of their own where there are not enough colours for all."""
 
 
 def draw_accuracy(figure: Figure, records: Sequence[EpochRecord]) -> None:
@@ -110,11 +114,17 @@ def draw_runs(
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """Draw the lines of several runs over each other: (name, x, y) each, best first."""
+    """Draw the lines of several runs over each other: (name, x, y) each, best first.
+
+    Of many runs the best have names and colours, the others are grey behind them.
+    """
     axes = figure.subplots()
-    for index, (name, x, y) in enumerate(runs):
-        colour = series_colour(index)
-        axes.plot(x, y, color=colour, marker=_marker(x), label=name)
+    named = len(runs) if len(runs) <= len(SERIES) else NUM_BEST
+    for index, (name, x, y) in enumerate(runs[:named]):
+        axes.plot(x, y, color=SERIES[index], marker=_marker(x), label=name, zorder=3)
+    for index, (_, x, y) in enumerate(runs[named:]):
+        label = None if index else f"{len(runs) - named} others"
+        axes.plot(x, y, color=OTHERS, lw=1, marker="." if len(x) == 1 else "", label=label)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if xlabel == "epoch":

@@ -92,7 +92,7 @@ def draw_timeline(figure: Figure, spans: Sequence[Span], excerpt: Excerpt) -> No
         middle = (max(span.started_s, start) + min(end_s(span), end)) / 2 - start
         text = str(span.step)
         visible = min(end_s(span), end) - max(span.started_s, start)
-        if visible > length * 0.017 * len(text):
+        if visible > length * (0.008 + 0.018 * len(text)):
             axes.text(
                 middle, span.stage, text, ha="center", va="center", color="white", fontsize=7
             )

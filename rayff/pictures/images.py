@@ -88,7 +88,7 @@ def filter_rows(
 ) -> list[tuple[str, NDArray[np.float32]]]:
     """Return the filters (K, in, H, W) as rows with names: a row a class where they fit."""
     num_classes = len(class_names)
-    if num_classes <= MAX_NAMED and len(weight) >= 2 * num_classes:
+    if num_classes <= MAX_NAMED and len(weight) >= 4 * num_classes:
         groups = weight.reshape(num_classes, -1, *weight.shape[1:])[:, :MAX_FILTERS_A_ROW]
         return [(short(name), group) for name, group in zip(class_names, groups, strict=True)]
     some = weight[:MAX_FILTERS]

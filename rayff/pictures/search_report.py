@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from rayff.pictures.comparison import learning
 from rayff.pictures.page import Block, Note, Page, Section, Table, picture, shown
@@ -17,8 +19,8 @@ from rayff.training.frame import duration
 
 LOG_RATIO = 20
 """Numbers that reach over more than this factor are shown on a logarithmic scale."""
-MAX_CURVES = 16
-"""Curves that can be told apart, those of the best trials."""
+MAX_MARKED = 6
+"""Up to so many different numbers each has its own mark on the axis."""
 
 
 def search_page(folder: Path, trials: Sequence[Trial]) -> Page:
@@ -80,7 +82,7 @@ def _by_setting(done: Sequence[Trial], settings: Sequence[str]) -> list[Block]:
         return [Note(title="Accuracy by setting", text=f"Not drawn: {why}.")]
     return [
         picture(
-            f"by-{name}",
+            f"by-{re.sub(r'[^A-Za-z0-9_]+', '-', name)}",
             name,
             f"A point a trial, the best ({done[0].name}) ringed.",
             partial(draw_setting, trials=done, name=name),
@@ -98,6 +100,10 @@ def draw_setting(figure: Figure, trials: Sequence[Trial], name: str) -> None:
         places = [float(value) for value in values if value is not None]
         if min(places) > 0 and max(places) / min(places) > LOG_RATIO:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        elif len(set(places)) <= MAX_MARKED:
+            axes.set_xticks(sorted(set(places)))
     else:
         words = sorted({shown(value) for value in values})
         places = [float(words.index(shown(value))) for value in values]
@@ -115,8 +121,4 @@ def _learning(trials: Sequence[Trial]) -> list[Block]:
         return [
             Note(title="Learning curves", text="Not drawn: no trial's run directory is there.")
         ]
-    blocks = learning(curves[:MAX_CURVES])
-    if len(curves) > MAX_CURVES:
-        text = f"The curves are those of the best {MAX_CURVES} of {len(curves)} trials."
-        blocks.append(Note(title="Learning curves", text=text))
-    return blocks
+    return learning(curves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 
 import matplotlib.style
@@ -25,7 +26,8 @@ ORANGE = "#d9641e"
 GREEN = "#3a8a5f"
 RED = "#c0392b"
 SERIES = (BLUE, ORANGE, GREEN, "#8e5ea2", "#b8860b", "#3aa6a0", "#c2517f", "#5d6d7e")
-"""Colours of runs and stages, in order; they repeat after the eighth."""
+"""Colours of runs, the best first."""
+OTHERS = "#b9c2cc"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", BLUE, "#12284c"])
 """From few to many."""
 DEPTH = LinearSegmentedColormap.from_list("depth", ["#f0a63c", ORANGE, "#a02c5d", "#35276b"])
@@ -53,6 +55,7 @@ STYLE = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold any character
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
     "lines.solid_capstyle": "round",
@@ -69,17 +72,13 @@ def render(draw: Callable[[Figure], None], height: float) -> bytes:
     No backend is chosen and no display is asked for: a figure without pyplot is drawn by Agg.
     """
     # "default" first: the user's own settings are for the user's own pictures
-    with matplotlib.style.context(["default", STYLE]):
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names of all scripts
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         draw(figure)
         target = io.BytesIO()
         figure.savefig(target, format="png")
     return target.getvalue()
-
-
-def series_colour(index: int) -> str:
-    """Return the colour of run or stage `index`."""
-    return SERIES[index % len(SERIES)]
 
 
 def depth_colour(layer: int, num_layers: int) -> tuple[float, float, float, float]:

@@ -51,7 +51,8 @@ def draw_matrix(figure: Figure, record: EpochRecord) -> None:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.grid(visible=False)
-    bar.set_ticks(shade.inverse(np.linspace(0, 1, 6)), format="%.0f")
+    marks = [float(shade.inverse(share)) for share in np.linspace(0, 1, 6)]
+    bar.set_ticks(marks, labels=[f"{mark:.0f}" for mark in marks])
     bar.ax.minorticks_off()
     bar.set_label("validation accuracy (%)")
 
@@ -81,12 +82,12 @@ def draw_depth(figure: Figure, record: EpochRecord) -> None:
         [f"sum from layer {first}" for first, _ in lines],
         [colour for _, colour in lines],
     )
-    axes.annotate(
-        f"chosen {chosen[1]:.2f}",
-        chosen,
-        xytext=(0, -32),
-        textcoords="offset points",
-        ha="center",
+    axes.text(
+        0.98,
+        0.04,
+        f"chosen: layers {record.sip_first} to {record.sip_last}, {chosen[1]:.2f}%",
+        transform=axes.transAxes,
+        ha="right",
         color=ORANGE,
         fontweight="bold",
     )
