@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -92,10 +93,8 @@ def filter_rows(
         groups = weight.reshape(num_classes, -1, *weight.shape[1:])[:, :MAX_FILTERS_A_ROW]
         return [(short(name), group) for name, group in zip(class_names, groups, strict=True)]
     some = weight[:MAX_FILTERS]
-    return [
-        ("", some[start : start + MAX_FILTERS_A_ROW])
-        for start in range(0, len(some), MAX_FILTERS_A_ROW)
-    ]
+    columns = min(MAX_FILTERS_A_ROW, math.ceil(math.sqrt(1.5 * len(some))))
+    return [("", some[start : start + columns]) for start in range(0, len(some), columns)]
 
 
 def draw_filters(figure: Figure, weight: NDArray[np.float32], class_names: Sequence[str]) -> None:

@@ -45,7 +45,9 @@ def mistakes(run: Run, data_dir: Path | None, device: Device, limit: int | None)
             f"{right:,} of {evaluation.num_images:,} test images are classified rightly "
             f"({evaluation.accuracy:.2f}%)"
             + (
-                "." if run.spec.limit is None else f"; the run took {run.spec.limit:,} of a split."
+                "."
+                if run.spec.limit is None
+                else f"; the run itself used {run.spec.limit:,} at most."
             ),
             lambda figure: images.draw_confusion(figure, evaluation),
             height=4.6,
