@@ -24,6 +24,7 @@ BELOW: dict[str, set[str]] = {
     "learning": {"spec"},
     "partition": {"spec"},
     "training": {"spec", "data", "learning", "partition"},
+    "pictures": {"spec", "data", "learning", "partition", "training"},
     "cluster": {"spec", "data", "learning", "partition", "training"},
 }
 """What a room may import, beside itself. The commands and the benchmarks stand on all of them."""

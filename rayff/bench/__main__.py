@@ -14,6 +14,7 @@ COMMANDS = {
     "memory": "peak memory of a step, against backpropagation",
     "backprop": "images/s and seconds to an accuracy, against backpropagation",
     "chaos": "trainings whose stages, nodes and driver are killed at random",
+    "endurance": "memory of driver, stages and object store over an hour",
 }
 
 USAGE = "\n".join(

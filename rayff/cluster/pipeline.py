@@ -147,9 +147,8 @@ class RayPipeline:
         if now - self._store_seen_s < STORE_EVERY_S or self.window == 1:
             return
         self._store_seen_s = now
-        there, free = (
-            _store_bytes(ask) for ask in (ray.cluster_resources, ray.available_resources)
-        )
+        there = store_bytes()
+        free = there - store_used()
         if free < STORE_RESERVE * there:
             self.window -= 1
             self.warn(
@@ -183,8 +182,16 @@ def _own_memory(report: Report) -> Report:
     return dataclasses.replace(report, states=states)
 
 
-def _store_bytes(ask: Callable[[], dict[str, float]]) -> float:
-    return ask().get("object_store_memory", 0.0)
+def store_bytes() -> int:
+    """Return the size of the object stores of all nodes."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(there.get("object_store_memory", 0.0))
+
+
+def store_used() -> int:
+    """Return how much of the object stores is in use; what Ray does not list is full."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return store_bytes() - int(free.get("object_store_memory", 0.0))
 
 
 def _failures(references: list[ObjectRef[Any]]) -> list[tuple[int, RayError]]:

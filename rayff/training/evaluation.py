@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayff.data.images import Split
+from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task
 from rayff.learning.chain import ForwardForward
 from rayff.spec import UserError
@@ -32,6 +33,20 @@ class Evaluation:
     """Images by true class (row) and predicted class (column), (C, C)."""
     class_names: tuple[str, ...]
     num_images: int
+    mistakes: tuple[Mistake, ...] = ()
+    """The surest ones, as many as were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mistake:
+    """An image that was taken for another class."""
+
+    image: NDArray[np.uint8]
+    """(K, 32, 32)."""
+    true: int
+    predicted: int
+    probability: float
+    """Of the predicted class."""
 
 
 def evaluate(
@@ -42,6 +57,8 @@ def evaluate(
     prune: bool = True,
     device: Device = "auto",
     batch_size: int = 256,
+    limit: int | None = None,
+    num_mistakes: int = 0,
 ) -> Evaluation:
     """Classify a split of the run's task with the run's network, in this process.
 
@@ -52,6 +69,8 @@ def evaluate(
         prune: classify with the SIP window; otherwise with the sum of all layers.
         device: auto, cpu or cuda.
         batch_size: images at a time; it changes memory and speed alone.
+        limit: images to classify at most, the first ones; None for all.
+        num_mistakes: mistakes to give back with their images, at most.
 
     Raises:
         UserError: no usable model or data, or a model that does not fit the data.
@@ -69,9 +88,11 @@ def evaluate(
     _check_fits(model, data, directory.path)
     if split not in data.splits:
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
-    images, labels = data.splits[split].images, data.splits[split].labels
+    chosen = data.splits[split].first(limit)
+    images, labels = chosen.images, chosen.labels
     window = model.window if prune else (0, len(model.chain) - 1)
-    by_layer, summed = classify(model.to(where), images, window, batch_size)
+    by_layer, logits = classify(model.to(where), images, window, batch_size)
+    summed = logits.argmax(axis=1)
     return Evaluation(
         accuracy=_percent(summed == labels),
         layer_accuracy=tuple(_percent(layer == labels) for layer in by_layer),
@@ -79,25 +100,46 @@ def evaluate(
         confusion=confusion_matrix(labels, summed, len(data.class_names)),
         class_names=data.class_names,
         num_images=len(labels),
+        mistakes=tuple(surest_mistakes(chosen, logits, num_mistakes)),
     )
 
 
 def classify(
     model: ForwardForward, images: NDArray[np.uint8], window: tuple[int, int], batch_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the classes that each layer alone chooses, (L, N), and those of the window, (N,).
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the classes that each layer alone chooses, (L, N), and the window's logits, (N, C).
 
     `images` are (N, K, 32, 32).
     """
     device = next(model.parameters()).device
     first, last = window
-    by_layer, summed = [], []
+    by_layer, logits = [], []
     for start in range(0, len(images), batch_size):
         batch = torch.tensor(images[start : start + batch_size], device=device)
         goodness = model.goodness(batch)
         by_layer.append(goodness.argmax(dim=2).cpu().numpy())
-        summed.append(goodness[first : last + 1].sum(dim=0).argmax(dim=1).cpu().numpy())
-    return np.concatenate(by_layer, axis=1), np.concatenate(summed)
+        logits.append(goodness[first : last + 1].sum(dim=0).float().cpu().numpy())
+    return np.concatenate(by_layer, axis=1), np.concatenate(logits)
+
+
+def surest_mistakes(
+    images: ImageSet, logits: NDArray[np.float32], limit: int
+) -> Iterator[Mistake]:
+    """Yield the wrongly classified images, that with the most probable wrong class first.
+
+    `logits` are (N, C).
+    """
+    probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
+    predicted = logits.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != images.labels)
+    sureness = probabilities[wrong, predicted[wrong]]
+    for row in wrong[np.argsort(-sureness, kind="stable")[:limit]]:
+        yield Mistake(
+            image=images.images[row],
+            true=int(images.labels[row]),
+            predicted=int(predicted[row]),
+            probability=float(probabilities[row, predicted[row]]),
+        )
 
 
 def confusion_matrix(

@@ -23,6 +23,8 @@ from rayff.spec import RunError
 from rayff.training.checkpoint import Checkpoint, Progress
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, Metrics
+from rayff.training.timeline import FILE as TIMELINE
+from rayff.training.timeline import Timeline
 
 EVENTS = "events.jsonl"
 
@@ -50,6 +52,7 @@ class Keeper:
     Attributes:
         latest: the newest snapshot, where the run goes on; None before the first.
         reached: batches trained so far, snapshot or not.
+        timeline: when each stage did what.
     """
 
     def __init__(self, prepared: Prepared, told: Told, writer: Executor | None = None) -> None:
@@ -65,6 +68,7 @@ class Keeper:
         self._behind = False
         self._metrics = Metrics(prepared.directory.path)
         self._metrics.load(self.progress.epoch)
+        self.timeline = Timeline(prepared.directory.path, self.progress.epoch)
 
     def __enter__(self) -> Keeper:
         return self
@@ -94,6 +98,7 @@ class Keeper:
     def go_back(self) -> None:
         """Forget the epochs behind the newest snapshot, which will be trained again."""
         self._metrics.go_back(self.progress.epoch)
+        self.timeline = Timeline(self.prepared.directory.path, self.progress.epoch)
 
     def add_epoch(self, record: EpochRecord) -> None:
         """Keep the record of an epoch."""
@@ -102,6 +107,7 @@ class Keeper:
             f"metrics of epoch {record.epoch} not written ({{}}): they will be with those of the "
             "next epoch",
         )
+        self._attempt(self.timeline.write, f"{TIMELINE} could not be written ({{}})")
 
     def add_snapshot(self, snapshot: Checkpoint, *, final: bool) -> None:
         """Keep a snapshot, and write it while the run goes on; the final one is waited for.

@@ -128,6 +128,7 @@ class Loop:
         commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
         for command, reports in pipeline.stream(commands):
             now = time.perf_counter()
+            self.keeper.timeline.add(command, reports)
             if isinstance(command, Snapshot):
                 self._snapshot(command, reports, tally)
                 before = time.perf_counter()

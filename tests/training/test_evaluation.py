@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from rayff.data.images import ImageSet
 from rayff.spec import UserError
-from rayff.training.evaluation import confusion_matrix, evaluate, most_confused
+from rayff.training.evaluation import (
+    confusion_matrix,
+    evaluate,
+    most_confused,
+    surest_mistakes,
+)
 from rayff.training.run_directory import RunDirectory
 from tests.colour_run import pixels, write_run, write_task
 from tests.data.files import write_parquet
@@ -100,3 +106,28 @@ class TestConfusionMatrix:
 
     def test_no_mistakes_no_pairs(self) -> None:
         assert most_confused(np.diag([3, 4]), 5) == []
+
+
+class TestMistakes:
+    def test_are_the_images_that_were_taken_for_another_class(self, run: Path) -> None:
+        (mistake,) = evaluate(run, num_mistakes=5).mistakes
+        assert (mistake.true, mistake.predicted) == (1, 0)  # red, and calls itself green
+        assert np.array_equal(mistake.image, pixels(0).transpose(2, 0, 1))
+        root = np.exp(np.sqrt(5) / 2)
+        assert mistake.probability == pytest.approx(root / (root + 2), abs=1e-4)
+        assert evaluate(run).mistakes == ()
+
+    def test_come_with_the_surest_first(self) -> None:
+        labels = np.array([0, 0, 0, 1])
+        images = ImageSet(images=np.zeros((4, 1, 32, 32), np.uint8), labels=labels)
+        logits = np.array([[0, 1], [5, 0], [0, 3], [2, 0]], np.float32)
+        found = list(surest_mistakes(images, logits, 2))
+        assert [(m.true, m.predicted) for m in found] == [(0, 1), (1, 0)]
+        expected = [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-2))]
+        assert [m.probability for m in found] == pytest.approx(expected)
+
+
+def test_the_first_images_alone_are_classified_where_asked(run: Path) -> None:
+    evaluation = evaluate(run, limit=4)
+    assert evaluation.num_images == evaluation.confusion.sum() == 4
+    assert evaluation.accuracy == 100

@@ -199,15 +199,6 @@ class TestPlainView:
             pass
         assert driver.text.splitlines()[-1] == "all 2 epochs done, after 0.0 s"
 
-    def test_time_that_a_checkpoint_took_does_not_slow_the_images_down(self) -> None:
-        driver = Driver()
-        with driver.view:
-            driver.train(0, 100, 1.0)
-            driver.clock.now_s += 50.0
-            driver.view.on_checkpoint(Path("step-00000001"))
-            driver.train(0, 100, 1.0)
-        assert driver.view.tracker.images_per_s == pytest.approx(100.0)
-
 
 class TestLiveView:
     def test_a_terminal_gets_it(self) -> None:
