@@ -6,6 +6,7 @@ them meet there. A process is in one group at a time.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -44,10 +45,18 @@ class ReplicaGroup:
     def open(self) -> Address:
         """Open the store where the replicas meet, and return where it is."""
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        # a socket of our own: the store would listen on all addresses of the node
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
         self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIMEOUT
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=MEETING_TIMEOUT,
+            master_listen_fd=listener.detach(),
         )
-        return host, self._store.port
+        return host, port
 
     def enter(self, address: Address, rank: int, size: int, backend: str) -> None:
         """Meet the others; the first has opened the store."""

@@ -64,10 +64,12 @@ class TestAWholeRun:
             "architecture.json",
             "checkpoints",
             "config.json",
+            "events.jsonl",
             "metrics.csv",
             "metrics.parquet",
             "model.safetensors",
             "tensorboard",
+            "timeline.parquet",
         }
         rows = pq.read_table(run_dir / "metrics.parquet").to_pylist()
         assert [row["epoch"] for row in rows] == [1, 2]
@@ -132,11 +134,33 @@ class TestStopping:
         assert again.returncode == 0, err
         assert layer_files(tmp_path / "stopped") == layer_files(undisturbed)
         assert len(layer_files(undisturbed)) == 4
-        losses = [
-            pq.read_table(run_dir / "metrics.parquet")["layer_loss"].to_pylist()
-            for run_dir in (tmp_path / "stopped", undisturbed)
-        ]
-        assert losses[0] == losses[1]
+        assert self.losses(tmp_path / "stopped") == self.losses(undisturbed)
+
+    @staticmethod
+    def losses(run_dir: Path) -> list[list[float]]:
+        return pq.read_table(run_dir / "metrics.parquet")["layer_loss"].to_pylist()
+
+    @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGHUP])
+    def test_without_a_warning_leaves_no_process_and_resumes_with_the_same_bits(
+        self, signum: signal.Signals, long_task: str, undisturbed: Path, tmp_path: Path
+    ) -> None:
+        """The driver is killed, or its terminal is closed, in the second epoch."""
+        process = start(*self.ARGS, "--task", long_task, "--run-dir", "killed", cwd=tmp_path)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("checkpoint step-"):
+                break
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("StageActor" in " ".join(child.cmdline()) for child in family)
+        process.send_signal(signum)
+        process.wait(10)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        again = start("--run-dir", "killed", "--resume", cwd=tmp_path)
+        _, err = again.communicate(timeout=PATIENCE_S)
+        assert again.returncode == 0, err
+        assert layer_files(tmp_path / "killed") == layer_files(undisturbed)
+        assert self.losses(tmp_path / "killed") == self.losses(undisturbed)
 
 
 class TestMistakes:

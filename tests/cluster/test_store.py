@@ -1,0 +1,83 @@
+"""A small object store: the stream waits, and neither spills nor stands still."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray._private.internal_api import memory_summary
+
+from rayff.spec import RunSpec
+from tests.cluster.test_recovery import Watcher, layer_files, train_watched
+from tests.tasks import write_tiny_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MIB = 2**20
+STORE = 80 * MIB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        "local",
+        num_cpus=2,
+        object_store_memory=STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_task(tmp_path_factory.mktemp("task"), num_train=1600)
+
+
+def make_run(task: str, run_dir: Path, **changes: Any) -> RunSpec:
+    options: dict[str, Any] = {
+        "width": 40,  # 40 channels of 32 x 32 cross the cut: 2.5 MiB a batch of 16
+        "epochs": 1,
+        "batch_size": 16,
+        "lr": 0.01,
+        "cuts": (1,),
+        "chunk": 5,  # 12.5 MiB a message
+        "precision": "fp32",
+        "kernels": "conv",
+        "cpus_per_stage": 1,
+    }
+    return RunSpec(**{**options, **changes}, task=task, run_dir=str(run_dir))
+
+
+def test_a_window_that_does_not_fit_shrinks_with_a_warning_and_nothing_spills(
+    task: str, tmp_path: Path
+) -> None:
+    calm, seen = train_watched(make_run(task, tmp_path / "calm", chunk=1))
+    assert [line for line in seen.lines if line.startswith("warning")] == []
+    result, seen = train_watched(make_run(task, tmp_path / "run", window=12))
+    (warning,) = [line for line in seen.lines if line.startswith("warning")]
+    assert "80 MiB and a chunk 12: the window shrinks from 12 to 3 chunks" in warning
+    assert "Spilled" not in memory_summary(stats_only=True)
+    assert layer_files(result.run_dir, 100) == layer_files(calm.run_dir, 100)
+    assert len(layer_files(result.run_dir, 100)) == 4
+
+
+def test_other_work_that_fills_the_store_makes_the_window_shrink(
+    task: str, tmp_path: Path
+) -> None:
+    others: list[Any] = []
+
+    def act(line: str) -> None:
+        if line == "train 0":
+            others.append(ray.put(np.zeros(50 * MIB, dtype=np.uint8)))
+
+    _, seen = train_watched(make_run(task, tmp_path / "run", window=3), Watcher(act))
+    warnings = [line for line in seen.lines if line.startswith("warning")]
+    assert warnings
+    assert all("the object store is nearly full" in line for line in warnings)
+    assert "the window shrinks to 2 chunks" in warnings[0]
+    assert "Spilled" not in memory_summary(stats_only=True)
