@@ -8,9 +8,13 @@ import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is read from the user's cache or left in it, by actors and programs neither."""
-    os.environ["RAYFF_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+def cache_of_its_own(pytestconfig: pytest.Config) -> None:
+    """Nothing is read from the user's cache or left in it, by actors and programs neither.
+
+    Compiled kernels carry the digest of their source, so the next session takes them as they are.
+    """
+    assert pytestconfig.cache is not None
+    os.environ["RAYFF_CACHE_DIR"] = str(pytestconfig.cache.mkdir("kernels"))
 
 
 @pytest.fixture(autouse=True)

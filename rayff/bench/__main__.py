@@ -14,6 +14,7 @@ COMMANDS = {
     "memory": "peak memory of a step, against backpropagation",
     "backprop": "images/s and seconds to an accuracy, against backpropagation",
     "chaos": "trainings whose stages, nodes and driver are killed at random",
+    "snapshot": "what a snapshot costs a training that goes on",
     "endurance": "memory of driver, stages and object store over an hour",
 }
 

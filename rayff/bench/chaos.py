@@ -31,6 +31,7 @@ from rayff.bench.outcome import Outcome, at_least_one, check_save, median
 from rayff.cli import parse
 from rayff.cluster.local_nodes import LocalNodes
 from rayff.spec import RunError, UserError
+from rayff.training.keeper import EVENTS
 
 DESCRIPTION = """\
 Attack trainings: kill stages, nodes and the driver at random moments, and compare the final
@@ -224,7 +225,7 @@ class Attack:
         if code or not self._complete():
             each.problem = f"exit code {code}: {self.driver.last_words()}"
         each.seconds = time.monotonic() - began
-        self._account(each.faults)
+        account(self.run_dir, each.faults)
         return each
 
     def _moments(self) -> Iterator[tuple[float, bool]]:
@@ -294,21 +295,21 @@ class Attack:
         path = self.run_dir / "metrics.csv"
         return path.exists() and len(path.read_text().splitlines()) == self.command.epochs + 1
 
-    def _account(self, faults: list[Fault]) -> None:
-        """Find in the run's own events what came of each fault."""
-        path = self.run_dir / "events.jsonl"
-        events = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
-        for fault in faults:
-            later = [event for event in events if event["time"] > fault.at_s]
-            lost = next((event for event in later if event["event"] == "lost"), None)
-            running = next((event for event in later if event["event"] == "running"), None)
-            if running is not None:
-                fault.recovered_s = running["time"] - fault.at_s
-            if fault.kind != "driver" and lost and (not running or lost["time"] < running["time"]):
-                fault.noticed_s = lost["time"] - fault.at_s
-                fault.replayed = lost["step"] - lost["snapshot"]
+
+def account(run_dir: Path, faults: Sequence[Fault]) -> None:
+    """Find in a run's own events what came of each fault."""
+    path = run_dir / EVENTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines]
+    for fault in faults:
+        later = [event for event in events if event["time"] > fault.at_s]
+        lost = next((event for event in later if event["event"] == "lost"), None)
+        running = next((event for event in later if event["event"] == "running"), None)
+        if running is not None:
+            fault.recovered_s = running["time"] - fault.at_s
+        if fault.kind != "driver" and lost and (not running or lost["time"] < running["time"]):
+            fault.noticed_s = lost["time"] - fault.at_s
+            fault.replayed = lost["step"] - lost["snapshot"]
 
 
 def summary(command: ChaosCommand, rounds: Sequence[Round]) -> Outcome:

@@ -101,7 +101,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 class TestOnOneNode:
     @pytest.fixture(scope="class", autouse=True)
-    def cluster(self) -> Iterator[None]:
+    @classmethod
+    def cluster(cls) -> Iterator[None]:
         ray.init(
             "local",
             num_cpus=2,
@@ -117,8 +118,9 @@ class TestOnOneNode:
         return RunSpec(**OPTIONS, cuts=(2,), task=task, run_dir=str(tmp_path / "run"))
 
     @pytest.fixture(scope="class")
+    @classmethod
     def undisturbed(
-        self, cluster: None, task: str, tmp_path_factory: pytest.TempPathFactory
+        cls, cluster: None, task: str, tmp_path_factory: pytest.TempPathFactory
     ) -> TrainResult:
         run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
         run = RunSpec(**OPTIONS, cuts=(2,), task=task, run_dir=str(run_dir))
@@ -152,7 +154,8 @@ class TestOnOneNode:
         assert "failure 1 of 3" in warned[0]
         (lost,) = events(result.run_dir, "lost")
         assert lost["time"] - killed[0] < 5
-        assert lost["step"] >= lost["snapshot"] == (0 if when == "valid" else 6)
+        assert lost["step"] >= lost["snapshot"]
+        assert lost["snapshot"] in ((0, 6) if when == "valid" else (6,))
 
     @pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls", "measure"])
     def test_a_stage_that_is_killed_while_it_starts_changes_no_bit(
