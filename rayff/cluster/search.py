@@ -41,7 +41,7 @@ from rayff.training.preparation import assemble
 from rayff.training.run_directory import RunDirectory, read_json
 from rayff.training.search_view import Watch
 from rayff.training.stop import StopRequest
-from rayff.training.trials import Status, TrialRow, plain, trial_row, write_results
+from rayff.training.trials import TrialRow, plain, trial_row, write_results
 
 _KEPT_CLONES = 4
 """Checkpoints of a trial that others can go on from."""
@@ -50,6 +50,7 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a search that is killed knows what it had a second before
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run directories have the metrics
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a request to stop goes through the watcher
     "RAY_AIR_NEW_OUTPUT": "0",  # whose header comes at any verbosity
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # their sentences come at the end
 }
@@ -144,6 +145,7 @@ def start_search(
                 f"--run-dir {folder} cannot be written: {error.strerror}; name another folder"
             ) from error
         os.environ.update(_ENVIRONMENT)
+        watcher = Watcher()
         tuner = tune.Tuner(
             _trainable(folder, search),
             param_space=dict(space.param_space),
@@ -154,6 +156,7 @@ def start_search(
                 scheduler=make_scheduler(space, epochs),
                 num_samples=space.num_samples,
                 max_concurrent_trials=space.max_concurrent,
+                reuse_actors=True,  # a process with torch in it takes seconds to start
                 trial_name_creator=trial_name,
                 trial_dirname_creator=trial_name,
             ),
@@ -161,13 +164,13 @@ def start_search(
                 name="tune",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[Watcher()],
+                callbacks=[watcher],
                 checkpoint_config=tune.CheckpointConfig(
                     num_to_keep=_KEPT_CLONES if space.scheduler == "pbt" else None
                 ),
             ),
         )
-        return _run(tuner, search, folder, watch)
+        return _run(tuner, search, folder, watcher, watch)
 
 
 def resume_search(folder: Path, watch: Watch) -> SearchResult:
@@ -186,9 +189,10 @@ def resume_search(folder: Path, watch: Watch) -> SearchResult:
         )
     with ray_session():
         os.environ.update(_ENVIRONMENT)
+        watcher = Watcher()  # before Tune looks for it
         trainable = _trainable(folder, search)
         tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
-        return _run(tuner, search, folder, watch)
+        return _run(tuner, search, folder, watcher, watch)
 
 
 def _trainable(folder: Path, search: Search) -> Any:
@@ -230,9 +234,10 @@ def check_points(space: SearchSpace, there: Sequence[Node]) -> int:
     return epochs
 
 
-def _run(tuner: tune.Tuner, search: Search, folder: Path, watch: Watch) -> SearchResult:
+def _run(
+    tuner: tune.Tuner, search: Search, folder: Path, watcher: Watcher, watch: Watch
+) -> SearchResult:
     """Let Tune run to the end, or to a request to stop, and write results.parquet."""
-    watcher = Watcher.current
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     header = "\n".join(
         line
@@ -253,25 +258,24 @@ def _run(tuner: tune.Tuner, search: Search, folder: Path, watch: Watch) -> Searc
         )
         with watcher.stop:
             grid = tuner.fit()
-    rows = [
-        _row(folder, result, search, watcher) for result in (grid[i] for i in range(len(grid)))
-    ]
+    errors = {
+        Path(result.path).name: result.error for result in (grid[i] for i in range(len(grid)))
+    }
+    rows = [_row(folder, name, watcher, errors.get(name)) for name in sorted(watcher.configs)]
     write_results(folder / "results.parquet", rows)
     return SearchResult(search=search, rows=rows, stopped_by=watcher.stop.signum)
 
 
-def _row(folder: Path, result: tune.Result, search: Search, watcher: Watcher) -> TrialRow:
-    name = Path(result.path).name
-    row = trial_row(name, folder / "trials" / name, plain(result.config or {}), "unfinished", None)
-    status: Status = "unfinished"
-    error: str | None = None
-    if watcher.ended.get(name) == Trial.ERROR:
-        status, error = "failed", _sentence(result.error)
-    elif watcher.ended.get(name) == Trial.TERMINATED:
-        run = trial_run(row.config)
-        epochs = run.recipe(task_recipe(run.task)).epochs
-        status = "finished" if row.last and row.last.epoch == epochs else "stopped"
-    return dataclasses.replace(row, status=status, error=error)
+def _row(folder: Path, name: str, watcher: Watcher, error: BaseException | None) -> TrialRow:
+    config = plain(watcher.configs[name])
+    row = trial_row(name, folder / "trials" / name, config)
+    if name not in watcher.ended:
+        return row
+    if watcher.ended[name] == Trial.ERROR:
+        return dataclasses.replace(row, status="failed", error=_sentence(error))
+    run = trial_run(config)
+    is_last = row.last and row.last.epoch == run.recipe(task_recipe(run.task)).epochs
+    return dataclasses.replace(row, status="finished" if is_last else "stopped")
 
 
 def _sentence(error: BaseException | None) -> str:

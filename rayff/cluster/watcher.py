@@ -16,7 +16,8 @@ from rayff.training.stop import StopRequest
 class Watcher(tune.Callback):
     """Hands Tune's events to the view, and a request to stop to Tune.
 
-    Tune keeps its callbacks with its state; this one is kept as the one of the process.
+    Tune keeps its callbacks with its state; this one is kept as the one that the process made
+    last.
     """
 
     current: ClassVar[Watcher]
@@ -26,6 +27,8 @@ class Watcher(tune.Callback):
         self.view: SearchView | None = None
         self.stop = StopRequest()
         self.passed_on = False
+        self.configs: dict[str, dict[str, Any]] = {}
+        """The options of all trials, by name."""
         self.ended: dict[str, str] = {}
         """How trials ended, by name."""
 
@@ -55,10 +58,13 @@ class Watcher(tune.Callback):
         """Note and show which trials have ended, and pass a request to stop on."""
         for trial in trials:
             name, status = str(trial), trial.status
+            self.configs[name] = trial.config
             if status in (Trial.TERMINATED, Trial.ERROR) and name not in self.ended:
                 self.ended[name] = status
                 if self.view is not None:
                     self.view.on_end(name, "failed" if status == Trial.ERROR else "done")
+            if status not in (Trial.TERMINATED, Trial.ERROR):  # a failed one goes on
+                self.ended.pop(name, None)
         if self.stop.requested and not self.passed_on:
             self.passed_on = True  # Tune keeps its state and ends, as at a Ctrl-C
             os.kill(os.getpid(), signal.SIGUSR1)

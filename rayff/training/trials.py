@@ -40,20 +40,17 @@ class TrialRow:
     """The sentence of a failed trial."""
 
 
-def trial_row(
-    trial: str, run_dir: Path, config: Mapping[str, Any], status: Status, error: str | None
-) -> TrialRow:
-    """Return the row of a trial, with what its run directory says of its epochs."""
+def trial_row(trial: str, run_dir: Path, config: Mapping[str, Any]) -> TrialRow:
+    """Return the row of a trial that is not finished, with what its run directory says."""
     metrics = run_dir / "metrics.parquet"
     records = read_metrics(metrics) if metrics.exists() else []
     return TrialRow(
         trial=trial,
         run_dir=str(run_dir),
-        status=status,
+        status="unfinished",
         config=config,
         last=records[-1] if records else None,
         seconds=sum(record.elapsed_s for record in records),
-        error=error,
     )
 
 
