@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from rayff.spec import RunSpec
 from rayff.training.files import write_atomically
 from rayff.training.frame import duration
 from rayff.training.records import EpochRecord, read_metrics
@@ -179,8 +180,8 @@ def results_table(
         cells = [setting(value) for value in group.settings.values()]
         cells += [spread(group.values(name)) for name in shown]
         if published:
-            first = group.rows[0].config
-            theirs = published.get((first.get("arch", ""), first.get("task", "")))
+            first = {**RunSpec().to_dict(), **group.rows[0].config}
+            theirs = published.get((first["arch"], first["task"]))
             cells.append("-" if theirs is None else f"{theirs:.2f}")
         cells.append(spread_of_epochs(group))
         cells.append(duration(statistics.fmean(row.seconds for row in group.rows)))

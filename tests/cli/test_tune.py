@@ -1,28 +1,12 @@
-"""python -m rayff.tune as a user has it: mistakes, signals, and going on."""
+"""python -m rayff.tune as a user has it: its flags and what is refused."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from rayff.spec import UserError
 from rayff.tune import main, read_options
-from tests.cli.test_train import PATIENCE_S, start
-from tests.tasks import write_tiny_task
-
-SPACE = """
-from ray import tune
-param_space = {{
-    "width": 4, "task": {task!r}, "batch_size": 16, "epochs": 30, "precision": "fp32",
-    "lr": tune.grid_search([0.01, 0.02, 0.03]), "cpus_per_stage": 1,
-}}
-max_concurrent = 1
-"""
 
 
 class TestAMistake:
@@ -91,53 +75,3 @@ def test_options_for_all_trials_have_the_types_of_a_training() -> None:
     with pytest.raises(SystemExit) as exit_info:
         read_options(["stages=x"])
     assert exit_info.value.code == 2
-
-
-def read_until(process: subprocess.Popen[str], *words: str) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if all(word in line for word in words):
-            return
-    raise AssertionError(f"ended without a line of {words}")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_search_that_was_interrupted_goes_on_without_repeating_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    task = write_tiny_task(tmp_path / "task")
-    (tmp_path / "space.py").write_text(SPACE.format(task=task))
-    first = start("space.py", "--run-dir", "search", cwd=tmp_path, module="rayff.tune")
-    read_until(first, "trial-00001  epoch 1 ")
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate(timeout=PATIENCE_S)
-    trials = tmp_path / "search" / "trials"
-    finished = (trials / "trial-00000" / "metrics.parquet").stat().st_mtime_ns
-
-    resume = ["--run-dir", "search", "--resume"]
-    second = start(*resume, cwd=tmp_path, module="rayff.tune")
-    read_until(second, "trial-00002  epoch 1 ")
-    second.send_signal(signal.SIGINT)
-    out, err = second.communicate(timeout=PATIENCE_S)
-    assert second.returncode == 130, err
-    assert "SIGINT: stopping; go on with --run-dir" in out
-    assert "Traceback" not in out + err
-    rows = pq.read_table(tmp_path / "search" / "results.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["finished", "finished", "unfinished"]
-
-    third = start(*resume, cwd=tmp_path, module="rayff.tune")
-    out, err = third.communicate(timeout=PATIENCE_S)
-    assert third.returncode == 0, err
-    assert err == ""
-    assert "trial-00000  starts" not in out
-    assert "trial-00001  starts" not in out
-    rows = pq.read_table(tmp_path / "search" / "results.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["finished"] * 3
-    assert [row["epoch"] for row in rows] == [30] * 3
-    assert [json.loads(row["config"])["lr"] for row in rows] == [0.01, 0.02, 0.03]
-    assert (trials / "trial-00000" / "metrics.parquet").stat().st_mtime_ns == finished
-    for trial in trials.iterdir():
-        epochs = pq.read_table(trial / "metrics.parquet").column("epoch").to_pylist()
-        assert epochs == list(range(1, 31)), "each epoch once"
