@@ -33,9 +33,6 @@ Examples:
 """
 
 
-_Setting = Annotated[str, tyro.conf.arg(metavar="OPTION=VALUE")]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TuneCommand:
     """The flags."""
