@@ -47,9 +47,13 @@ def trial_resources(run: RunSpec, there: Sequence[Node]) -> tuple[int, StageReso
 def trial_bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what Tune reserves for a trial: a bundle an actor, and nothing for its driver.
 
-    The driver of a pipeline hands on references and small sums.
+    The driver of a pipeline hands on references and small sums. A trial that cannot be gets next
+    to nothing, and says so itself when it starts: the others go on.
     """
-    count, each = trial_resources(trial_run(config), nodes())
+    try:
+        count, each = trial_resources(trial_run(config), nodes())
+    except UserError:
+        return tune.PlacementGroupFactory([{"CPU": 0.01}])
     return tune.PlacementGroupFactory([{}, *[bundle(each)] * count])
 
 
@@ -63,7 +67,9 @@ def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], 
 
     def trial(config: dict[str, Any]) -> None:
         directory = RunDirectory(folder / "trials" / tune.get_context().get_trial_name())
-        run = _in_its_group(trial_run({**config, "run_dir": str(directory.path)}))
+        run = trial_run({**config, "run_dir": str(directory.path)})
+        trial_resources(run, nodes())
+        run = _in_its_group(run)
         given = tune.get_checkpoint()
         if given is not None:
             _replace(directory, run, given)

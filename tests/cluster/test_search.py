@@ -30,7 +30,8 @@ from tests.tasks import write_tiny_task
 ASHA = """
 from ray import tune
 param_space = {
-    "width": 10, "limit": 200, "epochs": 2, "precision": "fp32", "dropout": 0.0, "lr_min": 0.0,
+    "width": 10, "limit": 200, "epochs": 2, "precision": "fp32", "lr_min": 0.0,
+    "kernels": "conv/conv",
     "stages": 2, "cpus_per_stage": 1, "lr": tune.grid_search([0.02, 0.0, 1e30]),
 }
 scheduler = "asha"
@@ -42,7 +43,7 @@ THREE = """
 from ray import tune
 param_space = {{
     "width": 4, "task": {task!r}, "batch_size": 16, "epochs": 20, "precision": "fp32",
-    "lr": tune.grid_search([0.01, 0.02, 0.03]), "cpus_per_stage": 1,
+    "kernels": "conv/conv", "lr": tune.grid_search([0.01, 0.02, 0.03]), "cpus_per_stage": 1,
 }}
 max_concurrent = 1
 """

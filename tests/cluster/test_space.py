@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from ray import tune
 
+import rayff.cluster.trial
 from rayff.cluster.placement import Node
 from rayff.cluster.search import check_points
 from rayff.cluster.space import SearchSpace, find_space, load_space
 from rayff.cluster.strategy import check_strategy
-from rayff.cluster.trial import trial_resources, trial_run
+from rayff.cluster.trial import trial_bundles, trial_resources, trial_run
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
 
@@ -152,6 +153,11 @@ class TestWhatATrialTakes:
 
     def test_is_read_from_numbers_of_numpy(self) -> None:
         assert trial_run({"stages": np.int64(2), "lr": np.float64(0.5)}).stages == 2
+
+    def test_is_next_to_nothing_where_it_cannot_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rayff.cluster.trial, "nodes", lambda: TWO_CPUS)
+        assert trial_bundles({"stages": 2}).bundles == [{"CPU": 1.0}, {"CPU": 1.0}]
+        assert trial_bundles({"lr": -1}).bundles == [{"CPU": 0.01}], "a function may draw that"
 
 
 class TestATrialThatCannotRunIsRefusedAtOnce:
