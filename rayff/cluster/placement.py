@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
@@ -143,16 +143,37 @@ def reserve(
 ) -> Iterator[PlacementGroup]:
     """Hold one placement group with a bundle for each actor.
 
+    Where this process itself runs in a group with such bundles, as a trial of a search does, that
+    one is used and kept.
+
     Raises:
         NoRoomError: the cluster does not give the resources in time.
     """
-    bundle = {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
-    group = placement_group([bundle] * count, strategy="PACK")
+    around = get_current_placement_group()
+    if around is not None and _holds(around, each, count):
+        yield around
+        return
+    group = placement_group([bundle(each)] * count, strategy="PACK")
     try:
         _wait(group, f"{count} actors of {each}", notify, patience_s)
         yield group
     finally:
         remove_placement_group(group)
+
+
+def bundle(each: StageResources) -> dict[str, float]:
+    """Return what one actor takes, as Ray names it."""
+    return {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
+
+
+def _holds(group: PlacementGroup, each: StageResources, count: int) -> bool:
+    """Return whether the first `count` bundles of a group have room for an actor each."""
+    bundles: list[dict[str, float]] = group.bundle_specs[:count]
+    return len(bundles) == count and all(
+        there.get(kind, 0.0) >= amount
+        for there in bundles
+        for kind, amount in bundle(each).items()
+    )
 
 
 def _wait(

@@ -109,6 +109,29 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
             storage.check_new()
     data_dir = None if run.data_dir is None else Path(run.data_dir)
     data = load_task(run.task, data_dir=data_dir, download=run.download)
+    prepared = assemble(run, data, directory)
+    if not resume:
+        return prepared
+    checkpoint = prepared.checkpoints.read_latest()
+    prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
+    batches, progress = prepared.schedule(chunk=1).batches_per_epoch, prepared.progress
+    if checkpoint is not None and checkpoint.step != progress.epoch * batches + progress.batch:
+        raise UserError(
+            f"the data of {run.task!r} has changed: an epoch has {batches} batches now, which "
+            f"does not fit the checkpoint of step {checkpoint.step}; restore the data, or start "
+            "a new --run-dir"
+        )
+    return prepared
+
+
+def assemble(run: RunSpec, data: TaskData, directory: RunDirectory) -> Prepared:
+    """Return a run at its start, with its network, once both fit the data.
+
+    Args:
+        run: with its recipe written out.
+        data: of the run's task.
+        directory: where it will leave everything; not looked at.
+    """
     network = architecture(
         run.arch,
         num_classes=data.num_classes,
@@ -126,17 +149,6 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
         checkpoint=None,
     )
     prepared.schedule(chunk=1)  # checks the batch size
-    if not resume:
-        return prepared
-    checkpoint = prepared.checkpoints.read_latest()
-    prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
-    batches, progress = prepared.schedule(chunk=1).batches_per_epoch, prepared.progress
-    if checkpoint is not None and checkpoint.step != progress.epoch * batches + progress.batch:
-        raise UserError(
-            f"the data of {run.task!r} has changed: an epoch has {batches} batches now, which "
-            f"does not fit the checkpoint of step {checkpoint.step}; restore the data, or start "
-            "a new --run-dir"
-        )
     return prepared
 
 

@@ -1,0 +1,77 @@
+"""python -m rayff.tune as a user has it: its flags and what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayff.spec import UserError
+from rayff.tune import main, read_options
+
+
+class TestAMistake:
+    @pytest.mark.parametrize(
+        ("args", "sentence"),
+        [
+            ([], "name a search space, such as quick"),
+            (["quik"], r"no search space 'quik' \(did you mean 'quick'\?\)"),
+            (["no/such.py"], r"no file no/such\.py"),
+            (["quick", "--set", "lrr=1"], r"--set lrr=1: .*\(did you mean 'lr'\?\)"),
+            (["quick", "--set", "lr"], r"--set lr: give OPTION=VALUE"),
+            (["quick", "--seeds", "0"], "--seeds must be 1 or more, not 0"),
+            (["quick", "--scheduler", "pbt"], "but lr varies"),
+            (["quick", "--search", "optuna"], r"lr is a grid: use tune\.choice"),
+            (["--resume"], "--resume needs --run-dir"),
+            (["--resume", "--run-dir", "."], r"holds no search \(it has no search\.json\)"),
+            (
+                ["quick", "--resume", "--run-dir", "x", "--epochs", "3"],
+                "leave out SPACE, --epochs",
+            ),
+        ],
+    )
+    def test_is_one_sentence(
+        self,
+        args: list[str],
+        sentence: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match=sentence) as error:
+            main(args)
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_is_a_folder_with_something_in_it(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("mine")
+        with pytest.raises(UserError, match=r"is not empty: add --resume"):
+            main(["quick", "--run-dir", str(tmp_path)])
+
+    def test_is_a_search_without_a_first_trial(self, tmp_path: Path) -> None:
+        (tmp_path / "search.json").write_text("{}")
+        with pytest.raises(UserError, match="is not the file of a search"):
+            main(["--resume", "--run-dir", str(tmp_path)])
+
+    def test_is_optuna_that_is_not_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        args = ["learning_rate", "--search", "optuna", "--run-dir", str(tmp_path / "search")]
+        with pytest.raises(UserError, match=r"pip install 'rayff\[optuna\]'"):
+            main(args)
+        assert not (tmp_path / "search").exists()
+
+
+def test_options_for_all_trials_have_the_types_of_a_training() -> None:
+    texts = ["lr=1e-2", "stages=2", "cuts=1,3", "arch=vgg", "download=true", "lr-min=0"]
+    assert read_options(texts) == {
+        "lr": 0.01,
+        "stages": 2,
+        "cuts": (1, 3),
+        "arch": "vgg",
+        "download": True,
+        "lr_min": 0.0,
+    }
+    with pytest.raises(SystemExit) as exit_info:
+        read_options(["stages=x"])
+    assert exit_info.value.code == 2
