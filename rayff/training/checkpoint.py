@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +178,12 @@ def _write_progress(path: Path, progress: Progress) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and give back its parts with their types checked."""
     try:
+        _check_own_file(path)
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing: the checkpoint is not whole") from None
+    except DamagedError:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error}") from error
     try:
@@ -235,6 +239,7 @@ def _read_layer(
         )
     path = directory / name
     try:
+        _check_own_file(path)
         state = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DamagedError(
@@ -250,6 +255,15 @@ def _read_layer(
     except SafetensorError as error:
         raise DamagedError(f"{path} is no safetensors file: {error}") from error
     return state
+
+
+def _check_own_file(path: Path) -> None:
+    """Raise where a name in a checkpoint leads elsewhere: to a link, a pipe or a device."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise DamagedError(f"{path} is a link: a checkpoint holds its files itself")
+    if not stat.S_ISREG(mode):
+        raise DamagedError(f"{path} cannot be read: it is no file")
 
 
 def _sync(directory: Path) -> None:

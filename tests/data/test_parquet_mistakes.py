@@ -125,7 +125,7 @@ def test_a_label_outside_the_classes_is_named_by_its_row(tmp_path, label):
 
 def test_a_negative_label_is_refused_when_the_classes_are_not_known(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", [5, -3])
-    with pytest.raises(UserError, match=r"row 1 .*: the label is -3, expected 0 or more"):
+    with pytest.raises(UserError, match=r"row 1 .*: the label is -3, expected 0 to 65535"):
         read_labels([path], None)
 
 
