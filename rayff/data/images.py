@@ -6,6 +6,8 @@ Shapes: N images, K channels (1 grey, 3 colour).
 import functools
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,14 +68,8 @@ def decode_image(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: the bytes are no image that Pillow can decode.
     """
-    try:
-        with _opened(data) as image:
-            return to_array(image, channels)
-    except UnidentifiedImageError as error:
-        raise ValueError("no known image format") from error
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"damaged or unsafe image: {reason}") from error
+    with _opened(data) as image:
+        return to_array(image, channels)
 
 
 @functools.cache
@@ -83,14 +79,21 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opened(data: bytes) -> Image.Image:
-    """Open an image of a known format and of a size that can be decoded."""
-    image = Image.open(io.BytesIO(data), formats=_formats())
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}; scale it down"
-        )
-    return image
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image of a known format and size; all that Pillow finds wrong is a ValueError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        raise ValueError("no known image format") from error
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"damaged or unsafe image: {reason}") from error
 
 
 def read_image(path: Path, channels: int) -> npt.NDArray[np.uint8]:
@@ -130,8 +133,5 @@ def is_grey(data: bytes) -> bool:
     Raises:
         ValueError: the bytes are no image that Pillow knows.
     """
-    try:
-        with _opened(data) as image:
-            return image.mode in {"1", "L", "LA", "I", "F"} or image.mode.startswith("I;")
-    except Exception as error:
-        raise ValueError("no known image format") from error
+    with _opened(data) as image:
+        return image.mode in {"1", "L", "LA", "I", "F"} or image.mode.startswith("I;")

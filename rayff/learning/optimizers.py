@@ -77,8 +77,8 @@ def check_state(spec: LayerSpec, optimizer: OptimizerName, state: Mapping[str, T
     named = state.keys() - {"weight"}
     if named and named != own:
         raise UserError(
-            f"the checkpoint has {', '.join(map(ascii, sorted(named)))} beside the weight of layer "
-            f"{spec.index}, but {optimizer} has {', '.join(sorted(own))}: it belongs to "
+            f"the checkpoint has {', '.join(map(ascii, sorted(named)))} beside the weight of "
+            f"layer {spec.index}, but {optimizer} has {', '.join(sorted(own))}: it belongs to "
             "another run, or is damaged"
         )
     for name, value in state.items():
