@@ -1,5 +1,6 @@
 """A checkpoint that a stranger made, down to the layers, whose digests are right."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff.data.tasks import TaskData, load_task
-from rayff.spec import RunSpec, UserError
+from rayff.spec import RunSpec, TrainingDiverged, UserError
 from rayff.training import preparation
 from rayff.training.messages import Train
 from rayff.training.preparation import Prepared, prepare
@@ -115,10 +116,8 @@ def test_of_layers_with_bytes_changed(run: Run, data: st.DataObject) -> None:
     run.change_layer(name, content)
     prepared = run.resume()
     if prepared is not None:
-        try:
+        with contextlib.suppress(TrainingDiverged):  # numbers that are finite, and too large
             goes_on(prepared)
-        except UserError as error:  # numbers that are finite, and too large
-            assert "became" in str(error)
 
 
 @cases(200)
