@@ -133,6 +133,7 @@ def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
     batches, images = prepared.schedule(chunk=1).batches_per_epoch, len(prepared.splits["train"])
     if (
         checkpoint.step != progress.epoch * batches + progress.batch
+        or progress.epoch > prepared.recipe.epochs
         or progress.batch > batches
         or progress.images != min(progress.batch * size, images)
     ):
@@ -143,7 +144,14 @@ def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
         )
     for layer in prepared.architecture.layers:
         state = load(checkpoint.states[layer.index].tobytes())
-        check_state(layer, prepared.recipe.optimizer, state)
+        try:
+            check_state(layer, prepared.recipe.optimizer, state)
+        except UserError as error:
+            folder = f"{prepared.directory.checkpoints}/step-{checkpoint.step:08d}"
+            raise UserError(
+                f"{error}; delete {folder} to go on from the one before it, or start a new "
+                "--run-dir"
+            ) from error
     metrics = prepared.directory.path / "metrics.parquet"
     if metrics.exists():
         for record in read_metrics(metrics):
