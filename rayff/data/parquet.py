@@ -229,7 +229,7 @@ def _opened(path: Path) -> Iterator[Any]:
             if file.metadata.num_rows == 0:
                 raise UserError(f"{path} has no rows: give a file that holds images")
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a name
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} cannot be read as a Parquet file ({reason}): it may be cut short, or "

@@ -242,3 +242,9 @@ def test_pickles_in_metadata_and_extension_types_are_only_bytes(tmp_path):
     assert not marker.exists()
     pickle.loads(pickled)
     assert marker.exists()  # so it would have shown
+
+
+def test_a_name_that_is_not_utf_8_is_a_mistake(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0])
+    path.write_bytes(path.read_bytes().replace(b"\x04path", b"\x04\xf0ath"))
+    assert "cannot be read as a Parquet file" in message_of(path)

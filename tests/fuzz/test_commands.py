@@ -96,7 +96,7 @@ class TestTrain:
         train_locally(dataclasses.replace(spec, run_dir=str(path)), stop_after=4)
         return path
 
-    @cases(100)
+    @cases(60)
     @given(data=st.data())
     def test_on_a_broken_run_directory(
         self,
@@ -136,7 +136,7 @@ class TestATrainedNetwork:
         write_image(folder / "red.png", 0)
         return folder
 
-    @cases(120)
+    @cases(80)
     @given(data=st.data(), name=st.sampled_from(["evaluate", "predict"]))
     def test_on_broken_files(
         self,

@@ -48,7 +48,7 @@ def load(folder: Path) -> TaskData | None:
     return data
 
 
-@cases(400)
+@cases(300)
 @given(data=st.data())
 def test_with_bytes_changed(folder: Path, data: st.DataObject) -> None:
     whole = folder.parent / "whole.parquet"
@@ -115,7 +115,7 @@ NAMES = st.sampled_from(
 )
 
 
-@cases(300)
+@cases(200)
 @given(parts=st.lists(st.tuples(NAMES, columns()), max_size=4), data=st.data())
 def test_of_any_columns(
     folder: Path, parts: list[tuple[str, pa.Array]], data: st.DataObject
