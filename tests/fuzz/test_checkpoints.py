@@ -104,7 +104,8 @@ def test_of_layers_that_are_not_as_a_layer_is(run: Run, data: st.DataObject, lay
     run.change_layer(name, content)
     prepared = run.resume()
     if prepared is not None:
-        goes_on(prepared)
+        with contextlib.suppress(TrainingDiverged):  # an optimizer's numbers may be anything
+            goes_on(prepared)
 
 
 @cases(100)
