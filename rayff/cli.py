@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from rayff.spec import RunError, UserError
+from rayff.spec import RunError, UserError, printable
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
         sys.stdout.flush()
     except (UserError, RunError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[bold red]error:[/] {escape(str(error))}"
+            f"[bold red]error:[/] {escape(printable(str(error)))}"
         )
         code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

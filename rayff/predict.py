@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rayff.cli import parse, run_command
-from rayff.spec import UserError
+from rayff.spec import UserError, printable
 
 DESCRIPTION = """\
 Classify image files with the trained network of a run.
@@ -65,11 +65,12 @@ def main(args: Sequence[str]) -> int:
     if command.json:
         print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=1))
         return 0
-    file_width = max(len(prediction.file) for prediction in predictions)
+    names = [printable(prediction.file) for prediction in predictions]
+    file_width = max(map(len, names))
     class_width = max(len(prediction.class_name) for prediction in predictions)
-    for p in predictions:
+    for name, p in zip(names, predictions, strict=True):
         print(
-            f"{p.file:<{file_width}}  {p.class_name:<{class_width}}  {p.probability:.4f}  "
+            f"{name:<{file_width}}  {p.class_name:<{class_width}}  {p.probability:.4f}  "
             f"{p.layers_used} of {p.layers} layers"
         )
     return 0

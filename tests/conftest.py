@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("thorough")  # for tests/fuzz: many new cases instead of a few fixed ones
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -39,8 +39,9 @@ LOOKOUT_S = 0.5
 """How often the driver, while it waits for a report, looks for stages that died elsewhere."""
 STORE_EVERY_S = 1.0
 """Seconds from one look at the object store to the next."""
-STORE_RESERVE = 0.25
-"""Share of the object store that is to stay free: where it does not, the window shrinks."""
+STORE_RESERVE = 0.35
+"""Share of the object store that is to stay free: where it does not, the window shrinks. Ray
+begins to spill when a fifth is left."""
 
 
 class RayPipeline:

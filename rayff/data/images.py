@@ -3,7 +3,11 @@
 Shapes: N images, K channels (1 grey, 3 colour).
 """
 
+import functools
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,19 +52,48 @@ class ImageSet:
         return ImageSet(images=self.images[:num_images], labels=self.labels[:num_images])
 
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded, all of them pixels: to draw EPS, Pillow would run a program."""
+
+MAX_PIXELS = 2**26
+"""Pixels of an image at most, 8192 x 8192: a few bytes can claim to be far more."""
+
+# what is refused anyway needs no warning besides
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def decode_image(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     """Decode an image file's bytes to shape (`channels`, 32, 32), resized where needed.
 
     Raises:
         ValueError: the bytes are no image that Pillow can decode.
     """
+    with _opened(data) as image:
+        return to_array(image, channels)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return those of the formats that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image of a known format and size; all that Pillow finds wrong is a ValueError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return to_array(image, channels)
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
+                )
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError("no known image format") from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        raise ValueError(f"damaged or unsafe image: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"damaged or unsafe image: {reason}") from error
 
 
 def read_image(path: Path, channels: int) -> npt.NDArray[np.uint8]:
@@ -100,8 +133,5 @@ def is_grey(data: bytes) -> bool:
     Raises:
         ValueError: the bytes are no image that Pillow knows.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.mode in {"1", "L", "LA", "I", "F"} or image.mode.startswith("I;")
-    except Exception as error:
-        raise ValueError("no known image format") from error
+    with _opened(data) as image:
+        return image.mode in {"1", "L", "LA", "I", "F"} or image.mode.startswith("I;")

@@ -19,7 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayff.data.images import ImageSet, decode_image, is_grey
-from rayff.spec import IMAGE_SIZE, UserError
+from rayff.spec import IMAGE_SIZE, UserError, is_plain
+
+MAX_CLASSES = 2**16
+"""Classes that labels without names may number at most; a label beyond is a mistake."""
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -63,27 +66,42 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
 
 def parquet_files(folder: Path) -> list[Path]:
     """Return every Parquet file in `folder` and in its subfolder `data`, sorted by name."""
-    return sorted(folder.glob("*.parquet")) + sorted((folder / "data").glob("*.parquet"))
+    places = [place for place in (folder, folder / "data") if os.path.isdir(place)]
+    return [path for place in places for path in sorted(place.glob("*.parquet"))]
 
 
 def class_names(files: Sequence[Path]) -> tuple[str, ...] | None:
-    """Return the names of the classes that Hugging Face's metadata of the first file holds."""
+    """Return the names of the classes that Hugging Face's metadata of the first file holds.
+
+    Raises:
+        UserError: a name is no plain text.
+    """
     with _opened(files[0]) as file:
         schema = file.schema_arrow
         label_column = _label_column(schema, files[0])
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[label_column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return None
-    return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+    if not isinstance(names, list) or not names:
+        return None
+    for number, name in enumerate(names):
+        if not is_plain(str(name)):
+            raise UserError(
+                f"{files[0]} names class {number} {str(name)!a}, which is no plain text: mend its "
+                "metadata"
+            )
+    return tuple(str(name) for name in names)
 
 
 def image_channels(files: Sequence[Path]) -> int:
     """Return 1 if the first image is grey, else 3."""
     with _opened(files[0]) as file:
         column = _image_column(file.schema_arrow, files[0])
-        first = next(file.iter_batches(batch_size=1, columns=[column]))
+        first = next(file.iter_batches(batch_size=1, columns=[column]), None)
+    if first is None or not len(first):
+        raise _unequal(files[0])
     data = _image_bytes(first)[0].as_py()
     if data is None:
         raise _row_error(files[0], 0, "the image is null")
@@ -104,18 +122,18 @@ def read_labels(files: Sequence[Path], num_classes: int | None) -> npt.NDArray[n
     for path in files:
         with _opened(path) as file:
             column = file.read(columns=[_label_column(file.schema_arrow, path)]).column(0)
+            if len(column) != file.metadata.num_rows:
+                raise _unequal(path)
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy()))
             raise _row_error(path, row, "the label is null")
         values = column.to_numpy()
         labels = values.astype(np.int64)  # a uint64 that is too large turns negative
-        outside = labels < 0
-        if num_classes is not None:
-            outside |= labels >= num_classes
+        limit = MAX_CLASSES if num_classes is None else num_classes
+        outside = (labels < 0) | (labels >= limit)
         if outside.any():
             row = int(np.argmax(outside))
-            expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-            raise _row_error(path, row, f"the label is {values[row]}, expected {expected}")
+            raise _row_error(path, row, f"the label is {values[row]}, expected 0 to {limit - 1}")
         parts.append(labels)
     return np.concatenate(parts)
 
@@ -127,7 +145,13 @@ def read_split(files: Sequence[Path], *, channels: int, num_classes: int | None)
         UserError: as for `read_labels`; an image is null or no image, or there is no such column.
     """
     labels = read_labels(files, num_classes)
-    images = np.empty((len(labels), channels, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    try:
+        images = np.empty((len(labels), channels, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    except MemoryError as error:
+        raise UserError(
+            f"the {len(labels)} images of {files[0]} (and its other shards) do not fit into this "
+            "machine's memory: give fewer"
+        ) from error
     start = 0
     with ThreadPoolExecutor(_num_cores()) as pool:
         for path in files:
@@ -154,12 +178,16 @@ def _read_images(path: Path, images: npt.NDArray[np.uint8], pool: ThreadPoolExec
         column = _image_column(file.schema_arrow, path)
         for batch in file.iter_batches(batch_size=_ROWS_A_READ, columns=[column]):
             values = _image_bytes(batch)
+            if row + len(values) > file.metadata.num_rows:
+                raise _unequal(path)
             offsets = range(0, len(values), _ROWS_A_TASK)
             slices = (values.slice(offset, _ROWS_A_TASK) for offset in offsets)
             # in order, so that the first bad row is the one that is reported
             for _ in pool.map(decode_rows, slices, (row + offset for offset in offsets)):
                 pass
             row += len(values)
+        if row != file.metadata.num_rows:
+            raise _unequal(path)
     return row
 
 
@@ -174,13 +202,15 @@ def _only_set(split: str, sets: list[list[tuple[int, Path]]]) -> list[Path]:
         )
     match = _FILE_NAME.fullmatch(files[0].name)
     total = int(match["total"] or 1) if match else 1
-    missing = sorted(set(range(total)) - set(numbers))
-    if match and match["shard"] and missing:
-        width = len(match["shard"])
-        name = f"{match['prefix']}-{missing[0]:0{width}}-of-{match['total']}.parquet"
+    there = [number for number in numbers if number < total]
+    num_missing = total - len(there)
+    if match and match["shard"] and num_missing:
+        # not by listing all: a name may speak of any number of shards
+        missing = next(n for n in range(total) if n >= len(there) or there[n] != n)
+        name = f"{match['prefix']}-{missing:0{len(match['shard'])}}-of-{match['total']}.parquet"
         raise UserError(
-            f"{files[0].parent} has {len(files)} of the {total} shards of its {split} split: "
-            f"{name} is missing{_and_more(len(missing) - 1)}; add it"
+            f"{files[0].parent} has {len(there)} of the {total} shards of its {split} split: "
+            f"{name} is missing{_and_more(num_missing - 1)}; add it"
         )
     return files
 
@@ -192,12 +222,14 @@ def _and_more(number: int) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a Parquet file with rows; what pyarrow finds wrong while it is open names the file."""
+    if not path.is_file():  # also a pipe, which would be waited for
+        raise UserError(f"{path} cannot be read as a Parquet file: it is no file; replace it")
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows == 0:
                 raise UserError(f"{path} has no rows: give a file that holds images")
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a name
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} cannot be read as a Parquet file ({reason}): it may be cut short, or "
@@ -233,6 +265,8 @@ def _label_column(schema: Any, path: Path) -> str:
 
 def _column(schema: Any, path: Path, wanted: tuple[str, ...], role: str) -> str:
     for name in wanted:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path} has more than one column {name!r}: drop all but one")
         if name in schema.names:
             return name
     raise UserError(
@@ -250,6 +284,13 @@ def _image_bytes(batch: Any) -> Any:
 
 def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _unequal(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged: its columns do not have the rows that it claims; fetch or write it "
+        "again"
+    )
 
 
 def _row_error(path: Path, row: int, problem: str) -> UserError:

@@ -164,7 +164,7 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
     """
     known = _known_task(task)
     if known is None:
-        return _load_path(Path(task).expanduser())
+        return _load_path(_expanded(task, "--task"))
     if known.torchvision is None:
         train, valid, test = read_digits()
     else:
@@ -173,7 +173,7 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
                 f"the task {task!r} needs its data: pass --data-dir DIR with a copy of it, or "
                 "--download to fetch it"
             )
-        folder = (data_dir or DEFAULT_DOWNLOAD_DIR).expanduser()
+        folder = _expanded(data_dir or DEFAULT_DOWNLOAD_DIR, "--data-dir")
         train, valid, test = _load_named(known, known.torchvision, folder, download)
     return TaskData(
         name=known.name, class_names=known.class_names, train=train, valid=valid, test=test
@@ -185,12 +185,22 @@ def _known_task(task: str) -> Task | None:
     if task in TASKS:
         return TASKS[task]
     separators = {os.sep, os.altsep or os.sep}
-    if separators & set(task) or Path(task).is_dir():
+    if separators & set(task) or os.path.isdir(task):
         return None
     raise UserError(
         f"there is no task {task!r}{nearest(task, TASKS)}: the tasks are {', '.join(TASKS)}; "
         "a path to a folder of image Parquet files works too"
     )
+
+
+def _expanded(folder: str | Path, flag: str) -> Path:
+    """Return the folder with its `~` replaced."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{flag} {folder}: there is no such home directory; write the folder's whole path"
+        ) from error
 
 
 def _load_named(
@@ -209,7 +219,7 @@ def _load_named(
                 valid_size=task.valid_size,
             )
     torchvision_files = torchvision_folder(class_name, data_dir)
-    if not download and not torchvision_files.is_dir():
+    if not download and not os.path.isdir(torchvision_files):
         raise UserError(
             f"no data of the task {task.name!r}: looked for train.parquet and test.parquet (or "
             f"their shards) in {', '.join(str(place) for place in places)}, and for torchvision's "
@@ -226,7 +236,7 @@ def _load_named(
 
 
 def _load_path(folder: Path) -> TaskData:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, it says no to a name that is too long
         raise UserError(
             f"there is no folder {folder}: give the folder that holds train.parquet and "
             "test.parquet, or their shards"

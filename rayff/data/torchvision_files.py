@@ -29,6 +29,7 @@ def read_torchvision(
     dataset_class = _dataset_class(class_name)
     splits = []
     for train in (True, False):
+        _check_no_pickle(dataset_class, root)
         try:
             dataset = dataset_class(root=root, train=train, download=download)
             images = _to_arrays(np.asarray(dataset.data), channels)
@@ -39,6 +40,18 @@ def read_torchvision(
             raise UserError(_failure(class_name, root, download, error)) from error
         splits.append(split)
     return splits[0], splits[1]
+
+
+def _check_no_pickle(dataset_class: Any, root: Path) -> None:
+    """Raise a UserError for the files of old versions, which torchvision would unpickle."""
+    folder = root / dataset_class.__name__ / "processed"
+    for name in ("training_file", "test_file"):
+        path = folder / getattr(dataset_class, name, "none")
+        if path.exists():
+            raise UserError(
+                f"{path} is of an old torchvision, in a format that can hold code and is not "
+                f"read: delete {folder}"
+            )
 
 
 def _dataset_class(class_name: str) -> Any:

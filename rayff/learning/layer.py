@@ -38,9 +38,7 @@ class CWConv(nn.Module):
         self.seed = seed
         self.dtype = dtype
         self.kernels = Kernels()
-        weight = torch.empty(
-            spec.out_channels, spec.in_channels, spec.kernel_size, spec.kernel_size
-        )
+        weight = torch.empty(spec.weight_shape)
         generator = weight_generator(seed, spec.index)
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         self.weight = nn.Parameter(weight)

@@ -10,9 +10,16 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from rayff.learning.layer import CWConv
-from rayff.spec import Recipe, UserError
+from rayff.spec import LayerSpec, Recipe, UserError
+from rayff.spec.recipe import OptimizerName
 
 _OPTIMIZER = "optimizer."
+_STATE: dict[OptimizerName, tuple[str, ...]] = {
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "adamw": ("step", "exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+}
+"""What an optimizer of each kind has in memory for a weight, from its first step on."""
 
 
 def make_optimizer(layer: CWConv, recipe: Recipe) -> Optimizer:
@@ -57,17 +64,42 @@ def layer_state(layer: CWConv, optimizer: Optimizer) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in named.items()}
 
 
-def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Put back what `layer_state` gave; UserError where it belongs to another layer."""
+def check_state(spec: LayerSpec, optimizer: OptimizerName, state: Mapping[str, Tensor]) -> None:
+    """Raise a UserError where this is not what `layer_state` gives of such a layer."""
     weight = state.get("weight")
-    if weight is None or weight.shape != layer.weight.shape:
+    if weight is None or tuple(weight.shape) != spec.weight_shape:
         found = "no weight" if weight is None else f"a weight of shape {tuple(weight.shape)}"
         raise UserError(
-            f"the checkpoint has {found} for layer {layer.spec.index}, but the network's has "
-            f"shape {tuple(layer.weight.shape)}: it belongs to another architecture"
+            f"the checkpoint has {found} for layer {spec.index}, but the network's has "
+            f"shape {spec.weight_shape}: it belongs to another architecture"
         )
+    own = {_OPTIMIZER + name for name in _STATE[optimizer]}
+    named = state.keys() - {"weight"}
+    if named and named != own:
+        raise UserError(
+            f"the checkpoint has {', '.join(map(ascii, sorted(named)))} beside the weight of "
+            f"layer {spec.index}, but {optimizer} has {', '.join(sorted(own))}: it belongs to "
+            "another run, or is damaged"
+        )
+    for name, value in state.items():
+        shape = () if name == f"{_OPTIMIZER}step" else spec.weight_shape
+        if tuple(value.shape) != shape or value.dtype != torch.float32:
+            raise UserError(
+                f"the checkpoint's {name} of layer {spec.index} has shape {tuple(value.shape)} "
+                f"and {value.dtype}, expected {shape} and torch.float32: it is damaged"
+            )
+    if not weight.isfinite().all():  # an optimizer's numbers may overflow in a run that goes on
+        raise UserError(
+            f"the checkpoint's weight of layer {spec.index} holds numbers that are not finite: "
+            "it is damaged"
+        )
+
+
+def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what `layer_state` gave; UserError where it belongs to another layer."""
+    check_state(layer.spec, "sgd" if isinstance(optimizer, SGD) else "adam", state)
     with torch.no_grad():
-        layer.weight.copy_(weight)
+        layer.weight.copy_(state["weight"])
     own = {
         name.removeprefix(_OPTIMIZER): _like(layer.weight, value)
         for name, value in state.items()

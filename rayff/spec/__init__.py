@@ -5,6 +5,7 @@ from rayff.spec.errors import RunError, TrainingDiverged, UserError, nearest
 from rayff.spec.kernels import METHODS, Kernels, format_kernels, parse_kernels
 from rayff.spec.recipe import Recipe
 from rayff.spec.run import RunSpec, check_cuts, check_replicas
+from rayff.spec.text import is_plain, printable
 from rayff.spec.zoo import ZOO, architecture
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "check_cuts",
     "check_replicas",
     "format_kernels",
+    "is_plain",
     "nearest",
     "parse_kernels",
+    "printable",
 ]

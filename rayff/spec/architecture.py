@@ -6,9 +6,10 @@ Shape legend: K channels, C classes, S pixels a side (images are square).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from rayff.spec.errors import UserError
 
@@ -42,6 +43,33 @@ class LayerSpec:
     shortcut_size: int = 0
     """Pixels a side of that shortcut; 0 outside a block."""
 
+    def __post_init__(self) -> None:
+        counts = {
+            "index": 0,
+            "in_channels": 1,
+            "out_channels": 1,
+            "kernel_size": 1,
+            "in_size": 2 if self.pool else 1,
+            "stride": 1,
+            "shortcut_channels": 0,
+            "shortcut_size": 0,
+        }
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise self._refused(name, f"a whole number of {least} or more")
+        for name in ("pool", "opens_block"):
+            if type(getattr(self, name)) is not bool:
+                raise self._refused(name, "true or false")
+        if self.join not in get_args(Join):
+            raise self._refused("join", " or ".join(get_args(Join)))
+        if self.kernel_size % 2 == 0:  # padded by half of it, an even one would change the size
+            raise self._refused("kernel_size", "odd")
+
+    def _refused(self, name: str, expected: str) -> UserError:
+        value = getattr(self, name)
+        return UserError(f"layer {self.index!r}: {name} must be {expected}, not {value!r}")
+
     @property
     def out_size(self) -> int:
         """Pixels a side of the output."""
@@ -54,9 +82,14 @@ class LayerSpec:
         return self.out_channels + (self.shortcut_channels if self.join == "concat" else 0)
 
     @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the convolution's weights."""
+        return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
+
+    @property
     def num_weights(self) -> int:
         """Number of weights of the convolution."""
-        return self.out_channels * self.in_channels * self.kernel_size**2
+        return math.prod(self.weight_shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +103,7 @@ class Architecture:
     def __post_init__(self) -> None:
         if not self.layers:
             raise UserError(f"architecture {self.name!r} has no layers")
-        if self.num_classes < 2:
+        if type(self.num_classes) is not int or self.num_classes < 2:
             raise UserError(
                 f"architecture {self.name!r} needs 2 classes or more, not {self.num_classes}"
             )
@@ -84,6 +117,12 @@ class Architecture:
                     f"pixels, but layer {after.index} expects {after.in_channels} of "
                     f"{after.in_size}x{after.in_size}"
                 )
+            if before.index + 1 != after.index:
+                raise UserError(
+                    f"architecture {self.name!r}: layer {before.index} is followed by layer "
+                    f"{after.index}; number the layers one by one"
+                )
+        self._check_shortcuts()
 
     def _check_groups(self, layer: LayerSpec) -> None:
         if layer.out_channels % self.num_classes == 0:
@@ -94,6 +133,29 @@ class Architecture:
             f"{layer.index} do not split into {self.num_classes} equal groups, one a class; "
             f"widen the network with --width {width} (or another multiple of {self.num_classes})"
         )
+
+    def _check_shortcuts(self) -> None:
+        """Raise a UserError where a shortcut comes from nowhere or does not fit what it joins."""
+        first = self.layers[0]  # a slice may begin inside a block
+        carried = first.shortcut_channels, first.shortcut_size
+        for layer in self.layers:
+            if layer.opens_block:
+                carried = layer.in_channels, layer.in_size
+            channels, size = carried
+            fits = layer.out_channels == channels or layer.join == "concat"
+            same_size = layer.out_size in (size, size // 2)
+            if (
+                (layer.shortcut_channels, layer.shortcut_size) != carried
+                or (channels == 0) != (size == 0)
+                or (layer.join != "none" and not (channels and fits and same_size))
+            ):
+                raise UserError(
+                    f"architecture {self.name!r}: the shortcut of layer {layer.index} "
+                    f"({layer.shortcut_channels} channels of {layer.shortcut_size}x"
+                    f"{layer.shortcut_size} pixels, join {layer.join!r}) does not fit its block"
+                )
+            if layer.join != "none":
+                carried = 0, 0
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -143,6 +205,6 @@ class Architecture:
         """Read what `to_dict` gave; UserError where something is missing or unknown."""
         try:
             layers = tuple(LayerSpec(**layer) for layer in data["layers"])
-            return cls(name=data["name"], num_classes=data["num_classes"], layers=layers)
+            return cls(name=str(data["name"]), num_classes=data["num_classes"], layers=layers)
         except (KeyError, TypeError) as error:
             raise UserError(f"this is no description of an architecture: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rayff.spec.errors import UserError, nearest
 from rayff.spec.kernels import parse_kernels
 from rayff.spec.recipe import OptimizerName, Recipe, recipe
+from rayff.spec.text import is_path
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -115,6 +116,11 @@ class RunSpec:
         _check("max_failures", self.max_failures, at_least=-1)
         for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
             _check(name, getattr(self, name), at_least=0)
+        for name in ("task", "data_dir", "run_dir"):
+            value = getattr(self, name)
+            if value is not None and not is_path(value):
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag}: no file or folder can be called {value!a}; mend it")
         if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
@@ -219,7 +225,7 @@ class RunSpec:
         known = {field.name: field for field in dataclasses.fields(RunSpec)}
         values: dict[str, Any] = {}
         for key, value in data.items():
-            name = key.replace("-", "_")
+            name = str(key).replace("-", "_")
             if name not in known:
                 raise UserError(
                     f"{source}: unknown option {key!r}{nearest(name, known)}; "
@@ -237,6 +243,9 @@ _FIXED = ("arch", "width", "task", "limit", "seed", "rule") + tuple(
 )
 """What decides the bits of a run, and so stays when it is resumed."""
 
+_TOO_LARGE = 2**128
+"""More than a seed can use, and less than a float can hold."""
+
 _REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -249,9 +258,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _check(name: str, value: float | None, *, at_least: int) -> None:
-    if value is not None and not (value >= at_least and math.isfinite(value)):
-        flag = name.replace("_", "-")
-        raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
+    if value is None or at_least <= value < _TOO_LARGE:
+        return
+    flag = name.replace("_", "-")
+    if _TOO_LARGE <= value < math.inf:  # it may have more digits than can be shown
+        raise UserError(f"--{flag} must be a number below 2**128: choose a smaller one")
+    raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
 
 
 def _typed(name: str, value: Any, annotation: str, source: str) -> Any:

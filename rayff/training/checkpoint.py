@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ class CheckpointStore:
             or bool(progress.batch) != bool(progress.images)
             or len(progress.loss_sums) != (len(now) if progress.images else 0)
         ):
-            raise DamagedError(f"{path / 'manifest.json'} is damaged: its numbers do not fit")
+            raise DamagedError(f"{path / MANIFEST} is damaged: its numbers do not fit")
         states = {
             layer.index: _read_layer(path, layer.index, manifest["layers"])
             for layer in self.architecture.layers
@@ -185,9 +186,12 @@ def _write_progress(path: Path, progress: Progress) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and give back its parts with their types checked."""
     try:
+        _check_own_file(path)
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing: the checkpoint is not whole") from None
+    except DamagedError:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error}") from error
     try:
@@ -234,15 +238,16 @@ def _read_layer(
 ) -> NDArray[np.uint8]:
     """Read one layer's file and hold it against the manifest."""
     if index not in layers:
-        raise DamagedError(f"{directory / 'manifest.json'} names no file for layer {index}")
+        raise DamagedError(f"{directory / MANIFEST} names no file for layer {index}")
     name, sha256 = layers[index]
     if not _FILE.fullmatch(name):
         raise DamagedError(
-            f"{directory / 'manifest.json'} names {name!r} for layer {index}, which is not a "
+            f"{directory / MANIFEST} names {name!r} for layer {index}, which is not a "
             "file of the checkpoint itself"
         )
     path = directory / name
     try:
+        _check_own_file(path)
         state = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DamagedError(
@@ -258,6 +263,15 @@ def _read_layer(
     except SafetensorError as error:
         raise DamagedError(f"{path} is no safetensors file: {error}") from error
     return state
+
+
+def _check_own_file(path: Path) -> None:
+    """Raise where a name in a checkpoint leads elsewhere: to a link, a pipe or a device."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise DamagedError(f"{path} is a link: a checkpoint holds its files itself")
+    if not stat.S_ISREG(mode):
+        raise DamagedError(f"{path} cannot be read: it is no file")
 
 
 def _sync(directory: Path) -> None:

@@ -7,8 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load
+
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task, task_recipe
+from rayff.learning.optimizers import check_state
 from rayff.spec import (
     Architecture,
     Kernels,
@@ -23,6 +26,7 @@ from rayff.spec import (
 )
 from rayff.spec.run import Precision
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
+from rayff.training.records import read_metrics
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
 from rayff.training.storage import Storage
@@ -114,13 +118,8 @@ def prepare(run: RunSpec, *, resume: bool) -> Prepared:
         return prepared
     checkpoint = prepared.checkpoints.read_latest()
     prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
-    batches, progress = prepared.schedule(chunk=1).batches_per_epoch, prepared.progress
-    if checkpoint is not None and checkpoint.step != progress.epoch * batches + progress.batch:
-        raise UserError(
-            f"the data of {run.task!r} has changed: an epoch has {batches} batches now, which "
-            f"does not fit the checkpoint of step {checkpoint.step}; restore the data, or start "
-            "a new --run-dir"
-        )
+    if checkpoint is not None:
+        _check_checkpoint(prepared, checkpoint)
     return prepared
 
 
@@ -150,6 +149,42 @@ def assemble(run: RunSpec, data: TaskData, directory: RunDirectory) -> Prepared:
     )
     prepared.schedule(chunk=1)  # checks the batch size
     return prepared
+
+
+def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
+    """Raise a UserError where data, layers or metrics are not those of the checkpoint."""
+    progress, size = checkpoint.progress, prepared.recipe.batch_size
+    batches, images = prepared.schedule(chunk=1).batches_per_epoch, len(prepared.splits["train"])
+    if (
+        checkpoint.step != progress.epoch * batches + progress.batch
+        or progress.epoch > prepared.recipe.epochs
+        or progress.batch > batches
+        or progress.images != min(progress.batch * size, images)
+    ):
+        raise UserError(
+            f"the data of {prepared.run.task!r} has changed: an epoch has {batches} batches now, "
+            f"which does not fit the checkpoint of step {checkpoint.step}; restore the data, or "
+            "start a new --run-dir"
+        )
+    for layer in prepared.architecture.layers:
+        state = load(checkpoint.states[layer.index].tobytes())
+        try:
+            check_state(layer, prepared.recipe.optimizer, state)
+        except UserError as error:
+            folder = f"{prepared.directory.checkpoints}/step-{checkpoint.step:08d}"
+            raise UserError(
+                f"{error}; delete {folder} to go on from the one before it, or start a new "
+                "--run-dir"
+            ) from error
+    metrics = prepared.directory.path / "metrics.parquet"
+    if metrics.exists():
+        for record in read_metrics(metrics):
+            if len(record.layer_loss) != len(prepared.architecture):
+                raise UserError(
+                    f"{metrics} is of a network of {len(record.layer_loss)} layers, and the "
+                    f"run's has {len(prepared.architecture)}; move it away to go on without its "
+                    "rows"
+                )
 
 
 def _resumed(run: RunSpec, directory: RunDirectory) -> RunSpec:

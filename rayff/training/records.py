@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,39 @@ def read_metrics(path: Path) -> list[EpochRecord]:
         table = pq.read_table(path)
         if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
             raise ValueError(f"its columns are not those of {', '.join(_SCHEMA.names)}")
-        return [EpochRecord(**row) for row in table.to_pylist()]
+        records = [EpochRecord(**row) for row in table.to_pylist()]
+        for before, record in zip([None, *records], records, strict=False):
+            _check(record, 0 if before is None else before.epoch)
+        return records
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} is no metrics file of a run: {reason}; move it away to go on without its rows"
         ) from error
+
+
+def _check(record: EpochRecord, epoch_before: int) -> None:
+    """Raise a ValueError where a record is none that a run could have written."""
+    layers = len(record.layer_loss)
+    numbers = _flat(list(dataclasses.asdict(record).values()))
+    if not all(value is not None and math.isfinite(value) for value in numbers):
+        raise ValueError(f"a number of epoch {record.epoch} is missing or not finite")
+    if record.epoch <= epoch_before:
+        raise ValueError(f"epoch {record.epoch} comes behind epoch {epoch_before}")
+    if not 0 <= record.sip_first <= record.sip_last < layers:
+        raise ValueError(
+            f"epoch {record.epoch} has {layers} layers and the window "
+            f"{record.sip_first}-{record.sip_last}"
+        )
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    """Return the numbers in nested lists."""
+    return [
+        number
+        for value in values
+        for number in (_flat(value) if isinstance(value, list) else [value])
+    ]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
+from torch import Tensor
 
 from rayff.learning.chain import Chain, ForwardForward
 from rayff.learning.precision import DTYPES
-from rayff.spec import Architecture, RunSpec, UserError
+from rayff.spec import IMAGE_SIZE, Architecture, RunSpec, UserError, is_plain
 from rayff.training.files import is_aside, write_atomically
 
 CONFIG = "config.json"
@@ -72,7 +74,7 @@ class RunDirectory:
         if not self.path.is_dir():
             raise UserError(f"there is no run directory {self.path}")
         config = self.path / CONFIG
-        if not config.exists():
+        if not config.is_file():  # also a pipe, which would be waited for
             raise UserError(f"{self.path} is no run directory: it has no config.json")
         return read_config(config)
 
@@ -124,12 +126,11 @@ class RunDirectory:
             first, last = data["sip_window"]
             class_names = data["class_names"]
             dtype = DTYPES[data["precision"]]
+            tensors = load_file(weights)
+            _check_weights(architecture, tensors)
             chain = Chain.build(architecture, dtype=dtype)
-            chain.load_state_dict(load_file(weights))
-        except (
-            *(ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError),
-            SafetensorError,
-        ) as error:
+            chain.load_state_dict(tensors)
+        except (KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the model in {self.path} is damaged: {reason}; write it anew with --resume"
@@ -138,13 +139,39 @@ class RunDirectory:
             not type(first) is type(last) is int
             or not 0 <= first <= last < len(architecture)
             or type(class_names) is not list
-            or [type(name) for name in class_names] != [str] * architecture.num_classes
+            or len(class_names) != architecture.num_classes
+            or not all(is_plain(name) for name in class_names)
         ):
             raise UserError(
                 f"{description} is damaged: its window or class names do not fit; write it anew "
                 "with --resume"
             )
         return ForwardForward(chain, (first, last), tuple(class_names)).eval()
+
+
+def _check_weights(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where the weights are not those of a whole network for images.
+
+    It comes before the network is made, which would take the memory that a description claims.
+    """
+    first = architecture[0]
+    if (first.index, first.in_size) != (0, IMAGE_SIZE) or first.in_channels not in (1, 3):
+        raise ValueError(
+            f"its first layer takes {first.in_channels} channels of {first.in_size}x"
+            f"{first.in_size} pixels, which are no images"
+        )
+    shapes = {f"layers.{layer.index}.weight": layer.weight_shape for layer in architecture.layers}
+    if odd := shapes.keys() ^ tensors.keys():
+        raise ValueError(f"weights and description differ in {min(odd)!a}")
+    for name, shape in shapes.items():
+        found = tensors[name]
+        if tuple(found.shape) != shape or found.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is of shape {tuple(found.shape)} and {found.dtype}, expected {shape} "
+                "and torch.float32"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def read_json(path: Path) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayff.partition.plan import Plan
+from rayff.spec import printable
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import duration, history_table, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
@@ -84,7 +85,7 @@ class PlainView:
         self._print(f"warning: {message}", "yellow")
 
     def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style), soft_wrap=not self.console.is_terminal)
+        self.console.print(Text(printable(text), style), soft_wrap=not self.console.is_terminal)
         self._last_line_s = self.tracker.clock()
 
     def _epoch(self) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,18 @@ class TestMistakes:
     def test_no_run(self, folder: Path) -> None:
         with pytest.raises(UserError, match="there is no run directory"):
             main([str(folder / "nowhere"), str(folder / "r.png")])
+
+
+def test_a_file_whose_name_is_not_utf_8_is_shown_with_an_escape(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_image(tmp_path / "red\udcff.png", 0)
+    assert main([str(folder / "shallow"), str(image)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/red\\udcff.png  red")
+
+
+def test_a_mistake_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rayff.predict", str(tmp_path / "a\x1b[2Jb"), "x.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("a\\x1b[2Jb\n")

@@ -78,7 +78,7 @@ def test_other_work_that_fills_the_store_makes_the_window_shrink(
 
     def act(line: str) -> None:
         if line == "train 0":
-            others.append(ray.put(np.zeros(65 * MIB, dtype=np.uint8)))
+            others.append(ray.put(np.zeros(52 * MIB, dtype=np.uint8)))
 
     _, seen = train_watched(make_run(task, tmp_path / "run", chunk=1), Watcher(act))
     warnings = [line for line in seen.lines if "window" in line]

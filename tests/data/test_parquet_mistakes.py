@@ -1,7 +1,14 @@
+import json
+import os
+import pickle  # noqa: TID251 - strangers' files are made with it
+import re
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rayff.data.parquet import image_channels, read_labels, read_split
+from rayff.data.parquet import class_names, find_splits, image_channels, read_labels, read_split
 from rayff.spec.errors import UserError
 from tests.data.files import image_structs, png, write_columns, write_parquet
 
@@ -125,7 +132,7 @@ def test_a_label_outside_the_classes_is_named_by_its_row(tmp_path, label):
 
 def test_a_negative_label_is_refused_when_the_classes_are_not_known(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", [5, -3])
-    with pytest.raises(UserError, match=r"row 1 .*: the label is -3, expected 0 or more"):
+    with pytest.raises(UserError, match=r"row 1 .*: the label is -3, expected 0 to 65535"):
         read_labels([path], None)
 
 
@@ -140,3 +147,104 @@ def test_the_row_is_counted_within_its_shard(tmp_path):
     second = write_parquet(tmp_path / "b.parquet", [0, 1], [png(0), b"seven"])
     with pytest.raises(UserError, match=r"b\.parquet, row 1 "):
         read_split([first, second], channels=1, num_classes=2)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    columns = {"image": image_structs([png(0)]), "label": pa.array([0])}
+    table = pa.table(columns).append_column(name, columns[name])
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert f"has more than one column '{name}': drop all but one" in message_of(
+        tmp_path / "train.parquet"
+    )
+
+
+def test_a_label_beyond_all_classes_is_refused_before_they_are_counted(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0, 2**62])
+    with pytest.raises(UserError, match=r"row 1 .*: the label is 4611686018427387904, expected 0"):
+        read_labels([path], None)
+
+
+def test_a_shard_of_more_than_can_be_counted_is_refused(tmp_path):
+    write_parquet(tmp_path / "train-00001-of-999999999999999999.parquet", [0])
+    with pytest.raises(
+        UserError,
+        match=r"has 1 of the 9{18} shards .*: train-00000-of-9+\.parquet is missing, and 9+7 more",
+    ):
+        find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jcat", "cat\ndog", "\ud800"])
+def test_a_class_name_that_would_steer_a_terminal_is_refused(tmp_path, name):
+    features = json.dumps({"info": {"features": {"label": {"names": ["cat", name]}}}})
+    table = pa.table({"image": image_structs([png(0)]), "label": pa.array([0])})
+    table = table.replace_schema_metadata({"huggingface": features})
+    path = tmp_path / "train.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(UserError, match="names class 1 '[ -~]*', which is no plain text"):
+        class_names([path])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    assert "it is no file; replace it" in message_of(tmp_path / "train.parquet")
+
+
+def test_other_numbers_of_rows_than_there_are_give_the_same_rows_or_a_mistake(tmp_path):
+    """Five rows are the bytes 16 0a in the footer, once for the file and some for its parts."""
+    path = write_parquet(tmp_path / "train.parquet", [0, 1, 2, 0, 1])
+    whole = path.read_bytes()
+    images = read_split([path], channels=1, num_classes=3).images
+    refusals = []
+    for at in (found.start() for found in re.finditer(b"\x16\x0a", whole)):
+        for rows in (4, 6, 30):
+            path.write_bytes(whole[: at + 1] + bytes([2 * rows]) + whole[at + 2 :])
+            try:
+                read = read_split([path], channels=1, num_classes=3)
+            except UserError as error:
+                refusals.append(str(error))
+                continue
+            assert read.labels.tolist() == [0, 1, 2, 0, 1]
+            np.testing.assert_array_equal(read.images, images)
+    assert f"{path} is damaged: its columns do not have the rows that it claims" in refusals[-1]
+
+
+class MarkerOnLoad:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_pickles_in_metadata_and_extension_types_are_only_bytes(tmp_path):
+    marker = tmp_path / "executed"
+    pickled = pickle.dumps(MarkerOnLoad(str(marker)))
+    kinds = {b"ARROW:extension:name": b"arrow.py_extension_type"}
+    kinds[b"ARROW:extension:metadata"] = pickled
+    schema = pa.schema(
+        [
+            pa.field("image", pa.binary(), metadata=kinds),
+            pa.field("label", pa.int64(), metadata=kinds),
+        ],
+        metadata={b"pandas": pickled, b"huggingface": pickled},
+    )
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table([pa.array([png(0)]), pa.array([0])], schema=schema), path)
+    assert class_names([path]) is None
+    assert read_split([path], channels=1, num_classes=1).labels.tolist() == [0]
+    table = pq.read_table(path)
+    table = table.replace_schema_metadata({b"ARROW:schema": pickled})
+    pq.write_table(table, path)
+    assert "cannot be read as a Parquet file" in message_of(path)
+    assert not marker.exists()
+    pickle.loads(pickled)
+    assert marker.exists()  # so it would have shown
+
+
+def test_a_name_that_is_not_utf_8_is_a_mistake(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", [0])
+    path.write_bytes(path.read_bytes().replace(b"\x04path", b"\x04\xf0ath"))
+    assert "cannot be read as a Parquet file" in message_of(path)

@@ -275,3 +275,19 @@ def test_a_task_cannot_be_changed():
     with pytest.raises(AttributeError):
         task.name = "y"  # type: ignore[misc]
     assert task.recipe == {}
+
+
+@pytest.mark.parametrize("task", ["x" * 5000, "a\0b", "\ud800"], ids=["long", "zero", "surrogate"])
+def test_a_name_that_no_folder_can_have_is_a_mistake(task, tmp_path):
+    with pytest.raises(UserError, match="there is no task"):
+        load_task(task)
+    with pytest.raises(UserError, match="there is no folder"):
+        load_task(f"{task}/{task}")
+    with pytest.raises(UserError, match="no data of the task 'mnist'"):
+        load_task("mnist", data_dir=tmp_path / task)
+
+
+def test_a_home_directory_that_is_none_is_a_mistake():
+    for arguments in ({"task": "~nobody-here/x"}, {"task": "mnist", "data_dir": "~nobody-here"}):
+        with pytest.raises(UserError, match="no such home directory; write the folder's whole"):
+            load_task(**arguments)

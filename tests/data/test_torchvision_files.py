@@ -122,3 +122,15 @@ def test_a_failed_download_is_one_sentence_with_its_cause(tmp_path, monkeypatch)
         read_splits("MNIST", tmp_path, download=True)
     assert NO_NETWORK in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["training.pt", "test.pt"])
+def test_files_of_an_old_torchvision_are_never_unpickled(tmp_path, monkeypatch, name):
+    loads = []
+    monkeypatch.setattr("torch.load", lambda *args, **kwargs: loads.append(args))
+    write_mnist(tmp_path / "MNIST/raw", [0], [0])
+    (tmp_path / "MNIST/processed").mkdir()
+    (tmp_path / "MNIST/processed" / name).touch()
+    with pytest.raises(UserError, match=rf"MNIST/processed/{name} .* can hold code .*: delete"):
+        read_splits("MNIST", tmp_path, download=False)
+    assert loads == []

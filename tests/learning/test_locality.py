@@ -88,7 +88,7 @@ def test_features_travel_without_a_graph_even_where_the_layers_keep_one():
 @pytest.mark.parametrize("kind", ["add", "concat"])
 def test_the_shortcut_is_detached_where_it_joins(kind):
     rows = [Row(channels=2, opens_block=True), Row(channels=2, join=kind)]
-    layers = Chain.build(chain("block", rows, CLASSES, image_channels=1))
+    layers = Chain.build(chain("block", rows, CLASSES, image_channels=2))
     inner = layers[1:]  # the block was opened on the other side of a cut
     shortcut = torch.randn(1, 2, 32, 32, requires_grad=True)
     entering = Crossing(features=torch.randn(1, 2, 32, 32), shortcut=shortcut)

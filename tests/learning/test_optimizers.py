@@ -1,5 +1,6 @@
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,36 @@ class TestMistakes:
         layer = small_layer()
         with pytest.raises(UserError, match="no weight for layer 7"):
             restore_layer(layer, make_optimizer(layer, recipe_of("adamw")), {})
+
+    @pytest.mark.parametrize(
+        ("name", "change", "match"),
+        [
+            ("adamw", lambda s: s.pop("optimizer.exp_avg"), "but adam has optimizer.exp_avg, "),
+            ("adamw", lambda s: s.update({"optimizer.x": torch.ones(())}), "has .*'optimizer.x'"),
+            ("adamw", lambda s: s.update({"bias": torch.ones(4)}), "has 'bias', "),
+            (
+                "adamw",
+                lambda s: s["weight"].fill_(math.nan),
+                "weight of layer 7 holds numbers that",
+            ),
+            ("adamw", lambda s: s.update(weight=s["weight"].double()), "torch.float64"),
+            ("adamw", lambda s: s.update({"optimizer.step": torch.ones(2)}), r"shape \(2,\)"),
+            ("adam", lambda s: s["optimizer.exp_avg"].resize_(4, 2, 3, 1), "optimizer.exp_avg of"),
+            ("sgd", lambda s: s["optimizer.momentum_buffer"].resize_(8), "momentum_buffer"),
+        ],
+    )
+    def test_a_state_that_no_optimizer_has_is_refused_and_nothing_changes(
+        self, name: str, change: Callable[[dict[str, Tensor]], object], match: str
+    ):
+        layer = small_layer()
+        optimizer = make_optimizer(layer, recipe_of(name))
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        state = {name: value.clone() for name, value in layer_state(layer, optimizer).items()}
+        restore_layer(layer, optimizer, state)
+        before = layer.weight.detach().clone()
+        change(state)
+        with pytest.raises(UserError, match=match) as caught:
+            restore_layer(layer, optimizer, state)
+        assert "layer 7" in str(caught.value)
+        assert torch.equal(layer.weight, before)

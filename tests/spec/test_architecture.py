@@ -162,3 +162,51 @@ def test_pool_and_stride_each_halve_the_size(in_size: int, pool: bool, stride: i
 def test_a_layer_cannot_be_changed_in_place(resnet: Architecture):
     with pytest.raises(dataclasses.FrozenInstanceError):
         resnet[0].stride = 2  # type: ignore[misc]
+
+
+class TestADescriptionThatCannotBe:
+    """What JSON can hold and no network is."""
+
+    def refused(self, network: Architecture, at: int, match: str, **values: object):
+        data = json.loads(json.dumps(network.to_dict()))
+        data["layers"][at].update(values)
+        with pytest.raises(UserError, match=match):
+            Architecture.from_dict(data)
+
+    @pytest.mark.parametrize("name", ["out_channels", "kernel_size", "stride", "in_size", "index"])
+    @pytest.mark.parametrize("value", [-1, 3.0, True, "3", None, [3]])
+    def test_a_count_of_another_kind(self, resnet: Architecture, name: str, value: object):
+        self.refused(resnet, 3, f"{name} must be a whole number of [01] or more", **{name: value})
+
+    def test_a_kernel_that_changes_the_size(self, resnet: Architecture):
+        self.refused(resnet, 3, "layer 3: kernel_size must be odd, not 4", kernel_size=4)
+
+    @pytest.mark.parametrize("name", ["pool", "opens_block"])
+    def test_a_switch_that_is_a_number(self, resnet: Architecture, name: str):
+        self.refused(resnet, 3, f"layer 3: {name} must be true or false, not 1", **{name: 1})
+
+    def test_a_join_that_is_none(self, resnet: Architecture):
+        self.refused(resnet, 2, "join must be none or add or concat, not 'sum'", join="sum")
+
+    def test_a_join_without_a_shortcut(self, resnet: Architecture):
+        self.refused(resnet, 0, r"the shortcut of layer 0 .*join 'add'.* does not fit", join="add")
+
+    def test_a_shortcut_of_other_channels(self, resnet: Architecture):
+        self.refused(resnet, 2, "the shortcut of layer 2 .* does not fit", shortcut_channels=50)
+
+    def test_a_sum_of_other_channels(self, resnet: Architecture):
+        self.refused(resnet, 6, "the shortcut of layer|layer 6 gives", join="add", out_channels=10)
+
+    def test_layers_that_are_not_numbered_one_by_one(self, resnet: Architecture):
+        self.refused(resnet, 3, "layer 2 is followed by layer 7; number", index=7)
+
+    @pytest.mark.parametrize("value", [10.0, "10", None, True])
+    def test_a_number_of_classes_of_another_kind(self, resnet: Architecture, value: object):
+        data = {**resnet.to_dict(), "num_classes": value}
+        with pytest.raises(UserError, match="needs 2 classes or more, not"):
+            Architecture.from_dict(data)
+
+    def test_a_slice_that_begins_inside_a_block_is_none_of_it(self, resnet: Architecture):
+        for start in range(17):
+            for end in range(start + 1, 18):
+                assert len(resnet[start:end]) == end - start

@@ -168,7 +168,7 @@ class TestFromDict:
             replicas=st.sampled_from([None, "auto", "1", "2,1", "1,12,3"]),
             cuts=st.none() | st.lists(st.integers(1, 99), max_size=5).map(tuple),
             gpus_per_stage=st.none() | st.floats(0, 8),
-            data_dir=st.none() | st.text(),
+            data_dir=st.none() | st.text().filter(lambda text: "\0" not in text),
             download=st.booleans(),
         )
     )
@@ -431,3 +431,22 @@ class TestCuts:
             UserError, match=f"makes {len(cuts) + 1} stages, but --stages says {stages}"
         ):
             check_cuts(cuts, stages, num_layers=17)
+
+
+class TestValuesThatNothingCanHold:
+    @pytest.mark.parametrize("name", ["epochs", "seed", "limit", "lr", "cpus_per_stage"])
+    @pytest.mark.parametrize("value", [2**128, 10**400, 10**5000], ids=["2**128", "400", "5000"])
+    def test_a_number_that_is_far_too_large_is_refused(self, name: str, value: int):
+        flag = name.replace("_", "-")
+        with pytest.raises(UserError, match=rf"^--{flag} must be a number below 2\*\*128: choose"):
+            RunSpec(**{name: value})
+
+    @pytest.mark.parametrize("name", ["task", "data_dir", "run_dir"])
+    @pytest.mark.parametrize("value", ["a\0b", "\ud800/x"])
+    def test_a_path_that_no_disk_takes_is_refused(self, name: str, value: str):
+        with pytest.raises(UserError, match="no file or folder can be called '[ -~]*'; mend it"):
+            RunSpec(**{name: value})
+
+    def test_a_key_that_is_no_text_is_an_unknown_option(self):
+        with pytest.raises(UserError, match="unknown option 1"):
+            RunSpec.from_dict({1: 2})  # type: ignore[dict-item]

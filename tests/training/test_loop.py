@@ -60,8 +60,9 @@ class FakePipeline:
     TEST = ((3, 6, 12, 30), (0, 9, 15, 21), (0, 0, 18, 24), (0, 0, 0, 27))
     """Of 30."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, prepared: Prepared) -> None:
         self.clock = clock
+        self.network = prepared.architecture
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         for command in commands:
@@ -93,8 +94,8 @@ class FakePipeline:
     def snapshot(self) -> list[Report]:
         self.clock.now_s += 10
         states = {
-            index: np.frombuffer(save({"weight": torch.full((2,), index)}), np.uint8)
-            for index in range(4)
+            layer.index: np.frombuffer(save({"weight": torch.zeros(layer.weight_shape)}), np.uint8)
+            for layer in self.network.layers
         }
         first, last = ({i: states[i] for i in part} for part in ((0, 1), (2, 3)))
         return [
@@ -112,7 +113,7 @@ class TestRecordsByHand:
 
     def test_what_is_recorded(self, task: str, tmp_path: Path, clock: Clock) -> None:
         run = make_run(task, tmp_path / "run", lr=0.08, lr_min=0.008)
-        records, _ = train(run, cuts=(2,), pipeline=lambda prepared: FakePipeline(clock))
+        records, _ = train(run, cuts=(2,), pipeline=lambda prepared: FakePipeline(clock, prepared))
         assert [record.epoch for record in records] == [1, 2]
         assert [record.step for record in records] == [3, 6]
         assert [record.lr for record in records] == pytest.approx([0.08, 0.044])
@@ -148,8 +149,8 @@ class TestRecordsByHand:
 
         monkeypatch.setattr(RunDirectory, "export_model", export_model)
         run = make_run(task, tmp_path / "run")
-        train(run, stop_after=1, pipeline=lambda prepared: FakePipeline(clock))
-        train(run, resume=True, pipeline=lambda prepared: FakePipeline(clock))
+        train(run, stop_after=1, pipeline=lambda prepared: FakePipeline(clock, prepared))
+        train(run, resume=True, pipeline=lambda prepared: FakePipeline(clock, prepared))
         windows = [each.pop("window") for each in exported]
         assert windows == [(0, 3), (0, 2), (0, 2)]  # all layers before the first evaluation
         names = ("0", "1", "2", "3")
@@ -160,11 +161,11 @@ class TestRecordsByHand:
         self, task: str, tmp_path: Path, clock: Clock
     ) -> None:
         run = make_run(task, tmp_path / "run")
-        train(run, stop_after=2, pipeline=lambda prepared: FakePipeline(clock))
+        train(run, stop_after=2, pipeline=lambda prepared: FakePipeline(clock, prepared))
         progress = prepare(run, resume=True).progress
         assert (progress.epoch, progress.batch, progress.images) == (0, 2, 80)
         assert progress.loss_sums == pytest.approx((120, 240, 360, 480))
-        train(run, resume=True, pipeline=lambda prepared: FakePipeline(clock))
+        train(run, resume=True, pipeline=lambda prepared: FakePipeline(clock, prepared))
         progress = prepare(run, resume=True).progress
         assert (progress.epoch, progress.batch, progress.images) == (2, 0, 0)
         assert progress.loss_sums == ()

@@ -1,10 +1,13 @@
 """All that is checked before anything is started, and that a mistake leaves nothing behind."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load, save
 
 from rayff.spec import RunSpec, UserError
 from rayff.training.checkpoint import Progress
@@ -12,6 +15,7 @@ from rayff.training.preparation import default_run_dir, prepare
 from tests.data.files import write_parquet
 from tests.tasks import write_tiny_task
 from tests.training.local_run import train
+from tests.training.test_records import write as write_metrics
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -130,6 +134,49 @@ class TestMistakesOfAResumption:
         layer = tmp_path / "run" / "checkpoints" / "step-00000001" / "layer-002.safetensors"
         layer.write_bytes(layer.read_bytes()[:-1])
         refused(tmp_path, run, resume=True, match=f"{layer} is damaged.*to start the run again")
+
+    def test_a_layer_whose_digest_is_right_and_whose_content_is_not(
+        self, run: RunSpec, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+        path, manifest = folder / "layer-002.safetensors", folder / "manifest.json"
+        tensors = load(path.read_bytes())
+        tensors["optimizer.exp_avg"] = tensors["optimizer.exp_avg"][:1].clone()
+        content = save(tensors)
+        was = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.write_bytes(content)
+        now = hashlib.sha256(content).hexdigest()
+        manifest.write_text(manifest.read_text().replace(was, now))
+        refused(
+            tmp_path,
+            run,
+            resume=True,
+            match=r"optimizer.exp_avg of layer 2 has shape .*delete .*checkpoints/step-00000001",
+        )
+
+    def test_the_metrics_of_another_network(self, run: RunSpec, tmp_path: Path) -> None:
+        (tmp_path / "run" / "metrics.parquet").unlink()
+        write_metrics(tmp_path / "run", 1)
+        match = "is of a network of 3 layers, and the run's has 4; move it away"
+        refused(tmp_path, run, resume=True, match=match)
+
+    @pytest.mark.parametrize(
+        "progress", [{"epoch": 2, "batch": 0}, {"epoch": 0, "batch": 1, "images": 95}]
+    )
+    def test_a_checkpoint_that_stands_where_the_run_never_does(
+        self, run: RunSpec, tmp_path: Path, progress: dict[str, int]
+    ) -> None:
+        checkpoints = tmp_path / "run" / "checkpoints"
+        (checkpoints / "step-00000001").rename(
+            checkpoints / f"step-{progress['epoch'] + progress['batch']:08d}"
+        )
+        path = next(checkpoints.iterdir()) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["step"] = progress["epoch"] + progress["batch"]
+        sums = [1.0] * 4 if progress["batch"] else []
+        manifest["progress"] = {"images": 0, **progress, "loss_sums": sums}
+        path.write_text(json.dumps(manifest))
+        refused(tmp_path, run, resume=True, match="does not fit the checkpoint of step")
 
     def test_without_resume_the_run_is_not_touched(self, run: RunSpec, tmp_path: Path) -> None:
         refused(tmp_path, run, match="is not empty: add --resume")

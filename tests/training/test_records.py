@@ -257,3 +257,24 @@ class TestAFileThatIsNoMetrics:
         except UserError:
             return
         assert all(isinstance(row.epoch, int) for row in rows)
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"layer_loss": [0.1, None, 0.2]}, "a number of epoch 2 is missing or not finite"),
+            ({"sip_accuracy": [[1.0, float("nan")]]}, "a number of epoch 2 is missing or not"),
+            ({"sip_last": 3}, "epoch 2 has 3 layers and the window 0-3"),
+            ({"sip_first": -1}, "epoch 2 has 3 layers and the window -1-2"),
+            ({"epoch": 1}, "epoch 1 comes behind epoch 1"),
+        ],
+    )
+    def test_values_that_no_run_records(
+        self, tmp_path: Path, changes: dict[str, Any], match: str
+    ) -> None:
+        write(tmp_path, 1)
+        schema = pq.read_schema(tmp_path / "metrics.parquet")
+        rows = [dataclasses.asdict(record(1)), {**dataclasses.asdict(record(2)), **changes}]
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "metrics.parquet")
+        self.refused(tmp_path)
+        with pytest.raises(UserError, match=match):
+            read_metrics(tmp_path / "metrics.parquet")

@@ -323,8 +323,10 @@ class TestADamagedModel:
             lambda tensors: tensors.pop("layers.3.weight"),
             lambda tensors: tensors.update({"layers.4.weight": torch.zeros(1)}),
             lambda tensors: tensors.clear(),
+            lambda tensors: tensors.update({k: v.double() for k, v in tensors.items()}),
+            lambda tensors: tensors["layers.2.weight"].fill_(float("nan")),
         ],
-        ids=["shape", "scalar", "missing", "more", "none"],
+        ids=["shape", "scalar", "missing", "more", "none", "type", "nan"],
     )
     def test_weights_of_another_network(
         self, model: RunDirectory, change: Callable[[dict[str, torch.Tensor]], object]
@@ -352,6 +354,8 @@ class TestADamagedModel:
             ("class_names", [1, 2, 3, 4]),
             ("class_names", "abcd"),
             ("class_names", None),
+            ("class_names", ["cat", "dog", "owl", "\x1b[2Jfox"]),
+            ("class_names", ["cat", "dog", "owl", "\ud800"]),
             ("precision", "fp64"),
             ("precision", None),
             ("precision", ["fp32"]),
@@ -374,6 +378,10 @@ class TestADamagedModel:
             ("kernel_size", 7),
             ("kernel_size", "5"),
             ("in_size", None),
+            ("in_size", 64),
+            ("index", 1),
+            ("opens_block", True),
+            ("join", "add"),
         ],
     )
     def test_a_wrong_value_of_a_layer(self, model: RunDirectory, key: str, value: object) -> None:

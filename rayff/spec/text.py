@@ -1,0 +1,32 @@
+"""Text that a stranger's file holds: what of it a terminal and a CSV file can take."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+
+def is_plain(text: object) -> bool:
+    """Tell whether this is text without control characters and lone surrogates.
+
+    The first could steer a terminal, the second have no place in UTF-8.
+    """
+    return isinstance(text, str) and not any(
+        unicodedata.category(character) in ("Cc", "Cs") for character in text
+    )
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes where it is not plain; line ends stay."""
+    return "".join(
+        character if character == "\n" or is_plain(character) else repr(character)[1:-1]
+        for character in text
+    )
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a file could have this name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,58 @@
+"""What is promised of any file: it is read rightly, or refused in one sentence, and no more."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+
+from rayff.spec import UserError
+
+T = TypeVar("T")
+
+SECONDS = 2.0
+"""Processor time that a file may take to be read or refused."""
+
+LONG_RUN = "thorough"
+"""The Hypothesis profile under which new cases are tried, many times as many."""
+
+
+def cases(number: int) -> settings:
+    """Return settings for so many cases: the same ones in every run, but for a long run."""
+    long = settings.get_current_profile_name() == LONG_RUN
+    return settings(
+        max_examples=30 * number if long else number,
+        derandomize=not long,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of the last change of all that is below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
+
+
+def read_or_refused(read: Callable[[], T], folder: Path) -> T | None:
+    """Return what was read, or None for a UserError of one sentence.
+
+    Nothing else may be raised, nothing be written below `folder`, and time stays bounded; memory
+    does by the limit that the package's fixture sets.
+    """
+    before, start = tree(folder), time.process_time()
+    result: Any = None
+    try:
+        result = read()
+    except UserError as error:
+        message = str(error)
+        assert len(message) > 20, message
+        assert "\n" not in message
+        assert "Traceback" not in message
+    assert time.process_time() - start < SECONDS
+    assert tree(folder) == before
+    return result

@@ -1,0 +1,166 @@
+"""The commands, given files that are broken: one line, exit code 2, and no traceback."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rayff.cluster.training as cluster
+from rayff.cli import run_command
+from rayff.spec import RunSpec
+from tests.colour_run import write_image, write_run, write_task
+from tests.fuzz.checks import cases, tree
+from tests.fuzz.mutations import broken_bytes, broken_json
+from tests.tasks import write_tiny_task
+from tests.training.local_run import train as train_locally
+
+Main = Callable[[Sequence[str]], int]
+
+
+class RayWouldStart(Exception):
+    """The files are as they should be: what comes now is the cluster's."""
+
+
+def command(name: str) -> Main:
+    __import__(f"rayff.{name}")
+    main: Main = sys.modules[f"rayff.{name}"].main
+    return main
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RayWouldStart
+
+    monkeypatch.setattr(cluster, "ray_session", refuse)
+
+
+def run(
+    name: str, *args: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> tuple[int | None, str]:
+    """Return the exit code, or None where Ray would start, and what stands on the error stream."""
+    before = tree(folder)
+    code: Any = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *args])
+        try:
+            run_command(command(name))
+        except SystemExit as exit_:
+            code = exit_.code
+        except RayWouldStart:
+            pass
+    captured = capsys.readouterr()
+    assert tree(folder) == before
+    assert "Traceback" not in captured.out + captured.err
+    assert code in (None, 0, 2)
+    if code == 2:
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert captured.err.rstrip("\n").isprintable()
+    return code, captured.err
+
+
+class TestTrain:
+    CONFIG = RunSpec(arch="tinycnn", width=10, epochs=1, cuts=(2,)).to_dict()
+
+    @cases(60)
+    @given(data=st.data())
+    def test_on_a_broken_configuration(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
+    ) -> None:
+        path = tmp_path / "config.json"
+        if data.draw(st.booleans()):
+            path.write_text(json.dumps(data.draw(broken_json(self.CONFIG))))
+        else:
+            path.write_bytes(data.draw(broken_bytes(json.dumps(self.CONFIG).encode())))
+        run("train", "--config", str(path), capsys=capsys, folder=tmp_path)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stopped(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A run directory with a checkpoint and the metrics of an epoch."""
+        folder = tmp_path_factory.mktemp("train")
+        task = write_tiny_task(folder / "task", num_train=8)
+        spec = RunSpec(
+            arch="tinycnn", width=4, task=task, epochs=2, batch_size=8, rule="plain", lr=0.01
+        )
+        path = folder / "run"
+        train_locally(dataclasses.replace(spec, run_dir=str(path)), stop_after=4)
+        return path
+
+    @cases(60)
+    @given(data=st.data())
+    def test_on_a_broken_run_directory(
+        self,
+        stopped: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        data: st.DataObject,
+    ) -> None:
+        path = tmp_path / "run"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(stopped, path)
+        files = [
+            *path.glob("*.json"),
+            *path.glob("metrics.parquet"),
+            *path.rglob("manifest.json"),
+            *path.rglob("layer-*"),
+        ]
+        broken = data.draw(st.sampled_from(sorted(files)))
+        broken.write_bytes(data.draw(broken_bytes(broken.read_bytes())))
+        run("train", "--resume", "--run-dir", str(path), capsys=capsys, folder=tmp_path)
+
+    def test_on_whole_files_goes_on_to_ray(
+        self, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = stopped / "config.json"
+        for args in (["--config", str(path)], ["--resume", "--run-dir", str(stopped)]):
+            assert run("train", *args, capsys=capsys, folder=tmp_path) == (None, "")
+
+
+class TestATrainedNetwork:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A run directory, the data beside it, and an image."""
+        folder = tmp_path_factory.mktemp("trained")
+        write_run(folder / "run", write_task(folder / "colours"))
+        write_image(folder / "red.png", 0)
+        return folder
+
+    @cases(80)
+    @given(data=st.data(), name=st.sampled_from(["evaluate", "predict"]))
+    def test_on_broken_files(
+        self,
+        trained: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        data: st.DataObject,
+        name: str,
+    ) -> None:
+        folder = tmp_path / "all"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(trained, folder)
+        config = folder / "run" / "config.json"
+        config.write_text(config.read_text().replace(str(trained), str(folder)))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        path = data.draw(st.sampled_from(files))
+        if path.suffix == ".json" and data.draw(st.booleans()):
+            path.write_text(json.dumps(data.draw(broken_json(json.loads(path.read_text())))))
+        else:
+            path.write_bytes(data.draw(broken_bytes(path.read_bytes())))
+        more = [str(folder / "red.png")] if name == "predict" else []
+        run(name, str(folder / "run"), *more, capsys=capsys, folder=tmp_path)
+
+    def test_on_whole_files(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path, image = str(trained / "run"), str(trained / "red.png")
+        assert run("evaluate", path, capsys=capsys, folder=trained) == (0, "")
+        assert run("predict", path, image, capsys=capsys, folder=trained) == (0, "")

@@ -1,0 +1,65 @@
+"""config.json: whatever is in it, it is a run or a mistake."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayff.data import tasks
+from rayff.data.digits import read_digits
+from rayff.spec import RunSpec
+from rayff.training.preparation import prepare
+from rayff.training.run_directory import read_config
+from tests.fuzz.checks import cases, read_or_refused
+from tests.fuzz.mutations import VALUES, broken_bytes, broken_json
+
+RUN = RunSpec(
+    arch="resnet", width=10, epochs=3, lr=0.1, cuts=(5, 9), replicas="1,2,1", kernels="unfold/conv"
+)
+CONFIG = RUN.to_dict()
+
+
+def check(folder: Path, content: bytes) -> None:
+    path = folder / "config.json"
+    path.write_bytes(content)
+    run = read_or_refused(lambda: read_config(path), folder)
+    if run is not None:  # what is read can be written and read again
+        assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+        read_or_refused(lambda: prepare(run, resume=False), folder)
+
+
+@pytest.fixture(autouse=True)
+def _digits_that_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "read_digits", _digits)
+
+
+@functools.cache
+def _digits() -> object:
+    return read_digits()
+
+
+@cases(400)
+@given(config=broken_json(CONFIG))
+def test_with_values_changed(tmp_path: Path, config: object) -> None:
+    check(tmp_path, json.dumps(config).encode())
+
+
+@cases(500)
+@given(name=st.sampled_from(sorted(CONFIG)), value=VALUES)
+def test_with_one_option_of_any_kind(tmp_path: Path, name: str, value: object) -> None:
+    check(tmp_path, json.dumps({name: value}).encode())
+
+
+@cases(200)
+@given(content=broken_bytes(json.dumps(CONFIG).encode()))
+def test_with_bytes_changed(tmp_path: Path, content: bytes) -> None:
+    check(tmp_path, content)
+
+
+@cases(100)
+@given(content=st.binary(max_size=100))
+def test_of_any_bytes(tmp_path: Path, content: bytes) -> None:
+    check(tmp_path, content)
