@@ -63,7 +63,7 @@ class TestMistakes:
             program.main(["stp"])
         assert str(refused.value) == (
             "unknown benchmark 'stp' (did you mean 'step'?); known are step, scaling, memory, "
-            "backprop"
+            "backprop, chaos, snapshot, endurance"
         )
 
     @pytest.mark.parametrize(
