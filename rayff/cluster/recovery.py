@@ -196,7 +196,7 @@ class Recovery:
         assert self.plan is not None
         assert self.keeper is not None
         count = self.plan.num_actors
-        if count < self.most:
+        if self.fewest < self.most and count < self.most:
             there = nodes()
             more = min(self.most, room(there, self.each)) - count
             if more > 0 and _free(self.each.cpus * more, self.each.gpus * more):

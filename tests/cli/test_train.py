@@ -151,16 +151,19 @@ class TestStopping:
             if line.startswith("checkpoint step-"):
                 break
         family = psutil.Process(process.pid).children(recursive=True)
-        assert any("StageActor" in " ".join(child.cmdline()) for child in family)
+        stages = [child for child in family if "StageActor" in " ".join(child.cmdline())]
+        assert stages
         process.send_signal(signum)
         process.wait(10)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(stages, timeout=10)
         assert not alive
         again = start("--run-dir", "killed", "--resume", cwd=tmp_path)
         _, err = again.communicate(timeout=PATIENCE_S)
         assert again.returncode == 0, err
         assert layer_files(tmp_path / "killed") == layer_files(undisturbed)
         assert self.losses(tmp_path / "killed") == self.losses(undisturbed)
+        _, alive = psutil.wait_procs(family, timeout=90)  # Ray's agents look up now and then
+        assert not alive
 
 
 class TestMistakes:
