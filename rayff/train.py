@@ -43,14 +43,14 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     if asked.config is None and not asked.resume:
         return asked
     from rayff.training.run_directory import RunDirectory, read_config
-    from rayff.training.storage import fetch_newer
+    from rayff.training.storage import Storage
 
     if asked.resume and asked.run_dir is None:
         raise UserError("--resume needs --run-dir: the folder of the run to go on with")
     if asked.resume and asked.config is not None:
         raise UserError("--config and --resume exclude each other: a run has its own options")
     if asked.resume and asked.run_dir is not None and asked.storage_path is not None:
-        fetch_newer(asked.run_dir, asked.storage_path)
+        Storage(Path(asked.run_dir), asked.storage_path).pull()
     saved = (
         RunDirectory(Path(asked.run_dir)).read_config()
         if asked.run_dir is not None and asked.resume

@@ -33,8 +33,8 @@ MAX_POINTS = 10_000
 """Combinations that are checked before a search starts; further ones are as they begin."""
 
 _DECIDES_RESOURCES = frozenset(
-    "arch width task data_dir download limit batch_size stages cuts replicas transport device "
-    "cpus_per_stage gpus_per_stage".split()
+    "arch width task data_dir download limit batch_size stages elastic cuts replicas transport "
+    "device cpus_per_stage gpus_per_stage".split()
 )
 
 
@@ -112,7 +112,7 @@ class SearchSpace:
         merged = {**self.param_space, **options}
         if seeds:
             merged["seed"] = {"grid_search": list(seeds)} if len(seeds) > 1 else seeds[0]
-        if not {"stages", "cuts", "replicas"} & merged.keys():
+        if not {"stages", "elastic", "cuts", "replicas"} & merged.keys():
             merged["stages"] = 1
         for name, change in (("data_dir", absolute), ("task", absolute_task)):
             if name in merged:

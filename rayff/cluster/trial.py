@@ -22,14 +22,12 @@ from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, read_metrics
 from rayff.training.run_directory import RunDirectory
+from rayff.training.trials import plain
 
 
 def trial_run(config: Mapping[str, Any]) -> RunSpec:
     """Return the run of a trial; samplers may have drawn numbers of NumPy."""
-    values = {
-        name: value.item() if hasattr(value, "item") else value for name, value in config.items()
-    }
-    return RunSpec.from_dict(values, "the search space")
+    return RunSpec.from_dict(plain(config), "the search space")
 
 
 def trial_resources(run: RunSpec, there: Sequence[Node]) -> tuple[int, StageResources]:

@@ -122,10 +122,7 @@ class CheckpointStore:
 
     def list(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        found = [path for path in self.directory.iterdir() if checkpoint_step(path.name) >= 0]
-        return sorted(found, key=lambda path: checkpoint_step(path.name))
+        return complete_checkpoints(self.directory)
 
     def read_latest(self) -> Checkpoint | None:
         """Return the newest checkpoint, or None where there is none yet.
@@ -167,6 +164,14 @@ class CheckpointStore:
             for layer in self.architecture.layers
         }
         return Checkpoint(step=manifest["step"], progress=progress, states=states)
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Return the folders of the complete checkpoints in a folder, oldest first."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if checkpoint_step(path.name) >= 0]
+    return sorted(found, key=lambda path: checkpoint_step(path.name))
 
 
 def checkpoint_step(name: str) -> int:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,12 @@ LEVELS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 8
 MAX_NUMBERED_LAYERS = 24
 """Up to here each layer shows its own accuracy; deeper networks show them by tens."""
+
+
+def can_be_live(console: Console) -> bool:
+    """Return whether a console is a terminal that can draw the display."""
+    can_draw = console.is_terminal and not console.is_dumb_terminal
+    return can_draw and not console.options.ascii_only
 
 
 def duration(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rayff.training.frame import duration
+from rayff.training.frame import can_be_live, duration
 from rayff.training.trials import setting
 
 REFRESH_PER_S = 2.0
@@ -164,9 +164,9 @@ def search_view(
     console: Console, header: str, varied: Sequence[str], num_trials: int | None
 ) -> SearchView:
     """Return the view that suits the console: live on a terminal, else plain."""
-    can_draw = console.is_terminal and not console.is_dumb_terminal
-    live = can_draw and not console.options.ascii_only
-    return (LiveSearchView if live else SearchView)(console, header, varied, num_trials)
+    return (LiveSearchView if can_be_live(console) else SearchView)(
+        console, header, varied, num_trials
+    )
 
 
 Watch = Callable[[str, Sequence[str], "int | None"], SearchView]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rayff.spec import UserError
-from rayff.training.checkpoint import MANIFEST, checkpoint_step
+from rayff.training.checkpoint import MANIFEST, checkpoint_step, complete_checkpoints
 from rayff.training.files import is_aside
 from rayff.training.run_directory import CONFIG
 
@@ -57,11 +57,11 @@ class Storage:
         Raises:
             OSError: the storage failed; what it holds is still a whole run.
         """
-        newest = max(_whole(self.run_dir / CHECKPOINTS), key=checkpoint_step, default=None)
-        if newest is not None:
-            there = f"{CHECKPOINTS}/{newest}"
-            if newest not in self._checkpoints():
-                for path in sorted((self.run_dir / there).iterdir()):
+        newest = complete_checkpoints(self.run_dir / CHECKPOINTS)[-1:]
+        for folder in newest:
+            there = f"{CHECKPOINTS}/{folder.name}"
+            if folder.name not in self._checkpoints():
+                for path in sorted(folder.iterdir()):
                     if path.name != MANIFEST:
                         self._send(f"{there}/{path.name}")
             self._send(f"{there}/{MANIFEST}")
@@ -86,9 +86,10 @@ class Storage:
             if not self._has(CONFIG):
                 return False
             there = max(self._checkpoints(), key=checkpoint_step, default=None)
-            here = max(_whole(self.run_dir / CHECKPOINTS), key=checkpoint_step, default=None)
-            behind = here is None or (there and checkpoint_step(there) > checkpoint_step(here))
-            if (self.run_dir / CONFIG).exists() and not (there and behind):
+            here = complete_checkpoints(self.run_dir / CHECKPOINTS)
+            reached = checkpoint_step(here[-1].name) if here else -1
+            behind = there is not None and checkpoint_step(there) > reached
+            if (self.run_dir / CONFIG).exists() and not behind:
                 return False
             self._fetch(there)
         except (OSError, pa.ArrowException) as error:
@@ -192,16 +193,6 @@ def _from_fsspec(storage_path: str) -> tuple[fs.FileSystem, str]:
             "s3://bucket/folder"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(other)), path
-
-
-def fetch_newer(run_dir: str, storage_path: str) -> None:
-    """Fetch a run from its storage where that is further, before it is resumed."""
-    Storage(Path(run_dir), storage_path).pull()
-
-
-def _whole(checkpoints: Path) -> list[str]:
-    """Return the names of the complete checkpoints of a folder."""
-    return [path.name for path in checkpoints.glob("*") if checkpoint_step(path.name) >= 0]
 
 
 def _unreachable(name: str, error: Exception) -> str:

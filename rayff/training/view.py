@@ -16,7 +16,7 @@ from rich.text import Text
 from rayff.partition.plan import Plan
 from rayff.spec import printable
 from rayff.training.checkpoint import Progress
-from rayff.training.frame import duration, history_table, layer_lines, stage_lines
+from rayff.training.frame import can_be_live, duration, history_table, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord
@@ -228,9 +228,7 @@ def console_view(
         start=start or Progress(),
         clock=clock,
     )
-    can_draw = console.is_terminal and not console.is_dumb_terminal
-    live = can_draw and not console.options.ascii_only
-    return (LiveView if live else PlainView)(console, tracker, header)
+    return (LiveView if can_be_live(console) else PlainView)(console, tracker, header)
 
 
 def observe(prepared: Prepared, plan: Plan, console: Console | None = None) -> PlainView:
