@@ -21,7 +21,7 @@ from rayff.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
     from rayff.cluster.training import TrainResult
-    from rayff.learning.chain import ForwardForward
+    from rayff.learning.backpropagation import Classifier
     from rayff.training.evaluation import Evaluation
 
 __all__ = ["RunSpec", "UserError", "evaluate", "load", "train"]
@@ -56,7 +56,7 @@ def train(
     return train_on_cluster(run, observe, resume=resume, notify=print)
 
 
-def load(run_dir: str | PathLike[str]) -> ForwardForward:
+def load(run_dir: str | PathLike[str]) -> Classifier:
     """Return the trained network of a run, a plain `nn.Module` on the CPU in eval mode.
 
     It takes uint8 images (B, K, 32, 32) and returns logits (B, C): the goodness summed over the

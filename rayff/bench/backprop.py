@@ -15,21 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.bench.backpropagation import Backpropagation
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median
 from rayff.cli import parse
 from rayff.data.images import ImageSet, Split
 from rayff.data.order import batches, epoch_order
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.learning import native
+from rayff.learning.backpropagation import Backpropagation
 from rayff.learning.chain import normalise
 from rayff.learning.precision import DTYPES, default_precision
 from rayff.learning.sip import best_window
 from rayff.partition.profile import Conditions, clock, time_layers
 from rayff.spec import Recipe, UserError, architecture
 from rayff.spec.recipe import recipe
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Evaluate, Indices, Train
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import local_stage
 
 DESCRIPTION = """\
 Train a network by Forward-Forward, and the same network with a linear head by backpropagation in
@@ -209,7 +210,7 @@ def forward_forward(
         precision=precision,
         kernels=tuple(layer.kernels for layer in time_layers(network, conditions)),
     )
-    stage = Stage(spec, device, splits)
+    stage = local_stage(spec, device, splits)
 
     def learn(step: int, done: float, indices: Indices) -> None:
         epoch = int(done * settings.epochs)
@@ -263,7 +264,7 @@ def backpropagation(
 
     def step_with(x: Tensor, labels: Tensor) -> None:
         with mixed():
-            loss = F.cross_entropy(forward(x), labels)
+            loss = F.cross_entropy(forward(x)[0], labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -286,7 +287,7 @@ def backpropagation(
         for start in range(0, len(valid[0]), 256):
             some = slice(start, start + 256)
             with mixed():
-                guessed = model(enter(valid[0][some])).argmax(dim=1)
+                guessed = model(enter(valid[0][some]))[0].argmax(dim=1)
             right += int((guessed == valid[1][some]).sum())
         return 100 * right / len(valid[0])
 

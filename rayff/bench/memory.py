@@ -20,10 +20,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from rayff.bench.backpropagation import Backpropagation
 from rayff.bench.outcome import Outcome, at_least_one, check_save
 from rayff.bench.step import whole_step
 from rayff.cli import parse
+from rayff.learning.backpropagation import Backpropagation
 from rayff.partition.profile import Conditions
 from rayff.spec import Architecture, Kernels, UserError, architecture, parse_kernels
 from rayff.spec.recipe import recipe
@@ -192,7 +192,7 @@ def _backpropagation(
         x = torch.randn(images, network.image_channels, 32, 32, device=device)
         labels = torch.arange(images, device=device) % 10
         optimizer.zero_grad(set_to_none=False)  # they are no activations
-        loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last)), labels)
+        loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last))[0], labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -28,11 +28,12 @@ from rayff.partition.profile import Conditions, time_layers
 from rayff.partition.simulation import simulate
 from rayff.spec import IMAGE_SIZE, RunSpec, architecture
 from rayff.spec.run import Precision
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Report, Train
 from rayff.training.pipeline import LocalPipeline, Pipeline
 from rayff.training.preparation import Prepared, check_plan_wishes
 from rayff.training.run_directory import RunDirectory
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import local_stage
 
 DESCRIPTION = """\
 Train real pipelines on made-up images, one CPU and thread a stage: images/s, speed-up over one
@@ -203,7 +204,7 @@ def _train_here(command: ScalingCommand, threads: int) -> Steady:
         kernels=tuple(layer.kernels for layer in time_layers(made.architecture, conditions)),
     )
     try:
-        pipeline = LocalPipeline([Stage(spec, device, made.splits)])
+        pipeline = LocalPipeline([local_stage(spec, device, made.splits)])
         return steady_state(pipeline, run, fill=1, steps=command.steps)
     finally:
         torch.set_num_threads(before)

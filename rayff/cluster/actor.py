@@ -28,9 +28,10 @@ from rayff.learning.precision import DTYPES, default_precision
 from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, RunSpec, parse_kernels
 from rayff.spec.run import Precision
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Chunk, Command, Report, Snapshot
 from rayff.training.replicas import join, split
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import Stage, local_stage
 
 _LINK_BYTES = 8 * 2**20
 
@@ -133,7 +134,7 @@ class StageActor:
         """Build the stage: fresh, or from the layers of a snapshot."""
         self.stage = None  # free the one before first
         summing = self.group if spec.replica.count > 1 else None
-        self.stage = Stage(spec, self.device, data, states, summing)
+        self.stage = local_stage(spec, self.device, data, states, summing)
 
     def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
         """Carry out a command; messages go on through the object store.

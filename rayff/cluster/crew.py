@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
@@ -20,15 +18,14 @@ from rayff.cluster.group import connect, disconnect
 from rayff.cluster.losses import StageLostError, wait_for
 from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.placement import RESERVE_TIMEOUT_S, reserve
-from rayff.cluster.planning import summing_backend
+from rayff.cluster.planning import measure, summing_backend
 from rayff.cluster.transport import Transport, make_transport
-from rayff.partition.plan import Plan, StageResources
-from rayff.spec import RunSpec
+from rayff.partition.plan import Measured, Plan, StageResources
+from rayff.spec import Architecture, RunSpec
+from rayff.training.learner import StageSpec, States
 from rayff.training.preparation import Prepared
 from rayff.training.replicas import Replica
-from rayff.training.stage import StageSpec
 
-States = Mapping[int, NDArray[np.uint8]]
 _STARTING_S = 1.0
 
 
@@ -41,6 +38,17 @@ class Crew:
     actors: list[ActorHandle[Any]]
     transport: Transport
     _connected: list[list[ActorHandle[Any]]] = field(default_factory=list)
+
+    @property
+    def num_actors(self) -> int:
+        """Number of actors."""
+        return len(self.actors)
+
+    def measure(
+        self, run: RunSpec, network: Architecture, notify: Callable[[str], None]
+    ) -> Measured:
+        """Time the layers on all actors at once."""
+        return measure(run, network, self.resources, self.actors, notify)
 
     def set_up(
         self,

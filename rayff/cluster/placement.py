@@ -60,7 +60,12 @@ def room(there: Sequence[Node], each: StageResources) -> int:
 
 
 def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
-    """Return how many actors a run has; of one that does not say, one a GPU, or two on CPUs."""
+    """Return how many actors a run has.
+
+    One that does not say has one a GPU; on CPUs two stages, or one worker of backpropagation.
+    """
+    if run.workers is not None:
+        return run.workers
     if run.replica_counts is not None:
         return sum(run.replica_counts)
     if run.stages is not None:
@@ -68,6 +73,8 @@ def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
     if run.cuts is not None:
         return len(run.cuts) + 1
     gpus = int(sum(node.gpus for node in there)) if run.device != "cpu" else 0
+    if run.method != "ff":
+        return gpus or 1
     if run.elastic_range is not None:
         fewest, most = run.elastic_range
         devices = gpus or int(sum(node.cpus for node in there))
@@ -82,7 +89,8 @@ def actor_range(run: RunSpec, there: Sequence[Node], num_layers: int) -> tuple[i
         fewest, most = run.elastic_range
         return fewest, min(most, num_layers)
     count = num_actors(run, there, num_layers)
-    return (count if run.cuts is not None or run.replicas is not None else 1), count
+    fixed = run.cuts is not None or run.replicas is not None or run.method != "ff"
+    return (count if fixed else 1), count
 
 
 def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageResources:
@@ -108,8 +116,8 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
         raise UserError(
             f"the cluster cannot hold the plan: {count} actors of {gpus:g} GPUs and "
             f"{cpus:g} CPUs each are wanted, and its nodes have {found or 'nothing'}; use "
-            "fewer --stages or --replicas, or a smaller --cpus-per-stage or --gpus-per-stage "
-            "(fractions share)"
+            "fewer --stages, --replicas or --workers, or a smaller --cpus-per-stage or "
+            "--gpus-per-stage (fractions share)"
         )
     return each
 

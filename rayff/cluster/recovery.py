@@ -16,11 +16,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
-from rayff.cluster.crew import Crew, open_crew
+from rayff.cluster.crew import open_crew
 from rayff.cluster.losses import StageLostError
 from rayff.cluster.placement import (
     RESERVE_TIMEOUT_S,
@@ -31,17 +31,53 @@ from rayff.cluster.placement import (
     room,
     stage_resources,
 )
-from rayff.cluster.planning import measure
 from rayff.cluster.window import run_chunk, run_window
-from rayff.partition.plan import Measured, Plan, make_plan, rebalanced
-from rayff.spec import RunError, UserError
+from rayff.cluster.workers import open_workers
+from rayff.partition.plan import Measured, Plan, StageResources, make_plan, rebalanced
+from rayff.spec import Architecture, RunError, RunSpec, UserError
 from rayff.training.keeper import Keeper
+from rayff.training.learner import States
 from rayff.training.loop import Loop, Observer
+from rayff.training.pipeline import Pipeline
 from rayff.training.preparation import Prepared
 from rayff.training.stop import StopRequest
 
 Observe = Callable[[Prepared, Plan], AbstractContextManager[Observer]]
 """Makes who watches a run, once its plan is known."""
+
+
+class Crew(Protocol):
+    """Actors or workers that were started, and may be set up again and again."""
+
+    @property
+    def num_actors(self) -> int:
+        """How many they are."""
+        ...
+
+    def measure(
+        self, run: RunSpec, network: Architecture, notify: Callable[[str], None]
+    ) -> Measured:
+        """Time the network on them."""
+        ...
+
+    def set_up(
+        self,
+        prepared: Prepared,
+        plan: Plan,
+        states: States | None,
+        *,
+        window: int,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> Pipeline:
+        """Give them the network, the data and the layers of a snapshot."""
+        ...
+
+
+OpenCrew = Callable[
+    [Prepared, StageResources, int, Callable[[str], None], float], AbstractContextManager[Crew]
+]
+"""Starts a crew of so many, each with such resources, within so many seconds."""
+
 
 NARROWER_AFTER_S = 20.0
 """How long a run that may have fewer stages waits for the resources of more."""
@@ -72,6 +108,7 @@ class Recovery:
         self.fewest, self.most = actor_range(prepared.run, there, num_layers)
         count = num_actors(prepared.run, there, num_layers)
         self.each = stage_resources(prepared.run, there, count)
+        self._open: OpenCrew = open_crew if prepared.run.method == "ff" else open_workers
         self.measured: Measured | None = None
         self.plan: Plan | None = None
         self.keeper: Keeper | None = None
@@ -93,7 +130,7 @@ class Recovery:
                     if count == 0:
                         break
                     patience_s = NARROWER_AFTER_S if self.fewest < count else RESERVE_TIMEOUT_S
-                    with open_crew(
+                    with self._open(
                         self.prepared, self.each, count, self.notify, patience_s
                     ) as crew:
                         if self._train_with(crew, whole_run):
@@ -131,8 +168,8 @@ class Recovery:
         """Train with these actors; return whether that was all."""
         if self.measured is None:
             run, network = self.prepared.run, self.prepared.architecture
-            self.measured = measure(run, network, self.each, crew.actors, self.notify)
-        count = len(crew.actors)
+            self.measured = crew.measure(run, network, self.notify)
+        count = crew.num_actors
         if self.plan is None or self.plan.num_actors != count:
             self.plan = self._plan_for(count)
         again = self.keeper is not None

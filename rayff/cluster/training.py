@@ -10,7 +10,6 @@ from pathlib import Path
 from rayff.cluster.crew import open_crew
 from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.placement import nodes, num_actors, stage_resources
-from rayff.cluster.planning import measure
 from rayff.cluster.recovery import Observe, Recovery
 from rayff.cluster.session import ray_session
 from rayff.cluster.window import run_chunk, run_window
@@ -72,9 +71,7 @@ def open_pipeline(
     count = num_actors(run, there, len(network))
     each = stage_resources(run, there, count)
     with open_crew(prepared, each, count, notify) as crew:
-        plan = make_plan(
-            run, network, each, measure(run, network, each, crew.actors, notify), count
-        )
+        plan = make_plan(run, network, each, crew.measure(run, network, notify), count)
         states = None if prepared.checkpoint is None else prepared.checkpoint.states
         window = run_window(prepared, plan, run_chunk(prepared, plan), notify)
         yield plan, crew.set_up(prepared, plan, states, window=window, warn=notify)

@@ -128,14 +128,34 @@ class ForwardForward(nn.Module):
         self.window = window
         self.class_names = class_names
 
+    @property
+    def architecture(self) -> Architecture:
+        """All layers."""
+        return self.chain.architecture
+
+    @property
+    def first_weight(self) -> Tensor:
+        """The filters of the first layer, (K, channels, height, width)."""
+        return self.chain.cwconvs()[0].weight
+
+    @property
+    def num_voices(self) -> int:
+        """Layers that say a class: all of them."""
+        return len(self.chain)
+
+    @property
+    def depth(self) -> int:
+        """Layers that must be computed to classify."""
+        return self.window[1] + 1
+
     @torch.no_grad()
-    def goodness(self, images: Tensor, num_layers: int | None = None) -> Tensor:
-        """Return the goodness of the first `num_layers` layers, (L, B, C).
+    def goodness(self, images: Tensor, num_voices: int | None = None) -> Tensor:
+        """Return the goodness of the first `num_voices` layers, (L, B, C).
 
         `images` are uint8, (B, K, 32, 32).
         """
         crossing = Crossing(features=normalise(images, self.chain.dtype))
-        return torch.stack(self.chain[:num_layers].evaluate(crossing)[1])
+        return torch.stack(self.chain[:num_voices].evaluate(crossing)[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the summed goodness of the window, (B, C): the logits of the classes."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from rayff.learning.layer import CWConv
-from rayff.spec import LayerSpec, Recipe, UserError
+from rayff.spec import Recipe, UserError
 from rayff.spec.recipe import OptimizerName
 
 _OPTIMIZER = "optimizer."
@@ -23,12 +23,12 @@ _STATE: dict[OptimizerName, tuple[str, ...]] = {
 
 
 def make_optimizer(layer: CWConv, recipe: Recipe) -> Optimizer:
-    """Return a fused optimizer for the weights of one layer.
+    """Return a fused optimizer for what one layer learns.
 
     On a GPU those of Adam's kind keep their learning rate and their count of steps in its
     memory, so that a recorded step finds them there (see rayff.learning.replay).
     """
-    weights = [layer.weight]
+    weights = list(layer.parameters())
     lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "sgd":
         return SGD(weights, lr, momentum=0.9, weight_decay=decay, fused=True)
@@ -55,58 +55,91 @@ def cosine_lr(recipe: Recipe, epoch: int) -> float:
 
 
 def layer_state(layer: CWConv, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return weight and optimizer state of a layer as named, contiguous tensors.
+    """Return what a layer learns, and its optimizer's state, as named, contiguous tensors.
 
     They share its memory where it is contiguous itself.
     """
-    state = {_OPTIMIZER + name: value for name, value in optimizer.state[layer.weight].items()}
-    named = {"weight": layer.weight.detach(), **state}
+    named: dict[str, Tensor] = {}
+    for name, parameter in layer.named_parameters():
+        named[name] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            named[_key(name, key)] = value
     return {name: value.contiguous() for name, value in named.items()}
 
 
-def check_state(spec: LayerSpec, optimizer: OptimizerName, state: Mapping[str, Tensor]) -> None:
-    """Raise a UserError where this is not what `layer_state` gives of such a layer."""
-    weight = state.get("weight")
-    if weight is None or tuple(weight.shape) != spec.weight_shape:
-        found = "no weight" if weight is None else f"a weight of shape {tuple(weight.shape)}"
-        raise UserError(
-            f"the checkpoint has {found} for layer {spec.index}, but the network's has "
-            f"shape {spec.weight_shape}: it belongs to another architecture"
-        )
-    own = {_OPTIMIZER + name for name in _STATE[optimizer]}
-    named = state.keys() - {"weight"}
-    if named and named != own:
+def is_parameter(name: str) -> bool:
+    """Return whether a name in a layer's state is that of something it learns."""
+    return not name.startswith(_OPTIMIZER)
+
+
+def _key(parameter: str, name: str) -> str:
+    return _OPTIMIZER + ("" if parameter == "weight" else f"{parameter}.") + name
+
+
+def check_state(
+    index: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    optimizer: OptimizerName,
+    state: Mapping[str, Tensor],
+) -> None:
+    """Raise a UserError where this is not what `layer_state` gives of such a layer.
+
+    Args:
+        index: number of the layer.
+        shapes: of what it learns, by name.
+        optimizer: of the layer.
+        state: the tensors to check.
+    """
+    for name, shape in shapes.items():
+        found = state.get(name)
+        if found is None or tuple(found.shape) != shape:
+            what = f"no {name}" if found is None else f"a {name} of shape {tuple(found.shape)}"
+            raise UserError(
+                f"the checkpoint has {what} for layer {index}, but the network's has shape "
+                f"{shape}: it belongs to another architecture"
+            )
+    expected = {
+        _key(parameter, name): () if name == "step" else shape
+        for parameter, shape in shapes.items()
+        for name in _STATE[optimizer]
+    }
+    named = state.keys() - shapes.keys()
+    if named and named != expected.keys():
         raise UserError(
             f"the checkpoint has {', '.join(map(ascii, sorted(named)))} beside the weight of "
-            f"layer {spec.index}, but {optimizer} has {', '.join(sorted(own))}: it belongs to "
+            f"layer {index}, but {optimizer} has {', '.join(sorted(expected))}: it belongs to "
             "another run, or is damaged"
         )
     for name, value in state.items():
-        shape = () if name == f"{_OPTIMIZER}step" else spec.weight_shape
+        shape = {**shapes, **expected}[name]
         if tuple(value.shape) != shape or value.dtype != torch.float32:
             raise UserError(
-                f"the checkpoint's {name} of layer {spec.index} has shape {tuple(value.shape)} "
+                f"the checkpoint's {name} of layer {index} has shape {tuple(value.shape)} "
                 f"and {value.dtype}, expected {shape} and torch.float32: it is damaged"
             )
-    if not weight.isfinite().all():  # an optimizer's numbers may overflow in a run that goes on
-        raise UserError(
-            f"the checkpoint's weight of layer {spec.index} holds numbers that are not finite: "
-            "it is damaged"
-        )
+    for name in shapes:  # an optimizer's numbers may overflow in a run that goes on
+        if not state[name].isfinite().all():
+            raise UserError(
+                f"the checkpoint's {name} of layer {index} holds numbers that are not finite: "
+                "it is damaged"
+            )
 
 
 def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
     """Put back what `layer_state` gave; UserError where it belongs to another layer."""
-    check_state(layer.spec, "sgd" if isinstance(optimizer, SGD) else "adam", state)
-    with torch.no_grad():
-        layer.weight.copy_(state["weight"])
-    own = {
-        name.removeprefix(_OPTIMIZER): _like(layer.weight, value)
-        for name, value in state.items()
-        if name.startswith(_OPTIMIZER)
-    }
+    kind: OptimizerName = "sgd" if isinstance(optimizer, SGD) else "adam"
+    parameters = dict(layer.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    check_state(layer.spec.index, shapes, kind, state)
+    own: dict[int, dict[str, Tensor]] = {}
+    for position, (name, parameter) in enumerate(parameters.items()):
+        with torch.no_grad():
+            parameter.copy_(state[name])
+        keys = {key: _key(name, key) for key in _STATE[kind] if _key(name, key) in state}
+        if keys:
+            own[position] = {key: _like(parameter, state[full]) for key, full in keys.items()}
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {0: own} if own else {}, "param_groups": groups})
+    optimizer.load_state_dict({"state": own, "param_groups": groups})
 
 
 def _like(weight: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_WEIGHTS, _DROPOUT = 0, 1
+_WEIGHTS, _DROPOUT, _HEAD = 0, 1, 2
 
 
 def _seed(seed: int, *key: int) -> int:
@@ -21,6 +21,11 @@ def _seed(seed: int, *key: int) -> int:
 def weight_generator(seed: int, layer_index: int) -> torch.Generator:
     """Return the generator of a layer's first weights, on the CPU for every device."""
     return torch.Generator().manual_seed(_seed(seed, layer_index, _WEIGHTS))
+
+
+def head_generator(seed: int, layer_index: int) -> torch.Generator:
+    """Return the generator of the first weights of a layer's linear head, where it has one."""
+    return torch.Generator().manual_seed(_seed(seed, layer_index, _HEAD))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rayff.partition.cuts import Costs, balanced_cuts, balanced_division
 from rayff.spec import Architecture, Kernels, RunSpec
+from rayff.spec.recipe import Method
 from rayff.spec.run import Precision
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class Plan:
     precision: Precision
     kernels: tuple[Kernels, ...]
     """Of each layer."""
+    method: Method = "ff"
+    """By backpropagation there is one stage, whose replicas are the workers."""
 
     @property
     def num_stages(self) -> int:
@@ -78,6 +81,8 @@ class Plan:
     @property
     def stage_names(self) -> list[str]:
         """The layers of each stage, such as "layers 0-4", and its replicas, such as "x2"."""
+        if self.method != "ff":
+            return [_counted(self.num_actors, "worker")]
         return [
             ("layers " if "-" in layers else "layer ")
             + layers
@@ -101,8 +106,16 @@ class Plan:
         return [[next(rest) for _ in range(count)] for count in self.replicas]
 
     def __str__(self) -> str:
-        count = f"{self.num_stages} stage{'s' if self.num_stages > 1 else ''}"
-        return f"{count} ({' | '.join(self.stage_names)}), {self.resources} each"
+        if self.method != "ff":
+            workers = _counted(self.num_actors, "worker")
+            supervision = " with deep supervision" if self.method == "bp-deepsup" else ""
+            return f"backpropagation{supervision} by {workers}, {self.resources} each"
+        stages = f"{_counted(self.num_stages, 'stage')} ({' | '.join(self.stage_names)})"
+        return f"{stages}, {self.resources} each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def make_plan(
@@ -121,7 +134,11 @@ def make_plan(
         measured: what its layers cost, and with which kernels.
         num_actors: of all stages; with `--replicas auto` no more than these.
     """
-    if run.replicas == "auto":
+    cuts: tuple[int, ...]
+    replicas: tuple[int, ...]
+    if run.method != "ff":
+        cuts, replicas = (), (num_actors,)
+    elif run.replicas == "auto":
         best = balanced_division(measured.costs, num_actors, run.recipe({}).batch_size)
         cuts, replicas = best.cuts, best.replicas
     else:
@@ -135,6 +152,7 @@ def make_plan(
         costs=measured.costs,
         precision=measured.precision,
         kernels=measured.kernels,
+        method=run.method,
     )
 
 

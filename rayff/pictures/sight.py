@@ -92,8 +92,7 @@ def filters(run: Run) -> Block:
         model = RunDirectory(run.path).load_model()
     except UserError as error:
         return Note(title="Filters", text=f"Not drawn: {error}.")
-    layer = model.chain.cwconvs()[0]
-    weight = layer.weight.detach().float().numpy()
+    weight = model.first_weight.detach().float().numpy()
     rows = images.filter_rows(weight, model.class_names)
     columns = max(len(filters) for _, filters in rows)
     coloured = weight.shape[1] == 3
@@ -102,7 +101,7 @@ def filters(run: Run) -> Block:
         "filters",
         "Filters of the first layer",
         f"{sum(len(filters) for _, filters in rows)} of {len(weight)} filters of "
-        f"{layer.spec.kernel_size}x{layer.spec.kernel_size} pixels"
+        f"{weight.shape[2]}x{weight.shape[3]} pixels"
         + (", a row for each class whose goodness they make" if grouped else "")
         + (", in colour; grey is zero." if coloured else "; blue is positive, orange negative."),
         lambda figure: images.draw_filters(figure, weight, model.class_names),

@@ -4,7 +4,7 @@ from rayff.spec.architecture import IMAGE_SIZE, Architecture, LayerSpec
 from rayff.spec.errors import RunError, TrainingDiverged, UserError, nearest
 from rayff.spec.kernels import METHODS, Kernels, format_kernels, parse_kernels
 from rayff.spec.recipe import Recipe
-from rayff.spec.run import RunSpec, check_cuts, check_replicas
+from rayff.spec.run import RunSpec, check_cuts, check_method, check_replicas
 from rayff.spec.text import is_plain, printable
 from rayff.spec.zoo import ZOO, architecture
 
@@ -22,6 +22,7 @@ __all__ = [
     "UserError",
     "architecture",
     "check_cuts",
+    "check_method",
     "check_replicas",
     "format_kernels",
     "is_plain",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 OptimizerName = Literal["adamw", "adam", "sgd"]
+Method = Literal["ff", "bp", "bp-deepsup"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "tinycnn": {"weight_decay": 0.01},
     "vgg": {"optimizer": "adam", "weight_decay": 0.0},
 }
+
+
+BACKPROPAGATION: Mapping[str, Any] = {"lr": 1e-3, "lr_min": 1e-4}
+"""What backpropagation has of its own: Forward-Forward's learning rates make it diverge."""
 
 
 def recipe(arch: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rayff.spec.errors import UserError, nearest
 from rayff.spec.kernels import parse_kernels
-from rayff.spec.recipe import OptimizerName, Recipe, recipe
+from rayff.spec.recipe import BACKPROPAGATION, Method, OptimizerName, Recipe, recipe
 from rayff.spec.text import is_path
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -26,6 +26,9 @@ class RunSpec:
 
     arch: str = "tinycnn"
     """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    method: Method = "ff"
+    """How the network learns: ff, Forward-Forward; bp, backpropagation from a linear head; or
+    bp-deepsup, backpropagation from a linear head on every layer (deep supervision)."""
     width: int | None = None
     """Channels of the first layer; the others scale with it. Default: the architecture's own."""
     task: str = "digits"
@@ -42,9 +45,11 @@ class RunSpec:
     batch_size: int | None = None
     """Images of one local update. Default: the task's own, else the paper's 128."""
     lr: float | None = None
-    """Learning rate of the first epoch. Default: the task's own, else the paper's 0.08."""
+    """Learning rate of the first epoch. Default: the task's own, else the paper's 0.08; for bp
+    0.001."""
     lr_min: float | None = None
-    """Where the cosine of the learning rate ends. Default: the task's own, else 0.008."""
+    """Where the cosine of the learning rate ends. Default: the task's own, else 0.008; for bp
+    0.0001."""
     weight_decay: float | None = None
     """Weight decay. Default: 5e-4, for tinycnn 0.01, for vgg 0."""
     dropout: float | None = None
@@ -78,6 +83,9 @@ class RunSpec:
     """Actors of each stage, such as 1,2,1, which split each batch and add up their gradients; auto
     groups the actors into stages and replicas by a short timing. They change nothing but the
     rounding of sums. Default: one a stage."""
+    workers: int | None = None
+    """Workers of backpropagation, which split each batch and add up their gradients (DDP).
+    Default: one a GPU; without GPUs, one."""
     chunk: int | None = None
     """Batches in one message; it changes no result. Default: about a third of a second."""
     window: int | None = None
@@ -91,9 +99,10 @@ class RunSpec:
     device: Device = "auto"
     """Where the layers compute; auto takes GPUs where the cluster has them."""
     cpus_per_stage: float | None = None
-    """CPUs (and torch threads) of a stage. Default: the cluster's, shared evenly."""
+    """CPUs (and torch threads) of a stage or worker. Default: the cluster's, shared evenly."""
     gpus_per_stage: float | None = None
-    """GPUs of a stage, or a fraction of one. Default: 1, or less where stages outnumber GPUs."""
+    """GPUs of a stage or worker, or a fraction of one. Default: 1, or less where stages outnumber
+    GPUs."""
 
     run_dir: str | None = None
     """Where the run leaves everything. Default: runs/ARCH-TASK-DATE-TIME."""
@@ -108,7 +117,9 @@ class RunSpec:
     """Stages or nodes that may be lost before the run gives up; -1 for any number."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "limit", "epochs", "batch_size", "stages", "chunk", "window"):
+        for name in ("width", "limit", "epochs", "batch_size", "stages", "workers"):
+            _check(name, getattr(self, name), at_least=1)
+        for name in ("chunk", "window"):
             _check(name, getattr(self, name), at_least=1)
         _check("checkpoint_every", self.checkpoint_every, at_least=1)
         _check("keep_checkpoints", self.keep_checkpoints, at_least=1)
@@ -173,13 +184,14 @@ class RunSpec:
 
     def recipe(self, task_recipe: Mapping[str, Any]) -> Recipe:
         """Return the paper's recipe for the architecture, the task's own values over it, and
-        what this run says over both."""
+        what method and run say over both."""
         own = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(Recipe)
             if getattr(self, field.name) is not None
         }
-        return recipe(self.arch, {**task_recipe, **own})
+        method = {} if self.method == "ff" else BACKPROPAGATION
+        return recipe(self.arch, {**task_recipe, **method, **own})
 
     def resolved(self, task_recipe: Mapping[str, Any]) -> RunSpec:
         """Return this run with every value of its recipe written out."""
@@ -193,8 +205,13 @@ class RunSpec:
         """Return `asked`, made from this run with some options changed, without contradiction.
 
         Of stages, cuts, replicas and elastic those that changed take the place of those that did
-        not; but a number of actors and `auto`, which groups them, go together.
+        not; but a number of actors and `auto`, which groups them, go together. Another method
+        begins with its own learning rates and without what only the one before it has.
         """
+        if asked.method != self.method:
+            names = {*_OF_PIPELINES, "workers", *BACKPROPAGATION}
+            same = {name for name in names if getattr(asked, name) == getattr(self, name)}
+            asked = dataclasses.replace(asked, **{name: getattr(RunSpec, name) for name in same})
         plan = {"stages", "cuts", "replicas", "elastic"}
         changed = {name for name in plan if getattr(asked, name) != getattr(self, name)}
         dropped = plan - changed if changed else set()
@@ -238,10 +255,22 @@ class RunSpec:
 _FOUND = ("precision", "kernels")
 """What a run that does not say it finds out for itself, and then keeps."""
 
-_FIXED = ("arch", "width", "task", "limit", "seed", "rule") + tuple(
+_FIXED = ("arch", "method", "width", "task", "limit", "seed", "rule") + tuple(
     field.name for field in dataclasses.fields(Recipe)
 )
 """What decides the bits of a run, and so stays when it is resumed."""
+
+_OF_PIPELINES = (
+    "stages",
+    "elastic",
+    "cuts",
+    "replicas",
+    "rebalance",
+    "transport",
+    "rule",
+    "kernels",
+)
+"""What a run by backpropagation has no use for."""
 
 _TOO_LARGE = 2**128
 """More than a seed can use, and less than a float can hold."""
@@ -249,6 +278,7 @@ _TOO_LARGE = 2**128
 _REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "method": ("ff", "bp", "bp-deepsup"),
     "optimizer": ("adamw", "adam", "sgd"),
     "precision": ("fp32", "bf16"),
     "rule": ("fast", "plain"),
@@ -264,6 +294,11 @@ def _check(name: str, value: float | None, *, at_least: int) -> None:
     if _TOO_LARGE <= value < math.inf:  # it may have more digits than can be shown
         raise UserError(f"--{flag} must be a number below 2**128: choose a smaller one")
     raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
+
+
+def _as_flag(value: Any) -> str:
+    """Return a value as a command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
@@ -285,6 +320,29 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
     if wrong:
         raise UserError(f"{source}: {name} must be of type {annotation}, not {value!r}")
     return tuple(value) if isinstance(value, list) else value
+
+
+def check_method(run: RunSpec, batch_size: int) -> None:
+    """Raise a UserError where an option belongs to the other way of learning."""
+    if run.method == "ff":
+        if run.workers is not None:
+            raise UserError(
+                f"--workers {run.workers} is for --method bp; Forward-Forward has --stages and "
+                "--replicas"
+            )
+        return
+    for name in _OF_PIPELINES:
+        value = getattr(run, name)
+        if value != getattr(RunSpec, name):
+            raise UserError(
+                f"--{name} {_as_flag(value)} is for Forward-Forward: --method {run.method} has "
+                "the whole network on each of its --workers; leave the option out"
+            )
+    if (run.workers or 1) > batch_size:
+        raise UserError(
+            f"--workers {run.workers} cannot share a batch of {batch_size}; use fewer, or a "
+            "larger --batch-size"
+        )
 
 
 def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> None:

@@ -68,15 +68,23 @@ class CheckpointStore:
         architecture: the whole network.
         seed: the run's seed.
         keep: how many checkpoints to keep.
+        num_losses: losses of the network; by default one a layer.
     """
 
     def __init__(
-        self, directory: Path, architecture: Architecture, *, seed: int, keep: int
+        self,
+        directory: Path,
+        architecture: Architecture,
+        *,
+        seed: int,
+        keep: int,
+        num_losses: int | None = None,
     ) -> None:
         self.directory = directory
         self.architecture = architecture
         self.seed = seed
         self.keep = keep
+        self.num_losses = num_losses or len(architecture)
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and return its folder; older ones beyond `keep` are deleted.
@@ -156,7 +164,7 @@ class CheckpointStore:
         if (
             path.name != f"step-{manifest['step']:08d}"
             or bool(progress.batch) != bool(progress.images)
-            or len(progress.loss_sums) != (len(now) if progress.images else 0)
+            or len(progress.loss_sums) != (self.num_losses if progress.images else 0)
         ):
             raise DamagedError(f"{path / MANIFEST} is damaged: its numbers do not fit")
         states = {

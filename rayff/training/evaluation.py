@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task
-from rayff.learning.chain import ForwardForward
+from rayff.learning.backpropagation import Classifier
 from rayff.spec import UserError
 from rayff.spec.run import Device
 from rayff.training.prediction import pick_device
@@ -90,7 +90,7 @@ def evaluate(
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
     chosen = data.splits[split].first(limit)
     images, labels = chosen.images, chosen.labels
-    window = model.window if prune else (0, len(model.chain) - 1)
+    window = model.window if prune else (0, model.num_voices - 1)
     by_layer, logits = classify(model.to(where), images, window, batch_size)
     summed = logits.argmax(axis=1)
     return Evaluation(
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def classify(
-    model: ForwardForward, images: NDArray[np.uint8], window: tuple[int, int], batch_size: int
+    model: Classifier, images: NDArray[np.uint8], window: tuple[int, int], batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the classes that each layer alone chooses, (L, N), and the window's logits, (N, C).
 
@@ -162,14 +162,14 @@ def most_confused(confusion: NDArray[np.int64], limit: int) -> list[tuple[int, i
     return [(i, j, int(mistakes[i, j])) for i, j in pairs if mistakes[i, j]]
 
 
-def _check_fits(model: ForwardForward, data: TaskData, path: Path) -> None:
+def _check_fits(model: Classifier, data: TaskData, path: Path) -> None:
     """Raise a UserError where network and data have other classes or channels."""
     if model.class_names != data.class_names:
         raise UserError(
             f"the network in {path} knows {_named(model.class_names)}, but the task "
             f"{data.name!r} has {_named(data.class_names)}: evaluate on the data it was trained on"
         )
-    channels = model.chain.architecture.image_channels
+    channels = model.architecture.image_channels
     if channels != data.image_channels:
         raise UserError(
             f"the network in {path} takes images of {channels} channels, but those of the task "

@@ -117,7 +117,7 @@ class Keeper:
         """
         self.latest = snapshot
         self._collect(wait=True)
-        window = self._metrics.window(default=(0, len(self.prepared.architecture) - 1))
+        window = self._metrics.window(default=(0, self.prepared.num_voices - 1))
         self._writing = snapshot, self._writer.submit(self._write, snapshot, window)
         self._collect(wait=final, final=final)
 
@@ -146,6 +146,7 @@ class Keeper:
             window=window,
             class_names=prepared.data.class_names,
             precision=prepared.run.precision,
+            method=prepared.run.method,
         )
         return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rayff.data.images import read_image
-from rayff.learning.chain import ForwardForward
+from rayff.learning.backpropagation import Classifier
 from rayff.spec import UserError
 from rayff.spec.run import Device
 
@@ -27,20 +27,20 @@ class Prediction:
 
 
 def predict(
-    model: ForwardForward, files: Sequence[str], early_exit: float | None = None
+    model: Classifier, files: Sequence[str], early_exit: float | None = None
 ) -> Iterator[Prediction]:
     """Classify image files one after the other.
 
     Raises:
         UserError: a file is missing or is no image; before the first answer.
     """
-    channels = model.chain.architecture.image_channels
+    channels = model.architecture.image_channels
     device = next(model.parameters()).device
     images = [torch.tensor(read_image(Path(file), channels), device=device) for file in files]
     for file, image in zip(files, images, strict=True):
         if early_exit is None:
             probabilities = model(image[None])[0].softmax(dim=0)
-            layers_used = model.window[1] + 1
+            layers_used = model.depth
         else:
             probabilities, layers_used = model.early_exit(image, early_exit)
         best = int(probabilities.argmax())
@@ -49,7 +49,7 @@ def predict(
             class_name=model.class_names[best],
             probability=float(probabilities[best]),
             layers_used=layers_used,
-            layers=len(model.chain),
+            layers=len(model.architecture),
         )
 
 

@@ -20,6 +20,7 @@ from rayff.spec import (
     UserError,
     architecture,
     check_cuts,
+    check_method,
     check_replicas,
     format_kernels,
     parse_kernels,
@@ -47,9 +48,14 @@ class Prepared:
 
     def settled(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Prepared:
         """Return the run with what it found out written out: resumed, it stays with that."""
-        named = format_kernels(kernels) if self.run.rule == "fast" else None
+        named = format_kernels(kernels) if self.run.rule == "fast" and kernels else None
         run = dataclasses.replace(self.run, precision=precision, kernels=named)
         return dataclasses.replace(self, run=run)
+
+    @property
+    def num_voices(self) -> int:
+        """Losses of the network, each of which says a class."""
+        return self.architecture.num_voices(self.run.method)
 
     @property
     def progress(self) -> Progress:
@@ -70,6 +76,7 @@ class Prepared:
             self.architecture,
             seed=self.run.seed,
             keep=self.run.keep_checkpoints,
+            num_losses=self.num_voices,
         )
 
     @property
@@ -166,10 +173,11 @@ def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
             f"which does not fit the checkpoint of step {checkpoint.step}; restore the data, or "
             "start a new --run-dir"
         )
-    for layer in prepared.architecture.layers:
+    shapes = prepared.architecture.parameter_shapes(prepared.run.method)
+    for layer, own in zip(prepared.architecture.layers, shapes, strict=True):
         state = load(checkpoint.states[layer.index].tobytes())
         try:
-            check_state(layer, prepared.recipe.optimizer, state)
+            check_state(layer.index, own, prepared.recipe.optimizer, state)
         except UserError as error:
             folder = f"{prepared.directory.checkpoints}/step-{checkpoint.step:08d}"
             raise UserError(
@@ -179,10 +187,10 @@ def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
     metrics = prepared.directory.path / "metrics.parquet"
     if metrics.exists():
         for record in read_metrics(metrics):
-            if len(record.layer_loss) != len(prepared.architecture):
+            if len(record.layer_loss) != prepared.num_voices:
                 raise UserError(
                     f"{metrics} is of a network of {len(record.layer_loss)} layers, and the "
-                    f"run's has {len(prepared.architecture)}; move it away to go on without its "
+                    f"run's has {prepared.num_voices}; move it away to go on without its "
                     "rows"
                 )
 
@@ -201,7 +209,8 @@ def _resumed(run: RunSpec, directory: RunDirectory) -> RunSpec:
 
 
 def check_plan_wishes(run: RunSpec, num_layers: int, batch_size: int) -> None:
-    """Raise a UserError where --stages, --cuts or --replicas do not fit the network."""
+    """Raise a UserError where options contradict each other or do not fit the network."""
+    check_method(run, batch_size)
     check_replicas(run, num_layers, batch_size)
     if run.kernels is not None:
         parse_kernels(run.kernels, num_layers)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from rayff.learning.backpropagation import Backpropagation, Classifier, EndToEnd
 from rayff.learning.chain import Chain, ForwardForward
+from rayff.learning.optimizers import is_parameter
 from rayff.learning.precision import DTYPES
 from rayff.spec import IMAGE_SIZE, Architecture, RunSpec, UserError, is_plain
+from rayff.spec.recipe import Method
 from rayff.training.files import is_aside, write_atomically
 
 CONFIG = "config.json"
@@ -86,15 +89,18 @@ class RunDirectory:
         window: tuple[int, int],
         class_names: tuple[str, ...],
         precision: str,
+        method: Method = "ff",
     ) -> None:
         """Write model.safetensors and architecture.json from the layers of a snapshot.
 
-        The first holds the weights alone, `layers.N.weight` for layer N; the second the
+        The first holds what was learnt alone, `layers.N.weight` for layer N; the second the
         network, the SIP window and the names of the classes.
         """
         weights = {
-            f"layers.{index}.weight": load(states[index].tobytes())["weight"]
+            f"layers.{index}.{name}": value
             for index in sorted(states)
+            for name, value in load(states[index].tobytes()).items()
+            if is_parameter(name)
         }
         write_atomically(self.path / "model.safetensors", save(weights))
         description = {
@@ -102,12 +108,13 @@ class RunDirectory:
             "sip_window": window,
             "class_names": class_names,
             "precision": precision,
+            "method": method,
         }
         write_atomically(
             self.path / "architecture.json", json.dumps(description, indent=1).encode() + b"\n"
         )
 
-    def load_model(self) -> ForwardForward:
+    def load_model(self) -> Classifier:
         """Return the trained network, on the CPU.
 
         Raises:
@@ -126,10 +133,17 @@ class RunDirectory:
             first, last = data["sip_window"]
             class_names = data["class_names"]
             dtype = DTYPES[data["precision"]]
+            method = data.get("method", "ff")
+            if method not in get_args(Method):
+                raise ValueError(f"no network learns by {method!r}")
             tensors = load_file(weights)
-            _check_weights(architecture, tensors)
-            chain = Chain.build(architecture, dtype=dtype)
-            chain.load_state_dict(tensors)
+            _check_weights(architecture, method, tensors)
+            network: Chain | Backpropagation = (
+                Chain.build(architecture, dtype=dtype)
+                if method == "ff"
+                else Backpropagation(architecture, deep_supervision=method == "bp-deepsup")
+            )
+            network.load_state_dict(tensors)
         except (KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -137,7 +151,7 @@ class RunDirectory:
             ) from error
         if (
             not type(first) is type(last) is int
-            or not 0 <= first <= last < len(architecture)
+            or not 0 <= first <= last < architecture.num_voices(method)
             or type(class_names) is not list
             or len(class_names) != architecture.num_classes
             or not all(is_plain(name) for name in class_names)
@@ -146,10 +160,15 @@ class RunDirectory:
                 f"{description} is damaged: its window or class names do not fit; write it anew "
                 "with --resume"
             )
-        return ForwardForward(chain, (first, last), tuple(class_names)).eval()
+        window, names = (first, last), tuple(class_names)
+        if isinstance(network, Chain):
+            return ForwardForward(network, window, names).eval()
+        return EndToEnd(network, window, names, dtype).eval()
 
 
-def _check_weights(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+def _check_weights(
+    architecture: Architecture, method: Method, tensors: Mapping[str, Tensor]
+) -> None:
     """Raise a ValueError where the weights are not those of a whole network for images.
 
     It comes before the network is made, which would take the memory that a description claims.
@@ -160,7 +179,13 @@ def _check_weights(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
             f"its first layer takes {first.in_channels} channels of {first.in_size}x"
             f"{first.in_size} pixels, which are no images"
         )
-    shapes = {f"layers.{layer.index}.weight": layer.weight_shape for layer in architecture.layers}
+    shapes = {
+        f"layers.{layer.index}.{name}": shape
+        for layer, own in zip(
+            architecture.layers, architecture.parameter_shapes(method), strict=True
+        )
+        for name, shape in own.items()
+    }
     if odd := shapes.keys() ^ tensors.keys():
         raise ValueError(f"weights and description differ in {min(odd)!a}")
     for name, shape in shapes.items():

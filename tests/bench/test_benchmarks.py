@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
-import torch.nn.functional as F
 
 from rayff.bench import backprop, memory, scaling, step
-from rayff.bench.backpropagation import Backpropagation, blocks
-from rayff.spec import architecture
 
 
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
@@ -51,32 +47,6 @@ def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path)
     assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
     assert all(row["seconds_to_target"] is None for row in methods)
     assert all(row["best_accuracy"] > 15 and row["images_per_s"] > 0 for row in methods)
-
-
-class TestTheNetworkThatIsTrainedEndToEnd:
-    @pytest.fixture
-    def network(self) -> Backpropagation:
-        spec = architecture("resnet", num_classes=2, image_channels=3, width=4)
-        return Backpropagation(spec, dropout=0.0)
-
-    def test_its_loss_reaches_every_layer(self, network: Backpropagation):
-        F.cross_entropy(network(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
-        assert all(weight.grad.abs().max() > 0 for weight in network.weights)
-
-    def test_checkpointing_changes_no_gradient(self, network: Backpropagation):
-        x, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
-        gradients = []
-        for network.checkpointing in (False, True):
-            network.zero_grad()
-            F.cross_entropy(network(x), labels).backward()
-            gradients.append([weight.grad.clone() for weight in network.weights])
-        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-    def test_blocks_are_those_of_the_shortcuts(self):
-        resnet = architecture("resnet", num_classes=2, image_channels=3, width=4)
-        assert list(blocks(resnet)) == [[0], *([n, n + 1] for n in range(1, 15, 2)), [15], [16]]
-        vgg = architecture("vgg", num_classes=10, image_channels=3)
-        assert list(blocks(vgg)) == [[layer] for layer in range(14)]
 
 
 @pytest.mark.ray

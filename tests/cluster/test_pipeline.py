@@ -191,7 +191,7 @@ class TestErrors:
 
 def break_layer(actor: Any) -> None:
     with torch.no_grad():
-        actor.stage.chain.cwconvs()[0].weight.fill_(float("nan"))
+        actor.stage.learner.chain.cwconvs()[0].weight.fill_(float("nan"))
 
 
 class TestAPlanTheClusterCannotHold:

@@ -204,14 +204,14 @@ class TestOnOneNode:
         """Stage 1 computes on a machine that becomes slow; the bits do not change with the cut."""
 
         def slow_down(actor: Any) -> None:
-            usual = actor.stage.rules.learn
+            usual = actor.stage.learner.rules.learn
 
             def learn(*args: Any) -> Any:
                 time.sleep(0.05)
                 return usual(*args)
 
-            actor.stage.rules = actor.stage.rules.__class__(
-                **{**vars(actor.stage.rules), "learn": learn}
+            actor.stage.learner.rules = actor.stage.learner.rules.__class__(
+                **{**vars(actor.stage.learner.rules), "learn": learn}
             )
 
         slowed: list[bool] = []

@@ -67,10 +67,10 @@ def ask(actors: list[Any], question: Any) -> list[Any]:
 
 def digest(actor: Any) -> str:
     whole = hashlib.sha256()
-    for layer in actor.stage.chain.cwconvs():
+    for layer in actor.stage.learner.chain.cwconvs():
         whole.update(layer.weight.detach().numpy().tobytes())
         for _, value in sorted(
-            actor.stage.optimizers[layer.spec.index].state[layer.weight].items()
+            actor.stage.learner.optimizers[layer.spec.index].state[layer.weight].items()
         ):
             whole.update(value.numpy().tobytes())
     return whole.hexdigest()
@@ -88,12 +88,12 @@ def sum_in_own_order(actor: Any) -> tuple[list[float], bool]:
 
 def break_layer(actor: Any) -> None:
     with torch.no_grad():
-        actor.stage.chain.cwconvs()[0].weight.fill_(float("nan"))
+        actor.stage.learner.chain.cwconvs()[0].weight.fill_(float("nan"))
 
 
 def lead_astray(actor: Any) -> None:
     with torch.no_grad():
-        actor.stage.chain.cwconvs()[1].weight.mul_(1 + 1e-6)
+        actor.stage.learner.chain.cwconvs()[1].weight.mul_(1 + 1e-6)
 
 
 class TestAWholeRun:
@@ -158,7 +158,7 @@ class TestErrors:
             _,
             pipeline,
         ):
-            ask(pipeline.stages[1][1:], lambda actor: actor.stage.optimizers.clear())
+            ask(pipeline.stages[1][1:], lambda actor: actor.stage.learner.optimizers.clear())
             start = time.monotonic()
             with pytest.raises(RayTaskError, match=r"layers 1-3, replica 1 of 2"):
                 list(pipeline.stream(prepared.schedule(chunk=1).commands()))

@@ -13,11 +13,12 @@ import torch
 import rayff
 from rayff.spec import RunSpec, parse_kernels
 from rayff.training.keeper import Keeper
+from rayff.training.learner import StageSpec
 from rayff.training.loop import Loop
 from rayff.training.pipeline import LocalPipeline
 from rayff.training.preparation import prepare
 from rayff.training.run_directory import RunDirectory
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import local_stage
 from rayff.training.stop import StopRequest
 from tests.tasks import write_tiny_task
 
@@ -73,7 +74,7 @@ def train_in_one_process(run: RunSpec) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        pipeline = LocalPipeline([Stage(spec, torch.device("cpu"), prepared.splits)])
+        pipeline = LocalPipeline([local_stage(spec, torch.device("cpu"), prepared.splits)])
         with Keeper(prepared, Silent()) as keeper:
             loop = Loop(
                 prepared=prepared,

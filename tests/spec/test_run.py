@@ -12,6 +12,8 @@ from rayff.spec import RunSpec, UserError, check_cuts, check_replicas
 EVERYTHING = RunSpec(
     limit=500,
     arch="resnet",
+    method="bp",
+    workers=2,
     width=50,
     task="cifar10",
     data_dir="data",

@@ -11,12 +11,13 @@ import torch
 from rayff.spec import Kernels, RunSpec
 from rayff.training.checkpoint import Progress
 from rayff.training.keeper import Keeper
+from rayff.training.learner import StageSpec
 from rayff.training.loop import Loop
 from rayff.training.messages import Evaluate, Train
 from rayff.training.pipeline import LocalPipeline, Pipeline
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import local_stage
 from rayff.training.stop import StopRequest
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipel
             rule=prepared.run.rule,
         )
         data = prepared.splits if part is slices[0] else None
-        stages.append(Stage(spec, torch.device("cpu"), data, states))
+        stages.append(local_stage(spec, torch.device("cpu"), data, states))
     return LocalPipeline(stages)
 
 

@@ -388,7 +388,7 @@ class BrokenLater:
         for command, reports in self.pipeline.stream(commands):
             yield command, reports
             if isinstance(command, Snapshot):
-                weight = self.pipeline.stages[0].chain.cwconvs()[self.layer].weight
+                weight = self.pipeline.stages[0].learner.chain.cwconvs()[self.layer].weight
                 weight.data[0, 0, 0, 0] = float("nan")
 
 
@@ -418,7 +418,7 @@ class TestDivergence:
 
         def break_the_step(prepared: Prepared) -> Any:
             pipeline = local_pipeline(prepared)
-            (group,) = pipeline.stages[0].optimizers[1].param_groups
+            (group,) = pipeline.stages[0].learner.optimizers[1].param_groups
             group["eps"] = float("nan")
             return pipeline
 

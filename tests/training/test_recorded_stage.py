@@ -9,8 +9,9 @@ import torch
 from rayff.data.images import ImageSet
 from rayff.learning.replay import rerun
 from rayff.spec import Recipe, architecture
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Report, Snapshot, Train
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import Stage, local_stage
 
 NETWORK = architecture("resnet", num_classes=2, image_channels=3, width=4)
 
@@ -25,7 +26,7 @@ def stage(**changes: Any) -> Stage:
     spec = StageSpec(
         architecture=NETWORK, is_last=True, recipe=recipe, seed=1, precision="fp32", rule="fast"
     )
-    return Stage(spec, torch.device("cpu"), {"train": images})
+    return local_stage(spec, torch.device("cpu"), {"train": images})
 
 
 def train(some: Stage) -> tuple[list[Report], Report]:
@@ -41,11 +42,11 @@ def train(some: Stage) -> tuple[list[Report], Report]:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])
 def test_it_gives_the_same_bits(optimizer: str):
     plain, recorded = stage(optimizer=optimizer), stage(optimizer=optimizer)
-    recorded.record = rerun
+    recorded.learner.record = rerun
     reports, snapshot = train(plain)
     found, found_snapshot = train(recorded)
-    assert recorded.replayed is not None
-    assert plain.replayed is None
+    assert recorded.learner.replayed is not None
+    assert plain.learner.replayed is None
     assert [report.loss_sums for report in found] == [report.loss_sums for report in reports]
     for index, state in snapshot.states.items():
         assert found_snapshot.states[index].tobytes() == state.tobytes()

@@ -16,9 +16,10 @@ from torch import Tensor
 from rayff.data.images import ImageSet, Split
 from rayff.learning.chain import Crossing
 from rayff.spec import Architecture, Recipe, RunError, TrainingDiverged, architecture
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Batch, Chunk, Command, Evaluate, Report, Snapshot, Train
 from rayff.training.replicas import Replica, join, merge, split
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import Stage, local_stage
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -232,7 +233,7 @@ class ThreadPipeline:
             summing = ThreadSum(count)
             self.stages.append(
                 [
-                    Stage(
+                    local_stage(
                         StageSpec(
                             architecture=part,
                             is_last=part is slices[-1],
@@ -386,7 +387,7 @@ class TestSnapshots:
     def test_a_replica_that_went_astray_is_found(self) -> None:
         pipeline = ThreadPipeline(RESNET[:4], (), (3,))
         pipeline.handle(train((0, 1, 2, 3)))
-        weight = pipeline.stages[0][2].chain.cwconvs()[1].weight
+        weight = pipeline.stages[0][2].learner.chain.cwconvs()[1].weight
         with torch.no_grad():
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
         with pytest.raises(RunError, match="the replicas of layer 1 "):

@@ -219,6 +219,7 @@ class TestTheModel:
             "sip_window": [1, 2],
             "class_names": list(CLASSES),
             "precision": "fp32",
+            "method": "ff",
         }
         assert names(directory.path) == ["architecture.json", "config.json", "model.safetensors"]
 

@@ -18,9 +18,10 @@ from rayff.data.images import ImageSet
 from rayff.learning.layer import CWConv
 from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import Architecture, Recipe, TrainingDiverged, UserError, architecture
+from rayff.training.learner import StageSpec
 from rayff.training.messages import Batch, Chunk, Evaluate, Report, Snapshot, Split, Train
 from rayff.training.pipeline import LocalPipeline
-from rayff.training.stage import Stage, StageSpec
+from rayff.training.stage import Stage, local_stage
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -71,7 +72,7 @@ def make_stage(
         precision=precision,
         rule="plain",
     )
-    return Stage(spec, CPU, data if first else None, states)
+    return local_stage(spec, CPU, data if first else None, states)
 
 
 def train(*batches: Sequence[int], step: int = 0, lr: float = LR) -> Train:
@@ -374,7 +375,7 @@ class TestDivergence:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_the_first_layer_that_is_not_finite_is_named(self, layer: int, value: float) -> None:
         stage = make_stage(TINYCNN)
-        stage.chain.cwconvs()[layer].weight.data.fill_(value)
+        stage.learner.chain.cwconvs()[layer].weight.data.fill_(value)
         with pytest.raises(TrainingDiverged) as caught:
             stage.handle(train((0, 1), (2, 3), step=40), None)
         assert (caught.value.layer_index, caught.value.step) == (layer, 40)
@@ -385,7 +386,7 @@ class TestDivergence:
 
     def test_layers_are_numbered_by_the_whole_network(self) -> None:
         stage = make_stage(RESNET[7:], first=False)
-        stage.chain.cwconvs()[2].weight.data.fill_(float("nan"))
+        stage.learner.chain.cwconvs()[2].weight.data.fill_(float("nan"))
         chunk, _ = make_stage(RESNET[:7], last=False).handle(train((0, 1)), None)
         with pytest.raises(TrainingDiverged, match="layer 9 became nan at step 0"):
             stage.handle(train((0, 1)), chunk)
@@ -413,7 +414,7 @@ class TestDivergence:
         stage = make_stage(RESNET[7:], first=False)
         chunk, _ = make_stage(RESNET[:7], last=False).handle(train((0, 1), (2, 3), step=4), None)
         stage.handle(train((0, 1), (2, 3), step=4), chunk)
-        stage.chain.cwconvs()[2].weight.data[1, 0, 1, 1] = value
+        stage.learner.chain.cwconvs()[2].weight.data[1, 0, 1, 1] = value
         with pytest.raises(TrainingDiverged, match="layer 9 became nan at step 6"):
             stage.handle(Snapshot(epoch=0, batch=6), None)
 
