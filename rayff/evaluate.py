@@ -80,14 +80,14 @@ def main(args: Sequence[str]) -> int:
 def show(evaluation: Evaluation, split: str, console: Console) -> None:
     """Print accuracies, and the confusion matrix, or its largest entries where it does not fit."""
     first, last = evaluation.window
-    console.print(
-        f"accuracy {evaluation.accuracy:.2f}% on {evaluation.num_images:,} {split} images, "
-        f"with the goodness of layers {first}-{last} summed",
-        style="bold",
-        soft_wrap=True,
-    )
-    console.print("\naccuracy by layer (* in the sum)")
-    for layer, accuracy in enumerate(evaluation.layer_accuracy):
+    by_layer = evaluation.layer_accuracy
+    headline = f"accuracy {evaluation.accuracy:.2f}% on {evaluation.num_images:,} {split} images"
+    if by_layer[1:]:
+        headline += f", with the goodness of layers {first}-{last} summed"
+    console.print(headline, style="bold", soft_wrap=True)
+    if by_layer[1:]:
+        console.print("\naccuracy by layer (* in the sum)")
+    for layer, accuracy in enumerate(by_layer if by_layer[1:] else ()):
         mark = "*" if first <= layer <= last else ""
         console.print(f"{layer:5d}  {accuracy:6.2f}%  {mark}".rstrip())
     matrix = confusion_table(evaluation)

@@ -14,6 +14,12 @@ from rayff.pictures.stages import pipeline_blocks, plural, stage_layers
 from rayff.spec.run import Device
 from rayff.training.frame import duration
 
+METHODS = {
+    "ff": "Forward-Forward",
+    "bp": "backpropagation",
+    "bp-deepsup": "backpropagation, deep supervision",
+}
+
 
 def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | None) -> Page:
     """Return the page of a run.
@@ -31,44 +37,73 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
         facts=[
             ("test accuracy", f"{last.test_accuracy:.2f}%"),
             ("validation accuracy", f"{last.valid_accuracy:.2f}%"),
-            ("chosen layers", f"{last.sip_first} to {last.sip_last} of {len(last.layer_loss)}"),
-            ("pipeline", plural(len(last.stage_busy), "stage")),
+            ("method", METHODS[run.spec.method]),
+            *(
+                [
+                    (
+                        "chosen layers",
+                        f"{last.sip_first} to {last.sip_last} of {len(last.layer_loss)}",
+                    )
+                ]
+                if last.has_window
+                else []
+            ),
+            _pipeline_fact(run),
             ("training images / s", f"{run.images_per_s:,.0f}"),
             ("training time", duration(run.seconds)),
         ],
         sections=[
             Section(title="Learning", blocks=_learning(run)),
-            Section(title="Which layers classify", blocks=_windows(run)),
+            *(
+                [Section(title="Which layers classify", blocks=_windows(run))]
+                if last.has_window
+                else []
+            ),
             Section(
                 title="What it sees",
                 blocks=[*mistakes(run, data_dir, device, limit), filters(run)],
             ),
-            Section(title="The pipeline", blocks=pipeline_blocks(run)),
+            Section(
+                title="The pipeline" if run.spec.method == "ff" else "The workers",
+                blocks=pipeline_blocks(run),
+            ),
             Section(title="Settings", blocks=_settings(run)),
         ],
     )
 
 
+def _pipeline_fact(run: Run) -> tuple[str, str]:
+    if run.spec.method == "ff":
+        return "pipeline", plural(len(run.last.stage_busy), "stage")
+    return "workers", "one a GPU, or one" if run.spec.workers is None else str(run.spec.workers)
+
+
 def _learning(run: Run) -> list[Block]:
     records = run.records
+    source = {
+        "ff": "Each layer learns from a cross entropy of its own.",
+        "bp": "Of the linear head, from which all layers learn.",
+        "bp-deepsup": "Of each layer's linear head; all layers learn from the sum.",
+    }[run.spec.method]
+    layers = run.last.has_window
     best = max(records, key=lambda record: record.valid_accuracy)
     blocks: list[Block] = [
         picture(
             "accuracy",
             "Accuracy",
-            "Of the layers that the validation images chose after each epoch. Best validation "
-            f"accuracy: {best.valid_accuracy:.2f}% after epoch {best.epoch}.",
+            ("Of the layers that the validation images chose after each epoch. " if layers else "")
+            + f"Best validation accuracy: {best.valid_accuracy:.2f}% after epoch {best.epoch}.",
             lambda figure: curves.draw_accuracy(figure, records),
         )
     ]
     for name, title, field, unit, caption in (
-        ("loss-by-layer", "Loss by layer", "layer_loss", "training loss (nats)",
-         "Each layer learns from a cross entropy of its own."),
+        ("loss-by-layer", "Loss by layer" if layers else "Loss", "layer_loss",
+         "training loss (nats)", source),
         ("valid-by-layer", "Validation accuracy by layer", "layer_valid_accuracy",
          "validation accuracy (%)", "Of each layer alone."),
         ("test-by-layer", "Test accuracy by layer", "layer_test_accuracy", "test accuracy (%)",
          "Of each layer alone."),
-    ):  # fmt: skip
+    )[: 3 if layers else 1]:  # fmt: skip
         blocks.append(
             picture(
                 name,
@@ -114,7 +149,11 @@ def _settings(run: Run) -> list[Block]:
             columns=("setting", "value"),
             rows=(
                 *((name, shown(value)) for name, value in values.items() if name != "run_dir"),
-                ("layers of the stages", ", ".join(stage_layers(run))),
+                *(
+                    [("layers of the stages", ", ".join(stage_layers(run)))]
+                    if run.spec.method == "ff"
+                    else []
+                ),
             ),
         ),
     ]

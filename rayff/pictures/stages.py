@@ -18,7 +18,19 @@ TITLE = "Timeline of the pipeline"
 
 
 def pipeline_blocks(run: Run) -> list[Block]:
-    """Return the pictures of the pipeline, or a word in the place of a missing timeline."""
+    """Return the pictures of the pipeline, or a word in the place of a missing timeline.
+
+    The workers of backpropagation all do the same: there is only how fast it went.
+    """
+    throughput = picture(
+        "throughput",
+        "Throughput",
+        "Training images a second in each epoch; evaluation is not counted.",
+        partial(curves.draw_throughput, records=run.records),
+        height=2.6,
+    )
+    if run.spec.method != "ff":
+        return [throughput]
     spans, why_not = _spans(run)
     last = run.last
     same = [record for record in run.records if record.cuts == last.cuts]
@@ -36,13 +48,7 @@ def pipeline_blocks(run: Run) -> list[Block]:
             partial(curves.draw_busy, names=names, shares=shares),
             height=max(2.0, 0.9 + 0.42 * len(names)),
         ),
-        picture(
-            "throughput",
-            "Throughput",
-            "Training images a second in each epoch; evaluation is not counted.",
-            partial(curves.draw_throughput, records=run.records),
-            height=2.6,
-        ),
+        throughput,
     ]
 
 

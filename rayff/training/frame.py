@@ -104,7 +104,11 @@ def history_table(records: Sequence[EpochRecord], width: int) -> Table:
         ("loss", [f"{record.train_loss:.4f}" for record in records]),
         ("valid %", [f"{record.valid_accuracy:.2f}" for record in records]),
         ("test %", [f"{record.test_accuracy:.2f}" for record in records]),
-        ("window", [f"{record.sip_first}-{record.sip_last}" for record in records]),
+        *(
+            [("window", [f"{record.sip_first}-{record.sip_last}" for record in records])]
+            if records[-1].has_window
+            else []
+        ),
         ("images/s", [f"{record.images_per_s:,.0f}" for record in records]),
         ("time", [duration(record.elapsed_s) for record in records]),
     ]

@@ -48,7 +48,8 @@ class Prepared:
 
     def settled(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Prepared:
         """Return the run with what it found out written out: resumed, it stays with that."""
-        named = format_kernels(kernels) if self.run.rule == "fast" and kernels else None
+        fast = self.run.method == "ff" and self.run.rule == "fast"
+        named = format_kernels(kernels) if fast else None
         run = dataclasses.replace(self.run, precision=precision, kernels=named)
         return dataclasses.replace(self, run=run)
 

@@ -49,6 +49,11 @@ class EpochRecord:
     sip_accuracy: list[list[float]]
     """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
 
+    @property
+    def has_window(self) -> bool:
+        """Whether several layers say a class, as in all but plain backpropagation."""
+        return len(self.layer_loss) > 1
+
 
 _ARROW = {
     "int": pa.int64(),

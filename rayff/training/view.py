@@ -67,7 +67,7 @@ class PlainView:
         self._print(
             f"epoch {record.epoch}/{self.tracker.epochs}  loss {record.train_loss:.4f}  "
             f"valid {record.valid_accuracy:.2f}%  test {record.test_accuracy:.2f}%  "
-            f"window {record.sip_first}-{record.sip_last}  {record.images_per_s:,.0f} images/s  "
+            f"{_window(record)}{record.images_per_s:,.0f} images/s  "
             f"{duration(record.elapsed_s)}  left {duration(self.tracker.left_s)}"
         )
 
@@ -111,10 +111,10 @@ class PlainView:
         if not tracker.records:
             return f"{where}, after {elapsed}"
         last = tracker.records[-1]
+        layers = f" with layers {last.sip_first}-{last.sip_last}" if last.has_window else ""
         return (
             f"{where}, after {elapsed}: valid {last.valid_accuracy:.2f}%, "
-            f"test {last.test_accuracy:.2f}% with layers {last.sip_first}-{last.sip_last} "
-            f"(epoch {last.epoch})"
+            f"test {last.test_accuracy:.2f}%{layers} (epoch {last.epoch})"
         )
 
 
@@ -162,7 +162,8 @@ class LiveView(PlainView):
             Text(f"{self.tracker.phase:<10}  {self._pace()}{self._checkpoint}", "dim"),
         ]
         records = self.tracker.records[-MAX_HISTORY:]
-        sections = [self._layers(records[-1], width)] if records else []
+        by_layer = bool(records) and records[-1].has_window
+        sections = [self._layers(records[-1], width)] if by_layer else []
         sections.append(self._stages(width))
         room = height - 1 - len(head) - (3 if records else 0)
         for section in sections:
@@ -198,6 +199,11 @@ class LiveView(PlainView):
         window = record.sip_first, record.sip_last
         title = Text(f"valid % by layer, epoch {record.epoch}, SIP window {window[0]}-{window[1]}")
         return [title, *layer_lines(record.layer_valid_accuracy, window, width)]
+
+
+def _window(record: EpochRecord) -> str:
+    """Return the layers that classify, and nothing where there is no choice."""
+    return f"window {record.sip_first}-{record.sip_last}  " if record.has_window else ""
 
 
 def console_view(

@@ -10,14 +10,15 @@ import torch
 
 from rayff.spec import Kernels, RunSpec
 from rayff.training.checkpoint import Progress
+from rayff.training.end_to_end import EndToEndLearner
 from rayff.training.keeper import Keeper
-from rayff.training.learner import StageSpec
+from rayff.training.learner import StageSpec, States
 from rayff.training.loop import Loop
 from rayff.training.messages import Evaluate, Train
 from rayff.training.pipeline import LocalPipeline, Pipeline
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
-from rayff.training.stage import local_stage
+from rayff.training.stage import Stage, local_stage
 from rayff.training.stop import StopRequest
 
 T = TypeVar("T")
@@ -75,6 +76,8 @@ class AtOnce(Executor):
 def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipeline:
     """Return the stages of a prepared run, which go on from its checkpoint."""
     states = None if prepared.checkpoint is None else prepared.checkpoint.states
+    if prepared.run.method != "ff":
+        return LocalPipeline([end_to_end_stage(prepared, states)])
     slices = prepared.architecture.stages(cuts)
     stages = []
     for part in slices:
@@ -89,6 +92,21 @@ def local_pipeline(prepared: Prepared, cuts: tuple[int, ...] = ()) -> LocalPipel
         data = prepared.splits if part is slices[0] else None
         stages.append(local_stage(spec, torch.device("cpu"), data, states))
     return LocalPipeline(stages)
+
+
+def end_to_end_stage(prepared: Prepared, states: States | None = None) -> Stage:
+    """Return a worker of backpropagation that is alone."""
+    assert prepared.run.precision is not None
+    spec = StageSpec(
+        architecture=prepared.architecture,
+        is_last=True,
+        recipe=prepared.recipe,
+        seed=prepared.run.seed,
+        precision=prepared.run.precision,
+    )
+    cpu = torch.device("cpu")
+    learner = EndToEndLearner(spec, prepared.run.method, cpu, states)
+    return Stage(spec, cpu, learner, prepared.splits)
 
 
 def train(

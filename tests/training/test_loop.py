@@ -154,7 +154,12 @@ class TestRecordsByHand:
         windows = [each.pop("window") for each in exported]
         assert windows == [(0, 3), (0, 2), (0, 2)]  # all layers before the first evaluation
         names = ("0", "1", "2", "3")
-        expected = {"class_names": names, "precision": "fp32", "layers": [0, 1, 2, 3]}
+        expected = {
+            "class_names": names,
+            "precision": "fp32",
+            "method": "ff",
+            "layers": [0, 1, 2, 3],
+        }
         assert exported == [expected] * 3
 
     def test_the_checkpoint_tells_where_the_run_stands(
