@@ -73,7 +73,7 @@ _rayff() {
 ENDS = {
     # what completes Python's own options comes first
     "bash": """
-_rayff_usual=""
+_rayff_usual="${_rayff_usual:-}"
 if declare -F _completion_loader > /dev/null; then _completion_loader python; fi
 if [[ $(complete -p python 2> /dev/null) =~ -F\\ ([^ ]+) && ${BASH_REMATCH[1]} != _rayff ]]; then
   _rayff_usual="${BASH_REMATCH[1]}"
