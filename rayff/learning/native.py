@@ -43,14 +43,19 @@ def library() -> ctypes.CDLL:
         NoKernelsError: there is no compiler, it fails, or its result cannot be loaded.
     """
     compiler = find_compiler()
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, processor())).encode())
-    target = cache_dir() / f"kernels-{key.hexdigest()[:20]}.so"
+    target = library_file(compiler)
     try:
         if not target.exists():
             _compile(compiler, target)
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise NoKernelsError(f"{target} cannot be used ({error})") from error
+
+
+def library_file(compiler: str) -> Path:
+    """Return where the compiled kernels are kept, once they are."""
+    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, processor())).encode())
+    return cache_dir() / f"kernels-{key.hexdigest()[:20]}.so"
 
 
 @functools.cache

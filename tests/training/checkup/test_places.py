@@ -1,0 +1,112 @@
+"""Folders that cannot be written, full disks, storages that are none, data that is not there."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from rayff.training.checkup import places
+from rayff.training.checkup.finding import examine
+from tests.tasks import write_tiny_task
+
+
+@pytest.fixture
+def a_file(tmp_path: Path) -> Path:
+    """Nothing can be written below it, not even by root."""
+    file = tmp_path / "file"
+    file.write_text("")
+    return file
+
+
+class TestCache:
+    def test_is_written_and_left_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RAYFF_CACHE_DIR", str(tmp_path / "cache"))
+        assert places.cache().state == "ok"
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    def test_cannot_be_written(self, a_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAYFF_CACHE_DIR", str(a_file / "cache"))
+        finding = places.cache()
+        assert finding.state == "slow"
+        assert "RAYFF_CACHE_DIR" in str(finding.remedy)
+
+
+class TestDisks:
+    def have(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+        usage = SimpleNamespace(total=100 * 2**30, free=free)
+        monkeypatch.setattr(psutil, "disk_usage", lambda path: usage)
+
+    def test_a_run_directory_is_not_made(self, tmp_path: Path) -> None:
+        finding = places.run_disk(tmp_path / "runs" / "first")
+        assert finding.state == "ok"
+        assert str(tmp_path) in finding.found
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_disk_without_room_for_checkpoints(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.have(monkeypatch, 2 * places.checkpoint_bytes("resnet"))
+        assert places.run_disk(tmp_path).state == "fails"
+
+    def test_a_place_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(dir: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(places.tempfile, "TemporaryFile", refuse)
+        finding = places.run_disk(tmp_path)
+        assert finding.state == "fails"
+        assert "Permission denied" in finding.found
+        assert "--run-dir" in str(finding.remedy)
+
+    def test_a_disk_so_full_that_ray_stops(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.have(monkeypatch, 6 * 2**30)
+        assert places.ray_disk().state == "ok"
+        self.have(monkeypatch, 4 * 2**30)
+        assert places.ray_disk().state == "fails"
+
+
+class TestStorage:
+    def test_a_folder_is_written_read_and_left_empty(self, tmp_path: Path) -> None:
+        finding = places.storage(str(tmp_path / "copies"))
+        assert finding.state == "ok"
+        assert "1 MiB written, read and deleted" in finding.found
+        assert list((tmp_path / "copies").iterdir()) == []
+
+    def test_a_file_system_of_fsspec(self) -> None:
+        assert places.storage("memory://copies").state == "ok"
+
+    def test_one_that_nobody_knows(self) -> None:
+        finding = examine(lambda: places.storage("nowhere://bucket/runs"))
+        assert finding.state == "fails"
+        assert "nowhere" in finding.found
+        assert "s3://bucket/folder" in str(finding.remedy)
+
+    def test_one_that_cannot_be_written(self, a_file: Path) -> None:
+        finding = places.storage(str(a_file / "copies"))
+        assert finding.state == "fails"
+        assert "cannot be written" in finding.found
+
+    def test_a_key_in_the_uri_is_not_repeated(self) -> None:
+        finding = examine(lambda: places.storage("s3://me:secret@bucket/runs"))
+        assert finding.state == "fails"
+        assert "secret" not in f"{finding.found} {finding.remedy}"
+
+
+class TestData:
+    def test_is_counted(self, tmp_path: Path) -> None:
+        finding = places.data(write_tiny_task(tmp_path / "tiny", num_train=64), None)
+        assert finding.state == "ok"
+        assert finding.found.startswith("tiny: ")
+
+    def test_is_not_there(self, tmp_path: Path) -> None:
+        finding = places.data("mnist", tmp_path)
+        assert finding.state == "fails"
+        assert "'mnist'" in finding.found
+
+    def test_of_a_task_that_nobody_knows(self) -> None:
+        assert "did you mean 'mnist'" in places.data("mnits", None).found
