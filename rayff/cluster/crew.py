@@ -38,6 +38,8 @@ class Crew:
 
     resources: StageResources
     """Of each."""
+    group: PlacementGroup
+    """With a bundle for each, in order."""
     actors: list[ActorHandle[Any]]
     transport: Transport
     _connected: list[list[ActorHandle[Any]]] = field(default_factory=list)
@@ -98,12 +100,12 @@ def open_crew(
     run = prepared.run
     transport = make_transport(run.transport)
     names = [f"{prepared.directory.path.name}:{name}" for name in actor_names(run, count)]
-    with reserve(each, count, notify, patience_s) as group:
+    with reserve(each, count, notify, patience_s, run.placement) as group:
         actors = start_actors(group, each, names, transport)
         try:
             _await_start(group, actors)
             transport.connect(actors)
-            crew = Crew(resources=each, actors=actors, transport=transport)
+            crew = Crew(resources=each, group=group, actors=actors, transport=transport)
             yield crew
             crew.leave_groups()
         finally:

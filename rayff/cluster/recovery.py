@@ -12,6 +12,7 @@ happens. What each actor takes of the cluster is decided once: the number of thr
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Callable
@@ -26,9 +27,11 @@ from rayff.cluster.placement import (
     RESERVE_TIMEOUT_S,
     NoRoomError,
     actor_range,
+    node_names,
     nodes,
     num_actors,
     room,
+    room_beside,
     stage_resources,
 )
 from rayff.cluster.planning import measure
@@ -115,9 +118,10 @@ class Recovery:
     def _count(self, most: int) -> int:
         """Return how many actors the cluster holds; 0 where a signal ended the wait for them."""
         deadline = time.monotonic() + RESERVE_TIMEOUT_S
-        while (held := room(nodes(), self.each)) < self.fewest:
+        run = self.prepared.run
+        while (held := room(nodes(), self.each, apart=run.apart)) < self.fewest:
             if self.keeper is None:
-                stage_resources(self.prepared.run, nodes(), self.fewest)  # says what is missing
+                stage_resources(run, nodes(), self.fewest)  # says what is missing
             if self.stop.requested:
                 return 0
             wanted = f"{self.fewest} actors of {self.each}, of which the cluster holds {held}"
@@ -135,6 +139,7 @@ class Recovery:
         count = len(crew.actors)
         if self.plan is None or self.plan.num_actors != count:
             self.plan = self._plan_for(count)
+        self.plan = dataclasses.replace(self.plan, nodes=node_names(crew.group, count))
         again = self.keeper is not None
         if not again:
             self._begin(self.plan, whole_run)
@@ -166,7 +171,7 @@ class Recovery:
             cuts=plan.cuts,
             observer=self.observer,
             keeper=keeper,
-            change=self._changes,
+            change=lambda stage_s: self._changes(crew, stage_s),
         )
         return loop.train(pipeline, self.stop)
 
@@ -191,15 +196,15 @@ class Recovery:
         )
         self.keeper = whole_run.enter_context(Keeper(self.prepared, self.observer))
 
-    def _changes(self, stage_s: list[float]) -> bool:
+    def _changes(self, crew: Crew, stage_s: list[float]) -> bool:
         """Say at a snapshot whether the plan is to change: for more stages, or other cuts."""
         assert self.plan is not None
         assert self.keeper is not None
         count = self.plan.num_actors
         if self.fewest < self.most and count < self.most:
-            there = nodes()
-            more = min(self.most, room(there, self.each)) - count
-            if more > 0 and _free(self.each.cpus * more, self.each.gpus * more):
+            run = self.prepared.run
+            more = min(self.most, room(nodes(), self.each, apart=run.apart)) - count
+            if more > 0 and room_beside(crew.group, self.each, more, run.placement):
                 self._widen = True
                 self.observer.on_warning(
                     f"the cluster has room for {count + more} stages again: going on with them"
@@ -274,12 +279,6 @@ def _answers(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free(cpus: float, gpus: float) -> bool:
-    """Return whether no other work holds them."""
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return free.get("CPU", 0.0) + 1e-6 >= cpus and free.get("GPU", 0.0) + 1e-6 >= gpus
 
 
 def _shown(cuts: tuple[int, ...]) -> str:
