@@ -18,9 +18,10 @@ from rayff.spec.run import Placement
 
 RESERVE_TIMEOUT_S = 300.0
 """How long other work may hold the resources of a plan that the cluster could hold."""
+APART = ", each on a node of its own (--placement strict_spread)"
+"""What is said behind the actors that are wanted, where that is so."""
 _NOTICE_S = 5.0
 _PROBE_S = 1.0
-_APART = ", each on a node of its own (--placement strict_spread)"
 _ID_SHOWN = 8
 
 
@@ -129,7 +130,7 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
         shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
             f"the cluster cannot hold the plan: {count} actors of {gpus:g} GPUs and "
-            f"{cpus:g} CPUs each are wanted{_APART if run.apart else ''}, and its nodes have "
+            f"{cpus:g} CPUs each are wanted{APART if run.apart else ''}, and its nodes have "
             f"{shown or 'nothing'}; use fewer --stages or --replicas, or "
             + ("--placement spread, or " if run.apart else "")
             + "a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
@@ -184,7 +185,7 @@ def reserve(
         yield around
         return
     group = placement_group([bundle(each)] * count, strategy=placement.upper())
-    apart = _APART if placement == "strict_spread" else ""
+    apart = APART if placement == "strict_spread" else ""
     try:
         _wait(group, f"{count} actors of {each}{apart}", notify, patience_s)
         yield group

@@ -24,6 +24,7 @@ import ray
 from rayff.cluster.crew import Crew, open_crew
 from rayff.cluster.losses import StageLostError
 from rayff.cluster.placement import (
+    APART,
     RESERVE_TIMEOUT_S,
     NoRoomError,
     actor_range,
@@ -124,7 +125,10 @@ class Recovery:
                 stage_resources(run, nodes(), self.fewest)  # says what is missing
             if self.stop.requested:
                 return 0
-            wanted = f"{self.fewest} actors of {self.each}, of which the cluster holds {held}"
+            wanted = (
+                f"{self.fewest} actors of {self.each}{APART if run.apart else ''}, of which the "
+                f"cluster holds {held}"
+            )
             if time.monotonic() > deadline:
                 raise self._ended(f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}", None)
             self.notify(f"waiting for {wanted}")

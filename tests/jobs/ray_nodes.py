@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +35,13 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def short_folder() -> Iterator[str]:
+    """Be a folder for --temp-dir: the names of Ray's sockets in it may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="rayff-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on."""
     with ExitStack() as stack:
@@ -60,15 +66,12 @@ def ray_node(
         flags: of `ray start`.
         prefix: of the command, such as one that enters a namespace.
     """
-    folder = tempfile.mkdtemp(prefix="rayff-")  # its sockets' names may have 107 characters
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     ports = [f"--{name}={port}" for name, port in zip(names, free_ports(3), strict=True)]
-    if "--head" in flags:
-        ports.append(f"--temp-dir={folder}")
     with log.open("w") as output:
         command = [*prefix, str(BIN / "ray"), "start", "--block", *ports, *flags]
         process = psutil.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
         )
     try:
         yield process
@@ -79,7 +82,6 @@ def ray_node(
         for each in left:
             each.kill()
         process.wait(PATIENCE_S)
-        shutil.rmtree(folder, ignore_errors=True)
         assert not ended(family, PATIENCE_S / 2)
 
 

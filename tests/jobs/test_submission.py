@@ -22,6 +22,7 @@ from tests.jobs.ray_nodes import (
     environment,
     free_ports,
     ray_node,
+    short_folder,
     wait_until,
 )
 from tests.tasks import write_tiny_task
@@ -113,8 +114,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         f"--head --port={port} --dashboard-port={dashboard_port} --dashboard-host=127.0.0.1 "
         f"--ray-client-server-port={client_port} --num-cpus=2 --object-store-memory=200000000"
     ).split()
-    with ray_node(folder / "log", own, *flags) as process:
-        url = f"http://127.0.0.1:{dashboard_port}"
+    url = f"http://127.0.0.1:{dashboard_port}"
+    with (
+        short_folder() as temp_dir,
+        ray_node(folder / "log", own, *flags, "--temp-dir", temp_dir) as process,
+    ):
         head = Head(process, url, {**own, "RAY_API_SERVER_ADDRESS": url})
         wait_until(head.is_up, PATIENCE_S, "the dashboard")
         yield head
