@@ -17,11 +17,12 @@ from rayff.cluster.actor import remote_stage
 from rayff.cluster.group import connect, disconnect
 from rayff.cluster.losses import StageLostError, wait_for
 from rayff.cluster.pipeline import RayPipeline
-from rayff.cluster.placement import RESERVE_TIMEOUT_S, reserve
+from rayff.cluster.placement import RESERVE_TIMEOUT_S, node_names, reserve, room_beside
 from rayff.cluster.planning import measure, summing_backend
 from rayff.cluster.transport import Transport, make_transport
 from rayff.partition.plan import Measured, Plan, StageResources
 from rayff.spec import Architecture, RunSpec
+from rayff.spec.run import Placement
 from rayff.training.learner import StageSpec, States
 from rayff.training.preparation import Prepared
 from rayff.training.replicas import Replica
@@ -35,6 +36,8 @@ class Crew:
 
     resources: StageResources
     """Of each."""
+    group: PlacementGroup
+    """With a bundle for each, in order."""
     actors: list[ActorHandle[Any]]
     transport: Transport
     _connected: list[list[ActorHandle[Any]]] = field(default_factory=list)
@@ -43,6 +46,15 @@ class Crew:
     def num_actors(self) -> int:
         """Number of actors."""
         return len(self.actors)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Where each is; nothing where there is one node only."""
+        return node_names(self.group, self.num_actors)
+
+    def has_room_beside(self, more: int, placement: Placement) -> bool:
+        """Return whether that many more would find room now."""
+        return room_beside(self.group, self.resources, more, placement)
 
     def measure(
         self, run: RunSpec, network: Architecture, notify: Callable[[str], None]
@@ -106,12 +118,12 @@ def open_crew(
     run = prepared.run
     transport = make_transport(run.transport)
     names = [f"{prepared.directory.path.name}:{name}" for name in actor_names(run, count)]
-    with reserve(each, count, notify, patience_s) as group:
+    with reserve(each, count, notify, patience_s, run.placement) as group:
         actors = start_actors(group, each, names, transport)
         try:
             _await_start(group, actors)
             transport.connect(actors)
-            crew = Crew(resources=each, actors=actors, transport=transport)
+            crew = Crew(resources=each, group=group, actors=actors, transport=transport)
             yield crew
             crew.leave_groups()
         finally:

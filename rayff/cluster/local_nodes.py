@@ -18,21 +18,23 @@ SYSTEM = {
 
 
 class LocalNodes:
-    """A head without CPUs, and nodes of one CPU each; a context manager.
+    """A head without CPUs, and nodes with CPUs; a context manager.
 
     Args:
         count: of nodes at first.
         store_bytes: of the object store of each.
+        cpus: of each.
 
     Attributes:
         running: the nodes that are there, in the order in which they came.
         environment: of a process that is to join the cluster.
     """
 
-    def __init__(self, count: int, store_bytes: int = 200 * 2**20) -> None:
+    def __init__(self, count: int, store_bytes: int = 200 * 2**20, cpus: int = 1) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self.count = count
         self.store_bytes = store_bytes
+        self.cpus = cpus
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "_system_config": SYSTEM, "include_dashboard": False},
@@ -50,7 +52,9 @@ class LocalNodes:
 
     def add(self) -> None:
         """Start a node; the cluster sees it a moment later."""
-        node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=self.store_bytes)
+        node = self.cluster.add_node(
+            wait=False, num_cpus=self.cpus, object_store_memory=self.store_bytes
+        )
         self.running.append(node)
 
     def remove(self, index: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,15 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
+from rayff.spec.run import Placement
 
 RESERVE_TIMEOUT_S = 300.0
 """How long other work may hold the resources of a plan that the cluster could hold."""
+APART = ", each on a node of its own (--placement strict_spread)"
+"""What is said behind the actors that are wanted, where that is so."""
 _NOTICE_S = 5.0
+_PROBE_S = 1.0
+_ID_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,7 @@ class NoRoomError(UserError):
 
 def nodes() -> list[Node]:
     """Return the nodes of the cluster that are alive."""
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    resources = [node["Resources"] for node in found if node["Alive"]]
+    resources = [node["Resources"] for node in _alive()]
     return [
         Node(
             cpus=r.get("CPU", 0.0),
@@ -48,12 +52,21 @@ def nodes() -> list[Node]:
     ]
 
 
-def room(there: Sequence[Node], each: StageResources) -> int:
-    """Return how many actors of that size the nodes hold; an actor does not span nodes."""
+def _alive() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in found if node["Alive"]]
+
+
+def room(there: Sequence[Node], each: StageResources, *, apart: bool = False) -> int:
+    """Return how many actors of that size the nodes hold; an actor does not span nodes.
+
+    `apart` is whether each is to have a node of its own.
+    """
     return sum(
         min(
             int(node.cpus / each.cpus + 1e-9) if each.cpus else 10**6,
             int(node.gpus / each.gpus + 1e-9) if each.gpus else 10**6,
+            1 if apart else 10**6,
         )
         for node in there
     )
@@ -63,6 +76,7 @@ def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
     """Return how many actors a run has.
 
     One that does not say has one a GPU; on CPUs two stages, or one worker of backpropagation.
+    Where each is to have a node of its own, not more than there are nodes.
     """
     if run.workers is not None:
         return run.workers
@@ -72,15 +86,20 @@ def num_actors(run: RunSpec, there: Sequence[Node], num_layers: int) -> int:
         return run.stages
     if run.cuts is not None:
         return len(run.cuts) + 1
-    gpus = int(sum(node.gpus for node in there)) if run.device != "cpu" else 0
+    gpus = _devices([n.gpus for n in there], run.apart) if run.device != "cpu" else 0
+    cpus = _devices([n.cpus for n in there], run.apart)
     if run.method != "ff":
         return gpus or 1
     if run.elastic_range is not None:
         fewest, most = run.elastic_range
-        devices = gpus or int(sum(node.cpus for node in there))
-        return min(max(fewest, devices), most, num_layers)
-    wanted = gpus or (2 if sum(node.cpus for node in there) >= 2 else 1)
+        return min(max(fewest, gpus or cpus), most, num_layers)
+    wanted = gpus or (2 if cpus >= 2 else 1)
     return wanted if run.replicas == "auto" else min(wanted, num_layers)
+
+
+def _devices(per_node: Sequence[float], apart: bool) -> int:
+    """Return how many actors the nodes have whole devices for."""
+    return sum(amount >= 1 for amount in per_node) if apart else int(sum(per_node))
 
 
 def actor_range(run: RunSpec, there: Sequence[Node], num_layers: int) -> tuple[int, int]:
@@ -101,7 +120,8 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
     """
     gpus = run.gpus_per_stage
     if gpus is None:
-        gpus = _share(count, [n.gpus for n in there]) if run.device != "cpu" else 0.0
+        found = [n.gpus for n in there]
+        gpus = _share(count, found, apart=run.apart) if run.device != "cpu" else 0.0
     if run.device == "cuda" and not (gpus and sum(node.gpus for node in there)):
         raise UserError(
             f"--device cuda: the cluster has {sum(n.gpus for n in there):g} GPUs and a stage "
@@ -109,28 +129,36 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
         )
     cpus = run.cpus_per_stage
     if cpus is None:
-        cpus = 1.0 if gpus else _share(count, [n.cpus for n in there], most=None)
+        found = [n.cpus for n in there]
+        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart)
     each = StageResources(cpus=cpus, gpus=gpus)
-    if room(there, each) < count:
-        found = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
+    if room(there, each, apart=run.apart) < count:
+        shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
             f"the cluster cannot hold the plan: {count} actors of {gpus:g} GPUs and "
-            f"{cpus:g} CPUs each are wanted, and its nodes have {found or 'nothing'}; use "
-            "fewer --stages, --replicas or --workers, or a smaller --cpus-per-stage or "
-            "--gpus-per-stage (fractions share)"
+            f"{cpus:g} CPUs each are wanted{APART if run.apart else ''}, and its nodes have "
+            f"{shown or 'nothing'}; use fewer --stages, --replicas or --workers, or "
+            + ("--placement spread, or " if run.apart else "")
+            + "a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
         )
     return each
 
 
-def _share(count: int, per_node: Sequence[float], most: int | None = 1) -> float:
+def _share(
+    count: int, per_node: Sequence[float], *, most: int | None = 1, apart: bool = False
+) -> float:
     """Return the largest whole number, or else fraction 1/k, that every actor can have.
 
-    `most` bounds it; an actor takes all its resources from one node. 0 where there is nothing.
+    `most` bounds it; an actor takes all its resources from one node, and where they are `apart`
+    only one from each. 0 where there is nothing.
     """
     total = sum(per_node)
     if total <= 0:
         return 0.0
     largest = int(max(per_node)) if most is None else most
+    if apart:  # the richest nodes, of which the poorest decides
+        least = min(amount for amount in sorted(per_node)[-count:] if amount > 0)
+        return float(min(int(least), largest)) if least >= 1 else least
     for whole in range(largest, 0, -1):
         if sum(int(amount // whole) for amount in per_node) >= count:
             return float(whole)
@@ -148,8 +176,9 @@ def reserve(
     count: int,
     notify: Callable[[str], None],
     patience_s: float = RESERVE_TIMEOUT_S,
+    placement: Placement = "pack",
 ) -> Iterator[PlacementGroup]:
-    """Hold one placement group with a bundle for each actor.
+    """Hold one placement group with a bundle for each actor, placed as the run says.
 
     Where this process itself runs in a group with such bundles, as a trial of a search does, that
     one is used and kept.
@@ -158,15 +187,67 @@ def reserve(
         NoRoomError: the cluster does not give the resources in time.
     """
     around = get_current_placement_group()
-    if around is not None and _holds(around, each, count):
+    if around is not None and _holds(around, each, count, placement):
         yield around
         return
-    group = placement_group([bundle(each)] * count, strategy="PACK")
+    group = placement_group([bundle(each)] * count, strategy=placement.upper())
+    apart = APART if placement == "strict_spread" else ""
     try:
-        _wait(group, f"{count} actors of {each}", notify, patience_s)
+        _wait(group, f"{count} actors of {each}{apart}", notify, patience_s)
         yield group
     finally:
         remove_placement_group(group)
+
+
+def room_beside(
+    group: PlacementGroup, each: StageResources, more: int, placement: Placement
+) -> bool:
+    """Return whether that many actors more would find room now, beside those of the group."""
+    taken = ",".join(dict.fromkeys(filter(None, _node_ids(group))))
+    elsewhere = {"ray.io/node-id": f"!in({taken})"} if placement == "strict_spread" else {}
+    probe = placement_group(
+        [bundle(each)] * more,
+        strategy=placement.upper(),
+        bundle_label_selector=[elsewhere] * more,
+    )
+    try:
+        return bool(probe.wait(_PROBE_S))
+    finally:
+        remove_placement_group(probe)
+
+
+def node_names(group: PlacementGroup, count: int) -> tuple[str, ...]:
+    """Return where the first `count` bundles are; nothing where there is one node only."""
+    alive = _alive()
+    if len(alive) < 2:
+        return ()
+    names = short_names(
+        {n["NodeID"]: (n["NodeManagerHostname"], n["NodeManagerAddress"]) for n in alive}
+    )
+    return tuple(names.get(node, "a lost node") for node in _node_ids(group)[:count])
+
+
+def short_names(there: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return the shortest name that tells each node from the others.
+
+    Args:
+        there: host name and address of each node, by its id.
+    """
+    choices = (
+        {node: host.partition(".")[0] for node, (host, _) in there.items()},
+        {node: host for node, (host, _) in there.items()},
+        {node: address for node, (_, address) in there.items()},
+    )
+    for names in choices:
+        if all(names.values()) and len(set(names.values())) == len(names):
+            return names
+    return {node: node[:_ID_SHOWN] for node in there}
+
+
+def _node_ids(group: PlacementGroup) -> list[str]:
+    """Return the node of each bundle, in order; nothing for one that has just lost its node."""
+    where: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return [where.get(index, "") for index in range(group.bundle_count)]
 
 
 def bundle(each: StageResources) -> dict[str, float]:
@@ -174,8 +255,13 @@ def bundle(each: StageResources) -> dict[str, float]:
     return {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
 
 
-def _holds(group: PlacementGroup, each: StageResources, count: int) -> bool:
+def _holds(group: PlacementGroup, each: StageResources, count: int, placement: Placement) -> bool:
     """Return whether the first `count` bundles of a group have room for an actor each."""
+    if (
+        placement == "strict_spread"
+        and placement_group_table(group)["strategy"] != "STRICT_SPREAD"
+    ):
+        return False
     bundles: list[dict[str, float]] = group.bundle_specs[:count]
     return len(bundles) == count and all(
         there.get(kind, 0.0) >= amount

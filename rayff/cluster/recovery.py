@@ -12,6 +12,7 @@ happens. What each actor takes of the cluster is decided once: the number of thr
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import ray
 from rayff.cluster.crew import open_crew
 from rayff.cluster.losses import StageLostError
 from rayff.cluster.placement import (
+    APART,
     RESERVE_TIMEOUT_S,
     NoRoomError,
     actor_range,
@@ -35,6 +37,7 @@ from rayff.cluster.window import run_chunk, run_window
 from rayff.cluster.workers import open_workers
 from rayff.partition.plan import Measured, Plan, StageResources, make_plan, rebalanced
 from rayff.spec import Architecture, RunError, RunSpec, UserError
+from rayff.spec.run import Placement
 from rayff.training.keeper import Keeper
 from rayff.training.learner import States
 from rayff.training.loop import Loop, Observer
@@ -52,6 +55,15 @@ class Crew(Protocol):
     @property
     def num_actors(self) -> int:
         """How many they are."""
+        ...
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Where each is; nothing where there is one node only."""
+        ...
+
+    def has_room_beside(self, more: int, placement: Placement) -> bool:
+        """Return whether that many more would find room now."""
         ...
 
     def measure(
@@ -152,12 +164,16 @@ class Recovery:
     def _count(self, most: int) -> int:
         """Return how many actors the cluster holds; 0 where a signal ended the wait for them."""
         deadline = time.monotonic() + RESERVE_TIMEOUT_S
-        while (held := room(nodes(), self.each)) < self.fewest:
+        run = self.prepared.run
+        while (held := room(nodes(), self.each, apart=run.apart)) < self.fewest:
             if self.keeper is None:
-                stage_resources(self.prepared.run, nodes(), self.fewest)  # says what is missing
+                stage_resources(run, nodes(), self.fewest)  # says what is missing
             if self.stop.requested:
                 return 0
-            wanted = f"{self.fewest} actors of {self.each}, of which the cluster holds {held}"
+            wanted = (
+                f"{self.fewest} actors of {self.each}{APART if run.apart else ''}, of which the "
+                f"cluster holds {held}"
+            )
             if time.monotonic() > deadline:
                 raise self._ended(f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}", None)
             self.notify(f"waiting for {wanted}")
@@ -172,6 +188,7 @@ class Recovery:
         count = crew.num_actors
         if self.plan is None or self.plan.num_actors != count:
             self.plan = self._plan_for(count)
+        self.plan = dataclasses.replace(self.plan, nodes=crew.node_names)
         again = self.keeper is not None
         if not again:
             self._begin(self.plan, whole_run)
@@ -203,7 +220,7 @@ class Recovery:
             cuts=plan.cuts,
             observer=self.observer,
             keeper=keeper,
-            change=self._changes,
+            change=lambda stage_s: self._changes(crew, stage_s),
         )
         return loop.train(pipeline, self.stop)
 
@@ -228,15 +245,15 @@ class Recovery:
         )
         self.keeper = whole_run.enter_context(Keeper(self.prepared, self.observer))
 
-    def _changes(self, stage_s: list[float]) -> bool:
+    def _changes(self, crew: Crew, stage_s: list[float]) -> bool:
         """Say at a snapshot whether the plan is to change: for more stages, or other cuts."""
         assert self.plan is not None
         assert self.keeper is not None
         count = self.plan.num_actors
         if self.fewest < self.most and count < self.most:
-            there = nodes()
-            more = min(self.most, room(there, self.each)) - count
-            if more > 0 and _free(self.each.cpus * more, self.each.gpus * more):
+            run = self.prepared.run
+            more = min(self.most, room(nodes(), self.each, apart=run.apart)) - count
+            if more > 0 and crew.has_room_beside(more, run.placement):
                 self._widen = True
                 self.observer.on_warning(
                     f"the cluster has room for {count + more} stages again: going on with them"
@@ -311,12 +328,6 @@ def _answers(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free(cpus: float, gpus: float) -> bool:
-    """Return whether no other work holds them."""
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return free.get("CPU", 0.0) + 1e-6 >= cpus and free.get("GPU", 0.0) + 1e-6 >= gpus
 
 
 def _shown(cuts: tuple[int, ...]) -> str:

@@ -50,10 +50,13 @@ def trial_bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     to nothing, and says so itself when it starts: the others go on.
     """
     try:
-        count, each = trial_resources(trial_run(config), nodes())
+        run = trial_run(config)
+        count, each = trial_resources(run, nodes())
     except UserError:
         return tune.PlacementGroupFactory([{"CPU": 0.01}])
-    return tune.PlacementGroupFactory([{}, *[bundle(each)] * count])
+    return tune.PlacementGroupFactory(
+        [{}, *[bundle(each)] * count], strategy=run.placement.upper()
+    )
 
 
 def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], None]:

@@ -35,7 +35,7 @@ from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.partition.plan import Measured, Plan, StageResources
 from rayff.spec import Architecture, RunSpec, UserError
-from rayff.spec.run import Precision
+from rayff.spec.run import Placement, Precision
 from rayff.training.end_to_end import EndToEndLearner
 from rayff.training.learner import StageSpec, States
 from rayff.training.messages import Batch, Command, Report
@@ -177,6 +177,15 @@ class Workers:
 
     def __post_init__(self) -> None:
         self._waiting = [deque() for _ in range(self.num_actors)]
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Where each is, which TorchTrainer decides: nothing is said of it."""
+        return ()
+
+    def has_room_beside(self, more: int, placement: Placement) -> bool:
+        """Return False: as many workers as at the start divide each batch."""
+        return False
 
     def measure(
         self, run: RunSpec, network: Architecture, notify: Callable[[str], None]
@@ -334,6 +343,7 @@ def open_workers(
                 num_workers=count,
                 use_gpu=each.gpus > 0,
                 resources_per_worker=bundle(each),
+                placement_strategy=prepared.run.placement.upper(),
             ),
             run_config=ray.train.RunConfig(name=name, storage_path=scratch),
         )

@@ -60,6 +60,8 @@ class Plan:
     """Of each layer."""
     method: Method = "ff"
     """By backpropagation there is one stage, whose replicas are the workers."""
+    nodes: tuple[str, ...] = ()
+    """Where each actor is, once they have started and where there are several nodes."""
 
     @property
     def num_stages(self) -> int:
@@ -80,14 +82,17 @@ class Plan:
 
     @property
     def stage_names(self) -> list[str]:
-        """The layers of each stage, such as "layers 0-4", and its replicas, such as "x2"."""
+        """The layers of each stage, such as "layers 0-4", its replicas, such as "x2", and its
+        nodes, such as "on gpu-1"."""
         if self.method != "ff":
             return [_counted(self.num_actors, "worker")]
+        where = self.by_stage(self.nodes) if self.nodes else [[] for _ in self.replicas]
         return [
             ("layers " if "-" in layers else "layer ")
             + layers
             + (f" x{count}" if count > 1 else "")
-            for layers, count in zip(self.layer_ranges, self.replicas, strict=True)
+            + (f" on {', '.join(dict.fromkeys(nodes))}" if nodes else "")
+            for layers, count, nodes in zip(self.layer_ranges, self.replicas, where, strict=True)
         ]
 
     @property

@@ -18,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 RuleName = Literal["fast", "plain"]
 Transport = Literal["object-store", "nccl", "gloo", "nixl"]
+Placement = Literal["pack", "spread", "strict_spread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class RunSpec:
 
     stages: int | None = None
     """Number of stages the layers are cut into; with --replicas auto the number of actors in all.
-    Default: one a GPU; without GPUs, two."""
+    Default: one a GPU; without GPUs, two; with --placement strict_spread one a node at most."""
     elastic: str | None = None
     """Fewest and most stages, such as 2:4: as many as the cluster holds, now and at each later
     snapshot. Default: the number of stages at the start, and fewer when nodes are lost; a run with
@@ -96,6 +97,9 @@ class RunSpec:
     transport: Transport = "object-store"
     """How activations travel: Ray's object store, or directly between the actors (nccl or nixl
     for GPUs, gloo for CPUs)."""
+    placement: Placement = "pack"
+    """Where the actors go: on as few nodes as hold them (pack), on as many as there are (spread),
+    or each on a node of its own (strict_spread), so that a node that is lost takes one with it."""
     device: Device = "auto"
     """Where the layers compute; auto takes GPUs where the cluster has them."""
     cpus_per_stage: float | None = None
@@ -181,6 +185,11 @@ class RunSpec:
         if self.replicas in (None, "auto"):
             return None
         return tuple(int(count) for count in str(self.replicas).split(","))
+
+    @property
+    def apart(self) -> bool:
+        """Whether each actor is to have a node of its own."""
+        return self.placement == "strict_spread"
 
     def recipe(self, task_recipe: Mapping[str, Any]) -> Recipe:
         """Return the paper's recipe for the architecture, the task's own values over it, and
@@ -284,6 +293,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rule": ("fast", "plain"),
     "device": ("auto", "cpu", "cuda"),
     "transport": ("object-store", "nccl", "gloo", "nixl"),
+    "placement": ("pack", "spread", "strict_spread"),
 }
 
 

@@ -35,8 +35,9 @@ def duration(seconds: float | None) -> str:
 
 def stage_lines(names: Sequence[str], busy: NDArray[np.float64], width: int) -> list[Table]:
     """Return a small bar a stage, a star behind the busiest; at most four lines if they fit."""
-    name_width = max(map(len, names))
-    cell_width = name_width + BAR_WIDTH + len("  100%*   ")
+    beside = BAR_WIDTH + len("  100%*   ")
+    name_width = min(max(map(len, names)), max(1, width - beside))
+    cell_width = name_width + beside
     columns = max(1, min(width // cell_width, -(-len(names) // 4)))
     busiest = int(busy.argmax()) if len(names) > 1 and busy.any() else -1
     lines = []
@@ -53,7 +54,9 @@ def stage_lines(names: Sequence[str], busy: NDArray[np.float64], width: int) -> 
                 complete_style=style or "cyan",
                 finished_style=style or "cyan",
             )
-            cells += [Text(names[stage].ljust(name_width)), bar, Text(share, style)]
+            name = Text(names[stage])
+            name.truncate(name_width, overflow="ellipsis", pad=True)
+            cells += [name, bar, Text(share, style)]
         line.add_row(*cells)
         lines.append(line)
     return lines

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayff.cluster.placement import Node, num_actors, room, stage_resources
+from rayff.cluster.placement import Node, num_actors, room, short_names, stage_resources
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
 
@@ -66,6 +66,67 @@ class TestAnEvenShare:
     def test_room_counts_whole_stages_on_each_node(self) -> None:
         assert room(cpu_nodes(3, 3), StageResources(cpus=2, gpus=0)) == 2
         assert room([Node(cpus=1, gpus=4)], StageResources(cpus=0.5, gpus=1)) == 2
+
+
+class TestEachOnANodeOfItsOwn:
+    RUN = RunSpec(placement="strict_spread")
+
+    def test_a_node_has_room_for_one(self) -> None:
+        each = StageResources(cpus=1, gpus=0)
+        assert room(cpu_nodes(4, 2, 0), each, apart=True) == 2
+        assert room(cpu_nodes(4, 2, 0), each) == 6
+
+    def test_there_are_not_more_actors_than_nodes(self) -> None:
+        gpus = [Node(cpus=8, gpus=2)] * 3
+        assert num_actors(self.RUN, gpus, 17) == 3
+        assert num_actors(self.RUN, cpu_nodes(0, 8), 17) == 1
+        assert num_actors(self.RUN, cpu_nodes(8, 8, 8), 17) == 2
+        elastic = RunSpec(placement="strict_spread", elastic="1:9")
+        assert num_actors(elastic, cpu_nodes(0, 8, 8, 8), 17) == 3
+
+    @pytest.mark.parametrize(
+        ("cpus", "count", "each"),
+        [((4, 4), 2, 4.0), ((8, 2, 4), 2, 4.0), ((0, 8, 2, 4), 3, 2.0), ((0.5, 4), 2, 0.5)],
+    )
+    def test_the_poorest_of_the_nodes_decides_the_share(
+        self, cpus: tuple[float, ...], count: int, each: float
+    ) -> None:
+        found = stage_resources(self.RUN, cpu_nodes(*cpus), count)
+        assert found == StageResources(cpus=each, gpus=0.0)
+
+    def test_more_actors_than_nodes_are_refused(self) -> None:
+        sentence = (
+            r"3 actors of 0 GPUs and 8 CPUs each are wanted, each on a node of its own "
+            r"\(--placement strict_spread\), and its nodes have \(0 GPUs, 8 CPUs\) \+ "
+            r"\(0 GPUs, 8 CPUs\); use fewer --stages, --replicas or --workers, or --placement spread"
+        )
+        with pytest.raises(UserError, match=sentence):
+            stage_resources(self.RUN, cpu_nodes(8, 8), 3)
+        shared = RunSpec(placement="strict_spread", gpus_per_stage=0.5)
+        with pytest.raises(UserError, match="2 actors of 0.5 GPUs .* a node of its own"):
+            stage_resources(shared, [Node(cpus=8, gpus=1)], 2)
+
+
+class TestNodesAreNamed:
+    @pytest.mark.parametrize(
+        ("there", "names"),
+        [
+            (
+                [("gpu-1.example.org", "10.0.0.1"), ("gpu-2.example.org", "10.0.0.2")],
+                ["gpu-1", "gpu-2"],
+            ),
+            ([("node.a", "10.0.0.1"), ("node.b", "10.0.0.2")], ["node.a", "node.b"]),
+            ([("node", "10.0.0.1"), ("node", "10.0.0.2")], ["10.0.0.1", "10.0.0.2"]),
+            ([("", "10.0.0.1"), ("node", "10.0.0.2")], ["10.0.0.1", "10.0.0.2"]),
+            ([("node", "127.0.0.1")] * 2, ["00000000", "11111111"]),
+        ],
+        ids=str,
+    )
+    def test_by_what_tells_them_apart(
+        self, there: list[tuple[str, str]], names: list[str]
+    ) -> None:
+        by_id = {str(index) * 56: where for index, where in enumerate(there)}
+        assert list(short_names(by_id).values()) == names
 
 
 class TestAPlanTooLargeIsRefused:

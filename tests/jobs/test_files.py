@@ -42,6 +42,15 @@ def test_the_scripts_are_shell(name: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.parametrize(
+    "flags", [[], ["--arch", "resnet"], ["--run-dir", "runs/first"], ["--run-dir="]], ids=str
+)
+def test_a_submission_says_where_the_run_is_kept(flags: list[str]) -> None:
+    refused = subprocess.run([JOBS / "submit.sh", *flags], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --run-dir: give a full path of the head node")
+
+
 class TestKubeRay:
     def test_a_job_calls_a_training_that_can_be(self) -> None:
         job = manifest("kuberay-rayjob.yaml")
@@ -68,8 +77,11 @@ class TestKubeRay:
 
 @pytest.mark.parametrize("path", sorted(JOBS.iterdir()), ids=lambda path: path.name)
 def test_the_examples_in_comments_are_trainings(path: Path) -> None:
-    examples = re.findall(r"#\s+(?:\S+=\S+ )?(?:sbatch )?jobs/\S+\.sh (--.*)", path.read_text())
+    text = re.sub(r" \\\n#\s+", " ", path.read_text())
+    examples = re.findall(r"#\s+(?:\S+=\S+ )?(?:sbatch )?jobs/\S+\.sh (--.*)", text)
     for flags in examples:
-        assert train_flags(f"python -m rayff.train {flags}").arch == "resnet"
+        command = train_flags(f"python -m rayff.train {flags}")
+        assert command.arch == "resnet"
+        assert command.run_dir is not None
     if path.suffix == ".sh":
         assert examples

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -67,6 +68,15 @@ class TestNames:
         assert three.by_stage("abcdefgh") == [["a", "b", "c"], ["d", "e"], ["f"]]
         assert three.stages_s == pytest.approx([1 / 3, 0, 0])
         assert three.speedup == pytest.approx(3)
+
+    def test_nodes_are_named_where_there_are_several(self, resnet: Architecture):
+        three = plan(resnet, (1, 9), replicas=(3, 2, 1))
+        placed = dataclasses.replace(three, nodes=("a", "b", "a", "c", "c", "b"))
+        assert placed.stage_names == [
+            "layer 0 x3 on a, b",
+            "layers 1-8 x2 on c",
+            "layers 9-16 on b",
+        ]
 
     @pytest.mark.parametrize(
         ("cpus", "gpus", "shown"),

@@ -34,6 +34,7 @@ EVERYTHING = RunSpec(
     chunk=3,
     window=6,
     transport="gloo",
+    placement="strict_spread",
     device="cpu",
     cpus_per_stage=1.5,
     gpus_per_stage=0.5,
@@ -111,6 +112,8 @@ class TestValidation:
             ("device", "cuda:0", "cuda"),
             ("transport", "object_store", "object-store"),
             ("transport", "ncll", "nccl"),
+            ("placement", "strict-spread", "strict_spread"),
+            ("placement", "STRICT_PACK", None),
         ],
     )
     def test_an_unknown_choice_is_answered_with_the_known_ones(
@@ -123,6 +126,7 @@ class TestValidation:
             "precision": "fp32, bf16",
             "device": "auto, cpu, cuda",
             "transport": "object-store, nccl, gloo, nixl",
+            "placement": "pack, spread, strict_spread",
         }[field]
         assert str(caught.value).endswith(f"known are {known}")
         if meant:
@@ -134,6 +138,7 @@ class TestValidation:
             "precision": ("fp32", "bf16"),
             "device": ("auto", "cpu", "cuda"),
             "transport": ("object-store", "nccl", "gloo", "nixl"),
+            "placement": ("pack", "spread", "strict_spread"),
         }.items():
             assert [getattr(RunSpec(**{field: value}), field) for value in values] == list(values)
 
@@ -391,6 +396,7 @@ class TestResuming:
                 chunk=1,
                 window=2,
                 transport="object-store",
+                placement="pack",
                 device="auto",
                 cpus_per_stage=None,
                 gpus_per_stage=None,

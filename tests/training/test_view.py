@@ -342,6 +342,19 @@ class TestPieces:
         assert len(stage_lines(names, busy, width=80)) == 6
         assert len(stage_lines(names, busy, width=20)) == 17
 
+    def test_a_name_that_is_too_long_is_cut_and_the_share_stays(self) -> None:
+        names = ["layers 0-1 on gpu-1", "layers 2-3 on a-node-with-a-long-name"]
+        for width, shown in (
+            (80, names),
+            (40, ["layers 0-1 on gpu-1   ", "layers 2-3 on a-node-\u2026 "]),
+        ):
+            console = Console(file=io.StringIO(), width=width)
+            with console.capture() as capture:
+                console.print(*stage_lines(names, np.array([0.5, 1.0]), width), sep="\n")
+            lines = capture.get().splitlines()
+            assert all(name in line for name, line in zip(shown, lines, strict=True))
+            assert [line.split()[-1] for line in lines] == ["50%", "100%*"]
+
     def test_a_moving_rate_forgets(self) -> None:
         rate = MovingRate()
         assert rate.per_s() == 0.0

@@ -1,0 +1,229 @@
+"""Real jobs on a real head node: its job server takes them, runs them and stops them."""
+
+import json
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import rayff
+from tests.cli.test_train import layer_files
+from tests.jobs.ray_nodes import (
+    PATIENCE_S,
+    REPOSITORY,
+    environment,
+    free_ports,
+    ray_node,
+    short_folder,
+    wait_until,
+)
+from tests.tasks import write_tiny_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TINY = (
+    "--arch=tinycnn --width=4 --batch-size=16 --lr=0.01 --precision=fp32 --kernels=conv "
+    "--stages=2 --cpus-per-stage=1 --chunk=1"
+).split()
+RUN_DIRECTORY = {
+    "architecture.json",
+    "checkpoints",
+    "config.json",
+    "events.jsonl",
+    "metrics.csv",
+    "metrics.parquet",
+    "model.safetensors",
+    "tensorboard",
+    "timeline.parquet",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A submission that was followed to the job's end."""
+
+    code: int
+    seen: str
+    """What the client printed."""
+    log: str
+    """What the job printed."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A node with a job server."""
+
+    process: psutil.Process
+    url: str
+    environment: dict[str, str]
+    """Of clients."""
+
+    def ask(self, path: str) -> Any:
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(
+            f"{self.url}/api/{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+            return json.load(answer)
+
+    def is_up(self) -> bool:
+        assert self.process.is_running()
+        try:
+            return bool(self.ask("version"))
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def run(self, *command: str | Path) -> Done:
+        """Run a command that submits a job and follows it."""
+        done = subprocess.run(
+            list(map(str, command)),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=2 * PATIENCE_S,
+        )
+        found = re.search(r"Job '(\w+)' submitted", done.stdout)
+        assert found, done.stdout
+        return Done(code=done.returncode, seen=done.stdout, log=self.log(found[1]))
+
+    def log(self, job: str) -> str:
+        """Return what a job printed, without Ray's own lines above."""
+        text: str = self.ask(f"jobs/{job}/logs")["logs"]
+        return text.partition("Running entrypoint for job ")[2].partition("\n")[2]
+
+    def stages(self) -> list[psutil.Process]:
+        family = self.process.children(recursive=True)
+        return [p for p in family if "StageActor" in " ".join(p.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    folder = tmp_path_factory.mktemp("head")
+    own = environment(folder)
+    port, dashboard_port, client_port = free_ports(3)
+    flags = (
+        f"--head --port={port} --dashboard-port={dashboard_port} --dashboard-host=127.0.0.1 "
+        f"--ray-client-server-port={client_port} --num-cpus=2 --object-store-memory=200000000"
+    ).split()
+    url = f"http://127.0.0.1:{dashboard_port}"
+    with (
+        short_folder() as temp_dir,
+        ray_node(folder / "log", own, *flags, "--temp-dir", temp_dir) as process,
+    ):
+        head = Head(process, url, {**own, "RAY_API_SERVER_ADDRESS": url})
+        wait_until(head.is_up, PATIENCE_S, "the dashboard")
+        yield head
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_task(tmp_path_factory.mktemp("task"), num_train=640)
+
+
+@pytest.fixture(scope="module")
+def options(task: str) -> list[str]:
+    return [*TINY, "--task", task, "--epochs=12"]
+
+
+@pytest.fixture(scope="module")
+def whole(head: Head, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A job from a clone, run to its end."""
+    run_dir = tmp_path_factory.getbasetemp() / "whole run"  # a name that wants quotes
+    return head.run(REPOSITORY / "jobs/submit.sh", *options, "--run-dir", run_dir)
+
+
+@pytest.fixture
+def whole_run(whole: Done, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "whole run"
+
+
+class TestAJobFromAClone:
+    def test_trains_to_its_end(self, whole: Done, whole_run: Path) -> None:
+        assert whole.code == 0, whole.seen
+        assert {path.name for path in whole_run.iterdir()} == RUN_DIRECTORY
+        assert 0 <= rayff.evaluate(whole_run).accuracy <= 100
+
+    def test_prints_plain_lines(self, whole: Done, whole_run: Path) -> None:
+        assert not re.search(r"[^\n -~]", whole.log)
+        lines = whole.log.splitlines()
+        assert f"run directory {whole_run}" in lines
+        assert sum(line.startswith("epoch 12/12  loss ") for line in lines) == 1
+        assert lines[-1].startswith("all 12 epochs done, after ")
+        assert all(line in whole.seen for line in lines), "the client shows what the job prints"
+
+    def test_with_a_mistake_or_without_its_data_fails_with_one_sentence(
+        self, head: Head, tmp_path: Path
+    ) -> None:
+        run_dir = tmp_path / "run"
+        mistakes = {
+            "--arch=resnt": r"error: unknown architecture 'resnt' \(did you mean 'resnet'\?\)",
+            "--task=mnist --data-dir=/nowhere": r"error: .*/nowhere",
+        }
+
+        def submit(flags: str) -> Done:
+            submit_sh = REPOSITORY / "jobs/submit.sh"
+            return head.run(submit_sh, *flags.split(), f"--run-dir={run_dir}")
+
+        with ThreadPoolExecutor() as pool:  # side by side, for they mostly wait
+            submitted = list(pool.map(submit, mistakes))
+        for done, sentence in zip(submitted, mistakes.values(), strict=True):
+            assert done.code == 1, done.seen
+            assert "failed with exit code 2" in done.seen
+            assert re.fullmatch(f"{sentence}[^\\n]*\\n", done.log)
+        assert not run_dir.exists()
+
+
+class TestAJobOfTheInstalledPackage:
+    """It has no working directory: the nodes have the package."""
+
+    def test_that_is_stopped_leaves_a_checkpoint_and_no_actor_and_resumes_with_the_same_bits(
+        self, head: Head, options: list[str], whole_run: Path, tmp_path: Path
+    ) -> None:
+        run_dir = tmp_path / "run"
+        waits = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+        submit = ["ray", "job", "submit", "--runtime-env-json", waits]
+        train = ["python", "-m", "rayff.train", "--run-dir", str(run_dir)]
+        with subprocess.Popen(
+            [*submit, "--submission-id=stopped", "--", *train, *options],
+            env=head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as client:
+            wait_until(
+                lambda: any(run_dir.glob("checkpoints/step-*/manifest.json")),
+                PATIENCE_S,
+                "a checkpoint",
+            )
+            assert len(head.stages()) == 2
+            subprocess.run(
+                ["ray", "job", "stop", "stopped"],
+                env=head.environment,
+                capture_output=True,
+                check=True,
+                timeout=PATIENCE_S,
+            )
+            client.communicate(timeout=PATIENCE_S)
+        assert head.ask("jobs/stopped")["status"] == "STOPPED"
+        log = head.log("stopped")
+        assert "warning: SIGTERM: stopping behind the chunks in flight" in log
+        assert log.splitlines()[-1].startswith("ended ")
+        wait_until(lambda: not head.stages(), PATIENCE_S, "the actors to be gone")
+        reached = max(path.name for path in run_dir.glob("checkpoints/step-*"))
+        assert reached < max(path.name for path in whole_run.glob("checkpoints/step-*"))
+
+        again = head.run(*submit, "--", *train, "--resume")
+        assert again.code == 0, again.seen
+        assert f"resumed from the checkpoint of step {int(reached[5:])}\n" in again.log
+        assert {path.name for path in run_dir.iterdir()} == RUN_DIRECTORY
+        assert layer_files(run_dir) == layer_files(whole_run)
+        assert len(layer_files(run_dir)) == 4

@@ -1,0 +1,186 @@
+"""Two nodes that share no network but a cable, and a run that goes on when it is cut.
+
+Two network namespaces, joined by a pair of virtual interfaces, each with a Ray node that sees
+files of its own in Ray's folder; the driver is on the head.
+
+    machine a: 10.213.0.1, head, driver  ---- veth ----  machine b: 10.213.0.2
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayff.cluster.local_nodes import SYSTEM
+from tests.cli.test_train import layer_files
+from tests.cluster.test_recovery import events
+from tests.jobs.ray_nodes import (
+    PATIENCE_S,
+    environment,
+    free_ports,
+    ray_node,
+    short_folder,
+    wait_until,
+)
+from tests.tasks import write_tiny_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ADDRESSES = ("10.213.0.1", "10.213.0.2")
+OPTIONS = (
+    "--arch=tinycnn --width=4 --batch-size=16 --lr=0.01 --precision=fp32 --kernels=conv "
+    "--stages=2 --cpus-per-stage=1 --chunk=1 --epochs=8"
+).split()
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two namespaces with a node in each."""
+
+    names: tuple[str, str]
+    environment: dict[str, str]
+    """Of the driver."""
+    started: list[psutil.Process] = field(default_factory=list)
+
+    def plug(self, state: str) -> None:
+        """Set the interface of machine b up or down."""
+        ip("-n", self.names[1], "link", "set", "wire", state)
+
+    def train(self, *flags: str, log: Path) -> psutil.Process:
+        """Start a training with its driver on machine a."""
+        command = [sys.executable, "-m", "rayff.train", *OPTIONS, *flags]
+        with log.open("w") as output:
+            process = psutil.Popen(
+                ["ip", "netns", "exec", self.names[0], *command],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+            )
+        self.started.append(process)
+        return process
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+def wire(names: tuple[str, str]) -> None:
+    """Join the namespaces; each finds the other, and its own address, as on a real network."""
+    for name in names:
+        ip("-n", name, "link", "set", "lo", "up")
+    ip("-n", names[0], *"link add wire type veth peer name wire netns".split(), names[1])
+    for name, own, other in zip(names, ADDRESSES, reversed(ADDRESSES), strict=True):
+        ip("-n", name, "address", "add", f"{own}/24", "dev", "wire")
+        ip("-n", name, "link", "set", "wire", "up")
+        ip("-n", name, "route", "add", "default", "via", other)
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> Iterator[tuple[str, str]]:
+    if not (shutil.which("ip") and shutil.which("unshare")):
+        pytest.skip("needs the commands ip and unshare, to make network namespaces")
+    names = (f"rayff-{os.getpid()}-a", f"rayff-{os.getpid()}-b")
+    with ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "delete", name)
+            wire(names)
+            ip("netns", "exec", names[1], "unshare", "--mount", "true")
+        except OSError as error:
+            pytest.skip(f"may not make network namespaces here: {error}")
+        yield names
+
+
+@pytest.fixture
+def machines(namespaces: tuple[str, str], tmp_path: Path) -> Iterator[Machines]:
+    own = environment(tmp_path)
+    port, client_port, *_ = free_ports(2)
+    address = f"{ADDRESSES[0]}:{port}"
+    head = (
+        f"--head --port={port} --node-ip-address={ADDRESSES[0]} --include-dashboard=false "
+        f"--ray-client-server-port={client_port}"
+    ).split()
+    node = [f"--address={address}", f"--node-ip-address={ADDRESSES[1]}"]
+    size = ["--num-cpus=2", "--object-store-memory=200000000"]
+    (tmp_path / "b").mkdir()
+    with ExitStack() as stack:
+        temp_dir = stack.enter_context(short_folder())
+        apart = f'mount --bind "{tmp_path}/b" "{temp_dir}" && exec "$@"'
+        prefixes = [["ip", "netns", "exec", name] for name in namespaces]
+        prefixes[1] += ["unshare", "--mount", "sh", "-c", apart, "sh"]
+        stack.enter_context(
+            ray_node(
+                tmp_path / "a.log",
+                own,
+                *head,
+                *size,
+                f"--temp-dir={temp_dir}",
+                f"--system-config={json.dumps(SYSTEM)}",
+                prefix=prefixes[0],
+            )
+        )
+        wait_until(lambda: listens(namespaces[0], port), PATIENCE_S, "the head")
+        stack.enter_context(ray_node(tmp_path / "b.log", own, *node, *size, prefix=prefixes[1]))
+        wait_until(
+            lambda: "Ray runtime started" in (tmp_path / "b.log").read_text(), PATIENCE_S, "b"
+        )
+        machines = Machines(namespaces, {**own, "RAY_ADDRESS": address})
+        try:
+            yield machines
+        finally:
+            for process in machines.started:
+                if process.is_running():
+                    process.kill()
+                process.wait()
+            machines.plug("up")  # or it would try for half a minute to take its leave
+
+
+def listens(namespace: str, port: int) -> bool:
+    command = f"import socket; socket.create_connection(({ADDRESSES[0]!r}, {port}), 1)"
+    entered = ["ip", "netns", "exec", namespace, sys.executable, "-c", command]
+    return subprocess.run(entered, capture_output=True).returncode == 0
+
+
+def test_a_run_goes_on_with_the_same_bits_when_the_cable_is_cut(
+    machines: Machines, tmp_path: Path
+) -> None:
+    task = write_tiny_task(tmp_path / "task", num_train=640)
+    flags = [f"--task={task}", "--placement=strict_spread"]
+
+    whole, log = tmp_path / "whole", tmp_path / "whole.log"
+    process = machines.train(*flags, f"--run-dir={whole}", log=log)
+    assert process.wait(2 * PATIENCE_S) == 0, log.read_text()
+    pattern = r"^2 stages \(layers? \S+ on (\S+) \| layers? \S+ on (\S+)\), 1 CPU each$"
+    found = re.search(pattern, log.read_text(), re.MULTILINE)
+    assert found, log.read_text()
+    assert set(found.groups()) == set(ADDRESSES)
+
+    cut, log = tmp_path / "cut", tmp_path / "cut.log"
+    process = machines.train(*flags, f"--run-dir={cut}", log=log)
+    wait_until(lambda: any(cut.glob("checkpoints/step-*")), PATIENCE_S, "a checkpoint")
+    machines.plug("down")
+    cut_at = time.time()
+    assert process.wait(2 * PATIENCE_S) == 0, log.read_text()
+    (lost,) = events(cut, "lost")
+    assert "10.213.0.2" in lost["stage"]
+    assert lost["time"] - cut_at < 20
+    assert [len(event["stages"]) for event in events(cut, "planned")] == [2, 1]
+    assert [event["stages"] for event in events(cut, "running")] == [2, 1]
+    assert re.fullmatch(r"[\n -~]*", log.read_text()), "plain lines, also when a node is lost"
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert layer_files(cut) == layer_files(whole)
+    assert len(layer_files(cut)) == 4
