@@ -39,7 +39,8 @@ def draw_accuracy(figure: Figure, records: Sequence[EpochRecord]) -> None:
     axes = figure.subplots()
     for values, colour in lines.values():
         axes.plot(epochs, values, color=colour, marker=_marker(epochs))
-    axes.set_ylabel("accuracy of the chosen window (%)")
+    of = " of the chosen window" if records[-1].has_window else ""
+    axes.set_ylabel(f"accuracy{of} (%)")
     whole_epochs(axes, epochs, room=0.22)
     label_ends(
         axes,
@@ -64,7 +65,7 @@ def draw_by_layer(figure: Figure, records: Sequence[EpochRecord], values: str, l
     named = num_layers <= MAX_NAMED
     whole_epochs(axes, epochs, room=0.16 if named else 0.04)
     if named:
-        names = [f"layer {layer}" for layer in range(num_layers)]
+        names = [f"layer {layer}" for layer in range(num_layers)] if num_layers > 1 else ["head"]
         label_ends(axes, epochs[-1], table[-1].tolist(), names, colours)
         return
     scale = ScalarMappable(BoundaryNorm(np.arange(num_layers + 1) - 0.5, DEPTH.N), DEPTH)

@@ -17,7 +17,7 @@ from rayff.training.frame import duration
 METHODS = {
     "ff": "Forward-Forward",
     "bp": "backpropagation",
-    "bp-deepsup": "backpropagation, deep supervision",
+    "bp-deepsup": "backpropagation with deep supervision",
 }
 
 
@@ -33,11 +33,10 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
     last = run.last
     return Page(
         title=f"{run.spec.arch} on {Path(run.spec.task).name or run.spec.task}",
-        subtitle=f"{run.path}, {plural(last.epoch, 'epoch')}",
+        subtitle=f"{METHODS[run.spec.method]}, {plural(last.epoch, 'epoch')}, {run.path}",
         facts=[
             ("test accuracy", f"{last.test_accuracy:.2f}%"),
             ("validation accuracy", f"{last.valid_accuracy:.2f}%"),
-            ("method", METHODS[run.spec.method]),
             *(
                 [
                     (
@@ -48,7 +47,11 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
                 if last.has_window
                 else []
             ),
-            _pipeline_fact(run),
+            *(
+                [("pipeline", plural(len(last.stage_busy), "stage"))]
+                if run.spec.method == "ff"
+                else []
+            ),
             ("training images / s", f"{run.images_per_s:,.0f}"),
             ("training time", duration(run.seconds)),
         ],
@@ -70,12 +73,6 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
             Section(title="Settings", blocks=_settings(run)),
         ],
     )
-
-
-def _pipeline_fact(run: Run) -> tuple[str, str]:
-    if run.spec.method == "ff":
-        return "pipeline", plural(len(run.last.stage_busy), "stage")
-    return "workers", "one a GPU, or one" if run.spec.workers is None else str(run.spec.workers)
 
 
 def _learning(run: Run) -> list[Block]:

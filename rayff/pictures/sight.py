@@ -97,12 +97,13 @@ def filters(run: Run) -> Block:
     columns = max(len(filters) for _, filters in rows)
     coloured = weight.shape[1] == 3
     grouped = bool(rows[0][0])
+    of = "whose goodness they make" if run.spec.method == "ff" else "in whose group they are"
     return picture(
         "filters",
         "Filters of the first layer",
         f"{sum(len(filters) for _, filters in rows)} of {len(weight)} filters of "
         f"{weight.shape[2]}x{weight.shape[3]} pixels"
-        + (", a row for each class whose goodness they make" if grouped else "")
+        + (f", a row for each class {of}" if grouped else "")
         + (", in colour; grey is zero." if coloured else "; blue is positive, orange negative."),
         lambda figure: images.draw_filters(figure, weight, model.class_names),
         height=min(8.0, 4.2 * len(rows) / columns),

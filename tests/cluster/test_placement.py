@@ -98,7 +98,8 @@ class TestEachOnANodeOfItsOwn:
         sentence = (
             r"3 actors of 0 GPUs and 8 CPUs each are wanted, each on a node of its own "
             r"\(--placement strict_spread\), and its nodes have \(0 GPUs, 8 CPUs\) \+ "
-            r"\(0 GPUs, 8 CPUs\); use fewer --stages, --replicas or --workers, or --placement spread"
+            r"\(0 GPUs, 8 CPUs\); use fewer --stages, --replicas or --workers, or --placement "
+            "spread"
         )
         with pytest.raises(UserError, match=sentence):
             stage_resources(self.RUN, cpu_nodes(8, 8), 3)
