@@ -11,7 +11,7 @@ train: $(VENV)/installed
 	$(BIN)/python -m rayff.train --arch tinycnn --task digits --stages 2
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -n logical -m "not ray"
 	$(BIN)/python -m pytest -m ray
 
 lint: $(VENV)/installed-dev

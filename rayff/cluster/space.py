@@ -33,8 +33,8 @@ MAX_POINTS = 10_000
 """Combinations that are checked before a search starts; further ones are as they begin."""
 
 _DECIDES_RESOURCES = frozenset(
-    "arch width task data_dir download limit batch_size stages elastic cuts replicas transport "
-    "device cpus_per_stage gpus_per_stage".split()
+    "arch method width task data_dir download limit batch_size stages elastic cuts replicas "
+    "transport placement device cpus_per_stage gpus_per_stage".split()
 )
 
 

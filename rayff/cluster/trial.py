@@ -26,8 +26,18 @@ from rayff.training.trials import plain
 
 
 def trial_run(config: Mapping[str, Any]) -> RunSpec:
-    """Return the run of a trial; samplers may have drawn numbers of NumPy."""
-    return RunSpec.from_dict(plain(config), "the search space")
+    """Return the run of a trial; samplers may have drawn numbers of NumPy.
+
+    Raises:
+        UserError: an option is unknown or wrong, or not for a search.
+    """
+    run = RunSpec.from_dict(plain(config), "the search space")
+    if run.method != "ff":  # TorchTrainer would reserve its workers beside what the trial holds
+        raise UserError(
+            f"the search space has method {run.method!r}, but trials learn by Forward-Forward; "
+            f"train that with python -m rayff.train --method {run.method}"
+        )
+    return run
 
 
 def trial_resources(run: RunSpec, there: Sequence[Node]) -> tuple[int, StageResources]:

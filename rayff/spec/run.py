@@ -131,7 +131,7 @@ class RunSpec:
         _check("max_failures", self.max_failures, at_least=-1)
         for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
             _check(name, getattr(self, name), at_least=0)
-        for name in ("task", "data_dir", "run_dir"):
+        for name in ("task", "data_dir", "run_dir", "storage_path"):
             value = getattr(self, name)
             if value is not None and not is_path(value):
                 flag = name.replace("_", "-")

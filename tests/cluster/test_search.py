@@ -141,6 +141,12 @@ class TestASearch:
             main(args)
         assert not (tmp_path / "search").exists()
 
+    def test_by_another_method_is_refused(self, local_ray: None, tmp_path: Path) -> None:
+        args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "method=bp"]
+        with pytest.raises(UserError, match=r"method 'bp', but trials learn by Forward-Forward"):
+            main(args)
+        assert not (tmp_path / "search").exists()
+
 
 @pytest.mark.ray
 @pytest.mark.slow

@@ -140,7 +140,7 @@ class TestAFileThatIsNoTimeline:
             {"started_s": [float("inf")]},
             {"step": pa.array([None], pa.int64())},
         ],
-        ids=str,
+        ids=["missing", "kind", "stage", "nan", "infinite", "null"],
     )
     def test_is_one_sentence(self, tmp_path: Path, columns: dict[str, object]) -> None:
         good = {
