@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rayff.spec.errors import UserError, nearest
 from rayff.spec.kernels import parse_kernels
 from rayff.spec.recipe import BACKPROPAGATION, Method, OptimizerName, Recipe, recipe
-from rayff.spec.text import is_path
+from rayff.spec.text import is_path, is_plain
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -140,7 +140,7 @@ class RunSpec:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
             raise UserError(
-                f"--replicas {self.replicas}: give the number of actors of each stage, such as "
+                f"--replicas {_told(self.replicas)}: give the number of actors of each stage, such as "
                 "1,2,1, or auto"
             )
         if self.elastic is not None:
@@ -164,12 +164,12 @@ class RunSpec:
         low, high = self.elastic_range or (0, 0)
         if not 1 <= low <= high:
             raise UserError(
-                f"--elastic {self.elastic}: give the fewest and the most stages, such as 2:4"
+                f"--elastic {_told(self.elastic)}: give the fewest and the most stages, such as 2:4"
             )
         for name in ("stages", "cuts", "replicas"):
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"--elastic {self.elastic} finds the number of stages and the cuts by itself; "
+                    f"--elastic {_told(self.elastic)} finds the number of stages and the cuts by itself; "
                     f"leave --{name} out"
                 )
 
@@ -304,6 +304,11 @@ def _check(name: str, value: float | None, *, at_least: int) -> None:
     if _TOO_LARGE <= value < math.inf:  # it may have more digits than can be shown
         raise UserError(f"--{flag} must be a number below 2**128: choose a smaller one")
     raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
+
+
+def _told(text: str | None) -> str:
+    """Return what the user wrote, on one line."""
+    return str(text) if is_plain(str(text)) else ascii(text)
 
 
 def _as_flag(value: Any) -> str:
