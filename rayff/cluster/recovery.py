@@ -22,6 +22,7 @@ import ray
 
 from rayff.cluster.crew import Crew, open_crew
 from rayff.cluster.losses import StageLostError
+from rayff.cluster.metrics import run_metrics
 from rayff.cluster.placement import (
     RESERVE_TIMEOUT_S,
     NoRoomError,
@@ -37,6 +38,7 @@ from rayff.partition.plan import Measured, Plan, make_plan, rebalanced
 from rayff.spec import RunError, UserError
 from rayff.training.keeper import Keeper
 from rayff.training.loop import Loop, Observer
+from rayff.training.observers import Observers
 from rayff.training.preparation import Prepared
 from rayff.training.stop import StopRequest
 
@@ -160,6 +162,7 @@ class Recovery:
         warn = self.observer.on_warning
         window = run_window(prepared, plan, chunk, warn)
         pipeline = crew.set_up(prepared, plan, states, window=window, warn=warn)
+        self.metrics.feed = pipeline
         loop = Loop(
             prepared=prepared,
             schedule=prepared.schedule(chunk),
@@ -179,7 +182,9 @@ class Recovery:
         """Make the run directory and those that fill and watch it, until the run is over."""
         self.prepared = self.prepared.settled(plan.precision, plan.kernels)
         self.prepared.directory.create(self.prepared.run)
-        self.observer = whole_run.enter_context(self.observe(self.prepared, plan))
+        view = whole_run.enter_context(self.observe(self.prepared, plan))
+        self.metrics = whole_run.enter_context(run_metrics(self.prepared, plan))
+        self.observer = Observers([view, self.metrics])
         self.notify = self.observer.on_warning
         self.stop = whole_run.enter_context(
             StopRequest(

@@ -38,7 +38,7 @@ from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.spec import UserError
 from rayff.training.files import write_atomically
 from rayff.training.preparation import assemble
-from rayff.training.run_directory import RunDirectory, read_json
+from rayff.training.run_directory import TRIALS, RunDirectory, read_json
 from rayff.training.search_view import Watch
 from rayff.training.stop import StopRequest
 from rayff.training.trials import TrialRow, plain, trial_row, write_results
@@ -268,7 +268,7 @@ def _run(
 
 def _row(folder: Path, name: str, watcher: Watcher, error: BaseException | None) -> TrialRow:
     config = plain(watcher.configs[name])
-    row = trial_row(name, folder / "trials" / name, config)
+    row = trial_row(name, folder / TRIALS / name, config)
     if name not in watcher.ended:
         return row
     if watcher.ended[name] == Trial.ERROR:

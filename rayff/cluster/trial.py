@@ -21,7 +21,7 @@ from rayff.training.checkpoint import Progress, checkpoint_step
 from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, read_metrics
-from rayff.training.run_directory import RunDirectory
+from rayff.training.run_directory import TRIALS, RunDirectory
 from rayff.training.trials import plain
 
 
@@ -65,7 +65,7 @@ def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], 
     """
 
     def trial(config: dict[str, Any]) -> None:
-        directory = RunDirectory(folder / "trials" / tune.get_context().get_trial_name())
+        directory = RunDirectory(folder / TRIALS / tune.get_context().get_trial_name())
         run = trial_run({**config, "run_dir": str(directory.path)})
         trial_resources(run, nodes())
         run = _in_its_group(run)

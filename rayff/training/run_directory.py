@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from rayff.spec import IMAGE_SIZE, Architecture, RunSpec, UserError, is_plain
 from rayff.training.files import is_aside, write_atomically
 
 CONFIG = "config.json"
+TRIALS = "trials"
+"""The folder of a search that holds the run directories of its trials."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class RunDirectory:
     """A folder with config.json, metrics, checkpoints/, model.safetensors, architecture.json."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called beside others: a trial by its search too."""
+        path = Path(os.path.abspath(self.path))
+        return f"{path.parents[1].name}/{path.name}" if path.parent.name == TRIALS else path.name
 
     @property
     def checkpoints(self) -> Path:
