@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from rayff.cluster.crew import Crew, open_crew
+from rayff.cluster.loggers import SINKS, RunLogger
 from rayff.cluster.losses import StageLostError
 from rayff.cluster.metrics import run_metrics
 from rayff.cluster.placement import (
@@ -182,9 +183,14 @@ class Recovery:
         """Make the run directory and those that fill and watch it, until the run is over."""
         self.prepared = self.prepared.settled(plan.precision, plan.kernels)
         self.prepared.directory.create(self.prepared.run)
+        loggers = [
+            whole_run.enter_context(RunLogger(name, self.prepared, lambda text: self.notify(text)))
+            for name in self.prepared.run.loggers
+            if name in SINKS
+        ]
         view = whole_run.enter_context(self.observe(self.prepared, plan))
         self.metrics = whole_run.enter_context(run_metrics(self.prepared, plan))
-        self.observer = Observers([view, self.metrics])
+        self.observer = Observers([view, self.metrics, *loggers])
         self.notify = self.observer.on_warning
         self.stop = whole_run.enter_context(
             StopRequest(

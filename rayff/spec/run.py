@@ -106,6 +106,9 @@ class RunSpec:
     up to date; a run whose own directory is lost or older resumes from it."""
     max_failures: int = 3
     """Stages or nodes that may be lost before the run gives up; -1 for any number."""
+    logger: str = "tensorboard"
+    """Who gets the metrics of each epoch beside the run directory's own files: tensorboard (its
+    events in the run directory), mlflow, wandb, with commas between them, or none."""
 
     def __post_init__(self) -> None:
         for name in ("width", "limit", "epochs", "batch_size", "stages", "chunk", "window"):
@@ -137,6 +140,7 @@ class RunSpec:
                     "convolution alone; leave out --kernels or --rule plain"
                 )
             parse_kernels(self.kernels)
+        self._check_logger()
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in (None, *known):
@@ -157,6 +161,20 @@ class RunSpec:
                     f"--elastic {self.elastic} finds the number of stages and the cuts by itself; "
                     f"leave --{name} out"
                 )
+
+    def _check_logger(self) -> None:
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise UserError(
+                    f"--logger {self.logger}: unknown {name!r}{nearest(name, LOGGERS)}; known are "
+                    f"{', '.join(LOGGERS)}, with commas between them, or none"
+                )
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Who gets the metrics, each once."""
+        names = (name.strip() for name in self.logger.split(","))
+        return () if self.logger == "none" else tuple(dict.fromkeys(names))
 
     @property
     def elastic_range(self) -> tuple[int, int] | None:
@@ -242,6 +260,9 @@ _FIXED = ("arch", "width", "task", "limit", "seed", "rule") + tuple(
     field.name for field in dataclasses.fields(Recipe)
 )
 """What decides the bits of a run, and so stays when it is resumed."""
+
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+"""Who can get the metrics of a run."""
 
 _TOO_LARGE = 2**128
 """More than a seed can use, and less than a float can hold."""
