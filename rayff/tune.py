@@ -61,6 +61,9 @@ class TuneCommand:
     """Epochs of all trials. Default: the space's own."""
     limit: int | None = None
     """Images of each split to use at most, in all trials."""
+    logger: str | None = None
+    """Who gets the metrics of all trials: tensorboard (in their run directories), mlflow, wandb,
+    with commas between them, or none. Default: tensorboard."""
     set: tyro.conf.UseAppendAction[
         tuple[Annotated[str, tyro.conf.arg(metavar="OPTION=VALUE")], ...]
     ] = ()
@@ -85,7 +88,7 @@ class TuneCommand:
 
     def options(self) -> dict[str, Any]:
         """Return the options that hold for all trials."""
-        flags = {name: getattr(self, name) for name in ("data_dir", "epochs", "limit")}
+        flags = {name: getattr(self, name) for name in ("data_dir", "epochs", "limit", "logger")}
         return {
             **{name: value for name, value in flags.items() if value is not None},
             **read_options(self.set),

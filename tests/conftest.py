@@ -7,7 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("thorough")  # for tests/fuzz: many new cases instead of a few fixed ones
+# how long a case takes says nothing on a machine that others use too
+settings.register_profile("usual", deadline=None)
+settings.register_profile("thorough", deadline=None)  # for tests/fuzz: many new cases, not a few
+settings.load_profile("usual")
 
 
 @pytest.fixture(autouse=True, scope="session")

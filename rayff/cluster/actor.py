@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from rayff.cluster.transport import (
     Message,
     SentBatch,
     as_tensors,
+    message_bytes,
     pack_chunk,
     unpack_message,
 )
@@ -156,13 +158,15 @@ class StageActor:
         assert not isinstance(command, Snapshot)
         sizes = [len(indices) for indices in command.batches]
         parts = split(chunk, sizes, self.stage.spec.replica, receivers)
-        return (*map(pack_chunk, parts), report)
+        messages = [pack_chunk(part) for part in parts]
+        return (*messages, _with_bytes(report, *messages))
 
     def send(self, command: Command, *pieces: Message) -> list[SentBatch[Direct]]:
         """Carry out a command; the message goes on as tensors, device to device."""
         chunk, report = self._handle(command, pieces)
-        self.reports.append(report)
-        return as_tensors(chunk)
+        message = as_tensors(chunk)
+        self.reports.append(_with_bytes(report, message))
+        return message
 
     def report(self) -> Report:
         """Return the report of the oldest `send` that has not been asked for."""
@@ -172,6 +176,11 @@ class StageActor:
         assert self.stage is not None, "set_up comes before the first command"
         chunks = [unpack_message(piece, self.device) for piece in pieces]
         return self.stage.handle(command, join(chunks) if chunks else None)
+
+
+def _with_bytes(report: Report, *messages: Message) -> Report:
+    """Return the report with the size of what goes on."""
+    return dataclasses.replace(report, sent_bytes=sum(map(message_bytes, messages)))
 
 
 def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:

@@ -117,7 +117,7 @@ def open_crew(
     """
     run = prepared.run
     transport = make_transport(run.transport)
-    names = [f"{prepared.directory.path.name}:{name}" for name in actor_names(run, count)]
+    names = [f"{prepared.directory.name}:{name}" for name in actor_names(run, count)]
     with reserve(each, count, notify, patience_s, run.placement) as group:
         actors = start_actors(group, each, names, transport)
         try:

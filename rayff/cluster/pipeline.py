@@ -76,6 +76,11 @@ class RayPipeline:
         """The actors of all stages, in order."""
         return [actor for stage in self.stages for actor in stage]
 
+    @property
+    def in_flight(self) -> int:
+        """Commands between the first stage and the results."""
+        return len(self._flying)
+
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         """Carry out commands in order and give back their results in the same order.
 

@@ -22,7 +22,9 @@ from typing import Any, Protocol
 import ray
 
 from rayff.cluster.crew import open_crew
+from rayff.cluster.loggers import SINKS, RunLogger
 from rayff.cluster.losses import StageLostError
+from rayff.cluster.metrics import Feed, run_metrics
 from rayff.cluster.placement import (
     APART,
     RESERVE_TIMEOUT_S,
@@ -41,12 +43,17 @@ from rayff.spec.run import Placement
 from rayff.training.keeper import Keeper
 from rayff.training.learner import States
 from rayff.training.loop import Loop, Observer
+from rayff.training.observers import Observers
 from rayff.training.pipeline import Pipeline
 from rayff.training.preparation import Prepared
 from rayff.training.stop import StopRequest
 
 Observe = Callable[[Prepared, Plan], AbstractContextManager[Observer]]
 """Makes who watches a run, once its plan is known."""
+
+
+class WatchedPipeline(Pipeline, Feed, Protocol):
+    """A pipeline that says how much is in flight."""
 
 
 class Crew(Protocol):
@@ -80,7 +87,7 @@ class Crew(Protocol):
         *,
         window: int,
         warn: Callable[[str], None] = lambda message: None,
-    ) -> Pipeline:
+    ) -> WatchedPipeline:
         """Give them the network, the data and the layers of a snapshot."""
         ...
 
@@ -214,6 +221,7 @@ class Recovery:
         warn = self.observer.on_warning
         window = run_window(prepared, plan, chunk, warn)
         pipeline = crew.set_up(prepared, plan, states, window=window, warn=warn)
+        self.metrics.feed = pipeline
         loop = Loop(
             prepared=prepared,
             schedule=prepared.schedule(chunk),
@@ -233,7 +241,14 @@ class Recovery:
         """Make the run directory and those that fill and watch it, until the run is over."""
         self.prepared = self.prepared.settled(plan.precision, plan.kernels)
         self.prepared.directory.create(self.prepared.run)
-        self.observer = whole_run.enter_context(self.observe(self.prepared, plan))
+        loggers = [
+            whole_run.enter_context(RunLogger(name, self.prepared, lambda text: self.notify(text)))
+            for name in self.prepared.run.loggers
+            if name in SINKS
+        ]
+        view = whole_run.enter_context(self.observe(self.prepared, plan))
+        self.metrics = whole_run.enter_context(run_metrics(self.prepared, plan))
+        self.observer = Observers([view, self.metrics, *loggers])
         self.notify = self.observer.on_warning
         self.stop = whole_run.enter_context(
             StopRequest(

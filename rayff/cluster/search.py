@@ -22,7 +22,9 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from rayff.cluster.loggers import SINKS, check_loggers
 from rayff.cluster.placement import Node, nodes
+from rayff.cluster.search_logger import SearchLogger
 from rayff.cluster.session import ray_session
 from rayff.cluster.space import Mode, SchedulerName, SearchSpace
 from rayff.cluster.strategy import (
@@ -38,7 +40,7 @@ from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.spec import UserError
 from rayff.training.files import write_atomically
 from rayff.training.preparation import assemble
-from rayff.training.run_directory import RunDirectory, read_json
+from rayff.training.run_directory import TRIALS, RunDirectory, read_json
 from rayff.training.search_view import Watch
 from rayff.training.stop import StopRequest
 from rayff.training.trials import TrialRow, plain, trial_row, write_results
@@ -77,6 +79,8 @@ class Search:
     num_trials: int
     published: list[tuple[str, str, float]]
     """Test accuracy of others: architecture, task, percent."""
+    loggers: list[str] = dataclasses.field(default_factory=list)
+    """The libraries that get the results of all trials, such as mlflow."""
 
     @classmethod
     def read(cls, folder: Path) -> Search:
@@ -119,6 +123,8 @@ def start_search(
     RunDirectory(folder).check_new()
     check_strategy(space, searcher)
     algorithm = make_algorithm(space, searcher)
+    loggers = space_loggers(space)
+    check_loggers(loggers)
     with ray_session():
         epochs = check_points(space, nodes())
         search = Search(
@@ -135,6 +141,7 @@ def start_search(
             varied=space.varied,
             num_trials=space.num_trials,
             published=[(*key, value) for key, value in space.published.items()],
+            loggers=loggers,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -146,6 +153,9 @@ def start_search(
             ) from error
         os.environ.update(_ENVIRONMENT)
         watcher = Watcher()
+        callbacks = [SearchLogger(name, folder.name) for name in loggers]
+        for callback in callbacks:
+            callback.begin()
         tuner = tune.Tuner(
             _trainable(folder, search),
             param_space=dict(space.param_space),
@@ -164,7 +174,7 @@ def start_search(
                 name="tune",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[watcher],
+                callbacks=[watcher, *callbacks],
                 checkpoint_config=tune.CheckpointConfig(
                     num_to_keep=_KEPT_CLONES if space.scheduler == "pbt" else None
                 ),
@@ -181,6 +191,7 @@ def resume_search(folder: Path, watch: Watch) -> SearchResult:
     """
     folder = folder.expanduser().absolute()
     search = Search.read(folder)
+    check_loggers(search.loggers)
     state = str(folder / "tune")
     if not tune.Tuner.can_restore(state):
         raise UserError(
@@ -193,6 +204,20 @@ def resume_search(folder: Path, watch: Watch) -> SearchResult:
         trainable = _trainable(folder, search)
         tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
         return _run(tuner, search, folder, watcher, watch)
+
+
+def space_loggers(space: SearchSpace) -> list[str]:
+    """Return the libraries that get the results of a space's trials.
+
+    Raises:
+        UserError: they differ from trial to trial.
+    """
+    if "logger" in space.varied:
+        raise UserError(
+            f"the search space {space.name!r}: logger holds for the whole search; give one value"
+        )
+    said = {name: space.param_space[name] for name in ("logger",) if name in space.param_space}
+    return [name for name in trial_run(said).loggers if name in SINKS]
 
 
 def _trainable(folder: Path, search: Search) -> Any:
@@ -268,7 +293,7 @@ def _run(
 
 def _row(folder: Path, name: str, watcher: Watcher, error: BaseException | None) -> TrialRow:
     config = plain(watcher.configs[name])
-    row = trial_row(name, folder / "trials" / name, config)
+    row = trial_row(name, folder / TRIALS / name, config)
     if name not in watcher.ended:
         return row
     if watcher.ended[name] == Trial.ERROR:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayff.cluster.crew import open_crew
+from rayff.cluster.loggers import check_loggers
 from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.placement import nodes, num_actors, stage_resources
 from rayff.cluster.recovery import Observe, Recovery
@@ -49,6 +50,7 @@ def train(
         UserError: a mistake in the run or its data, or a cluster that cannot hold the plan.
         RunError: more stages were lost than the run allows.
     """
+    check_loggers(run.loggers)
     prepared = prepare(run, resume=resume)
     with ray_session():
         recovery = Recovery(prepared, observe, notify)

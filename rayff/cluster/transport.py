@@ -23,7 +23,7 @@ from torch import Tensor
 from rayff.cluster.losses import StageLostError
 from rayff.learning.chain import Crossing
 from rayff.spec import UserError
-from rayff.training.messages import Batch, Chunk, Command
+from rayff.training.messages import Batch, Chunk, Command, Evaluate, Train
 
 # The stage never writes to what it receives; NumPy's read-only mark is what torch warns about.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -38,6 +38,11 @@ class Packed:
     dtype: str
     channels_last: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the memory."""
+        return self.array.nbytes
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -46,6 +51,11 @@ class Direct:
     memory: Tensor
     """Contiguous."""
     channels_last: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the memory."""
+        return self.memory.nbytes
 
 
 Sent = TypeVar("Sent", Packed, Direct)
@@ -112,6 +122,16 @@ def as_tensors(chunk: Chunk | None) -> list[SentBatch[Direct]]:
     return _chunk(chunk or [], direct)
 
 
+def message_bytes(message: Message) -> int:
+    """Return the size of all tensors of a message."""
+    return sum(
+        tensor.nbytes
+        for features, shortcut, labels, goodness in message
+        for tensor in (features, shortcut, labels, *goodness)
+        if tensor is not None
+    )
+
+
 def unpack_message(message: Message, device: torch.device) -> Chunk:
     """Return the chunk of a message of either transport, on a stage's device."""
     chunk = []
@@ -126,6 +146,13 @@ def unpack_message(message: Message, device: torch.device) -> Chunk:
         )
         chunk.append(batch)
     return chunk
+
+
+def call_name(command: Command) -> str:
+    """Return the name of a call in Ray's lists; few, since Ray's own metrics go by them."""
+    if isinstance(command, Evaluate):
+        return f"evaluate {command.split}"
+    return "train" if isinstance(command, Train) else "snapshot"
 
 
 class Transport(Protocol):
@@ -179,7 +206,7 @@ class ObjectStoreTransport:
         num_pieces: int,
     ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
         """Call an actor; each of its results is an object."""
-        call = actor.handle.options(num_returns=num_pieces + 1)
+        call = actor.handle.options(name=call_name(command), num_returns=num_pieces + 1)
         results = call.remote(command, receivers, *pieces)
         if num_pieces == 0:
             return [], results
@@ -220,9 +247,10 @@ class DirectTransport:
     ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
         """Call an actor; a direct call has one result, so the report is a second call."""
         if receivers == 0:
-            return [], actor.handle.remote(command, receivers, *pieces)
+            handle = actor.handle.options(name=call_name(command))
+            return [], handle.remote(command, receivers, *pieces)
         try:
-            send = actor.send.options(tensor_transport=self.name)
+            send = actor.send.options(name=call_name(command), tensor_transport=self.name)
             onward = send.remote(command, *pieces)
         except ValueError as error:  # what the call needs is not installed
             raise self._unusable(error) from error

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from rayff.cluster.loggers import SINKS
 from rayff.cluster.placement import Node, bundle, nodes, num_actors, stage_resources
 from rayff.cluster.space import METRICS
 from rayff.cluster.training import train
@@ -21,7 +22,7 @@ from rayff.training.checkpoint import Progress, checkpoint_step
 from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
 from rayff.training.records import EpochRecord, read_metrics
-from rayff.training.run_directory import RunDirectory
+from rayff.training.run_directory import TRIALS, RunDirectory
 from rayff.training.trials import plain
 
 
@@ -78,10 +79,10 @@ def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], 
     """
 
     def trial(config: dict[str, Any]) -> None:
-        directory = RunDirectory(folder / "trials" / tune.get_context().get_trial_name())
+        directory = RunDirectory(folder / TRIALS / tune.get_context().get_trial_name())
         run = trial_run({**config, "run_dir": str(directory.path)})
         trial_resources(run, nodes())
-        run = _in_its_group(run)
+        run = _without_libraries(_in_its_group(run))
         given = tune.get_checkpoint()
         if given is not None:
             _replace(directory, run, given)
@@ -105,6 +106,15 @@ def _in_its_group(run: RunSpec) -> RunSpec:
     return dataclasses.replace(
         run, cpus_per_stage=each.get("CPU", 0.0), gpus_per_stage=each.get("GPU", 0.0)
     )
+
+
+def _without_libraries(run: RunSpec) -> RunSpec:
+    """Return the run with those loggers alone that write to its directory.
+
+    The search hands the results of all its trials to the libraries.
+    """
+    own = ",".join(name for name in run.loggers if name not in SINKS)
+    return dataclasses.replace(run, logger=own or "none")
 
 
 class TrialObserver:

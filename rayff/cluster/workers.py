@@ -38,7 +38,7 @@ from rayff.spec import Architecture, RunSpec, UserError
 from rayff.spec.run import Placement, Precision
 from rayff.training.end_to_end import EndToEndLearner
 from rayff.training.learner import StageSpec, States
-from rayff.training.messages import Batch, Command, Report
+from rayff.training.messages import Batch, Command
 from rayff.training.pipeline import Result
 from rayff.training.preparation import Prepared
 from rayff.training.replicas import Replica, merge
@@ -299,6 +299,12 @@ class WorkerPipeline:
     def __init__(self, workers: Workers, window: int) -> None:
         self.workers = workers
         self.window = window
+        self._flying: deque[Command] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that the workers have and have not answered."""
+        return len(self._flying)
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         """Carry out commands in order and give back their results in the same order.
@@ -308,17 +314,17 @@ class WorkerPipeline:
             StageLostError: a worker died.
             RunError: the workers' weights differ.
         """
-        flying: deque[Command] = deque()
         for command in commands:
-            flying.append(command)
+            self._flying.append(command)
             self.workers.tell(command)
-            while len(flying) >= self.window:
-                yield flying.popleft(), self._land()
-        while flying:
-            yield flying.popleft(), self._land()
+            while len(self._flying) >= self.window:
+                yield self._land()
+        while self._flying:
+            yield self._land()
 
-    def _land(self) -> list[Report]:
-        return [merge(self.workers.hear())]
+    def _land(self) -> Result:
+        reports = [merge(self.workers.hear())]
+        return self._flying.popleft(), reports
 
 
 @contextmanager
@@ -330,7 +336,7 @@ def open_workers(
     patience_s: float = RESERVE_TIMEOUT_S,
 ) -> Iterator[Workers]:
     """Start the workers; they are gone at the end, also after a failure."""
-    name = prepared.directory.path.name
+    name = prepared.directory.name
     options = {"num_cpus": 0}
     queues = [Queue(actor_options=options) for _ in range(count + 1)]
     config = {"inboxes": queues[:count], "answers": queues[count], "threads": each.threads}

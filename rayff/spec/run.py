@@ -119,6 +119,9 @@ class RunSpec:
     up to date; a run whose own directory is lost or older resumes from it."""
     max_failures: int = 3
     """Stages or nodes that may be lost before the run gives up; -1 for any number."""
+    logger: str = "tensorboard"
+    """Who gets the metrics of each epoch beside the run directory's own files: tensorboard (its
+    events in the run directory), mlflow, wandb, with commas between them, or none."""
 
     def __post_init__(self) -> None:
         for name in ("width", "limit", "epochs", "batch_size", "stages", "workers"):
@@ -140,8 +143,8 @@ class RunSpec:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
             raise UserError(
-                f"--replicas {_told(self.replicas)}: give the number of actors of each stage, such as "
-                "1,2,1, or auto"
+                f"--replicas {_told(self.replicas)}: give the number of actors of each stage, "
+                "such as 1,2,1, or auto"
             )
         if self.elastic is not None:
             self._check_elastic()
@@ -152,6 +155,7 @@ class RunSpec:
                     "convolution alone; leave out --kernels or --rule plain"
                 )
             parse_kernels(self.kernels)
+        self._check_logger()
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in (None, *known):
@@ -162,16 +166,28 @@ class RunSpec:
 
     def _check_elastic(self) -> None:
         low, high = self.elastic_range or (0, 0)
+        flag = f"--elastic {_told(self.elastic)}"
         if not 1 <= low <= high:
-            raise UserError(
-                f"--elastic {_told(self.elastic)}: give the fewest and the most stages, such as 2:4"
-            )
+            raise UserError(f"{flag}: give the fewest and the most stages, such as 2:4")
         for name in ("stages", "cuts", "replicas"):
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"--elastic {_told(self.elastic)} finds the number of stages and the cuts by itself; "
-                    f"leave --{name} out"
+                    f"{flag} finds the number of stages and the cuts by itself; leave --{name} out"
                 )
+
+    def _check_logger(self) -> None:
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise UserError(
+                    f"--logger {self.logger}: unknown {name!r}{nearest(name, LOGGERS)}; known are "
+                    f"{', '.join(LOGGERS)}, with commas between them, or none"
+                )
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Who gets the metrics, each once."""
+        names = (name.strip() for name in self.logger.split(","))
+        return () if self.logger == "none" else tuple(dict.fromkeys(names))
 
     @property
     def elastic_range(self) -> tuple[int, int] | None:
@@ -280,6 +296,9 @@ _OF_PIPELINES = (
     "kernels",
 )
 """What a run by backpropagation has no use for."""
+
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+"""Who can get the metrics of a run."""
 
 _TOO_LARGE = 2**128
 """More than a seed can use, and less than a float can hold."""

@@ -66,7 +66,8 @@ class Keeper:
         self._sender = writer or ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._sending: Future[None] | None = None
         self._behind = False
-        self._metrics = Metrics(prepared.directory.path)
+        tensorboard = "tensorboard" in prepared.run.loggers
+        self._metrics = Metrics(prepared.directory.path, tensorboard=tensorboard)
         self._metrics.load(self.progress.epoch)
         self.timeline = Timeline(prepared.directory.path, self.progress.epoch)
 

@@ -76,6 +76,8 @@ class Report:
     """Seconds from there to the end, the wait for its input not included; of several replicas the
     mean, which has the waits for one another's gradients in it."""
     images: int = 0
+    sent_bytes: int = 0
+    """Of the tensors that went on to the next stage."""
     loss_sums: tuple[float, ...] = ()
     """Sum over the images of the loss of each layer of the stage (Train)."""
     hits: NDArray[np.int64] | None = None

@@ -72,18 +72,21 @@ class Metrics:
 
     Args:
         directory: the run directory.
+        tensorboard: whether TensorBoard events are written too.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tensorboard: bool = True) -> None:
         self.directory = directory
         self.records: list[EpochRecord] = []
-        self._events = SummaryWriter(str(directory / "tensorboard"))
+        events = directory / "tensorboard"
+        self._events = SummaryWriter(str(events)) if tensorboard else None
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def load(self, epochs: int) -> None:
         """Read back the records of the first `epochs` epochs, to go on behind them."""
@@ -103,25 +106,30 @@ class Metrics:
         return self.records[-1].sip_first, self.records[-1].sip_last
 
     def append(self, record: EpochRecord) -> None:
-        """Add an epoch to metrics.parquet, metrics.csv and the TensorBoard events."""
+        """Add an epoch to metrics.parquet, metrics.csv and, if wanted, the TensorBoard events."""
         self.records.append(record)
         rows = [dataclasses.asdict(row) for row in self.records]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
         write_atomically(self.directory / "metrics.parquet", sink.getvalue())
         write_atomically(self.directory / "metrics.csv", _csv(rows).encode())
-        self._tensorboard(record)
-
-    def _tensorboard(self, record: EpochRecord) -> None:
-        for name, value in dataclasses.asdict(record).items():
-            if name in ("epoch", "step", "cuts", "sip_accuracy"):
-                continue
-            if isinstance(value, list):
-                for position, scalar in enumerate(value):
-                    self._events.add_scalar(f"{name}/{position}", scalar, record.epoch)
-            else:
+        if self._events is not None:
+            for name, value in scalars(record).items():
                 self._events.add_scalar(name, value, record.epoch)
-        self._events.flush()
+            self._events.flush()
+
+
+def scalars(record: EpochRecord) -> dict[str, float]:
+    """Return what of a record is drawn over the epochs; a list has NAME/0, NAME/1, ..."""
+    values: dict[str, float] = {}
+    for name, value in dataclasses.asdict(record).items():
+        if name in ("epoch", "step", "cuts", "sip_accuracy"):
+            continue
+        if isinstance(value, list):
+            values |= {f"{name}/{position}": each for position, each in enumerate(value)}
+        else:
+            values[name] = value
+    return values
 
 
 def read_metrics(path: Path) -> list[EpochRecord]:

@@ -130,6 +130,7 @@ def merge(reports: Sequence[Report]) -> Report:
         started_s=min(report.started_s for report in reports),
         busy_s=sum(report.busy_s for report in reports) / len(reports),
         images=sum(report.images for report in reports),
+        sent_bytes=sum(report.sent_bytes for report in reports),
         loss_sums=tuple(map(sum, zip(*(report.loss_sums for report in reports), strict=True))),
         hits=sum(hits[1:], start=hits[0]) if hits else None,
     )

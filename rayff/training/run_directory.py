@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from rayff.spec.recipe import Method
 from rayff.training.files import is_aside, write_atomically
 
 CONFIG = "config.json"
+TRIALS = "trials"
+"""The folder of a search that holds the run directories of its trials."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class RunDirectory:
     """A folder with config.json, metrics, checkpoints/, model.safetensors, architecture.json."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called beside others: a trial by its search too."""
+        path = Path(os.path.abspath(self.path))
+        return f"{path.parents[1].name}/{path.name}" if path.parent.name == TRIALS else path.name
 
     @property
     def checkpoints(self) -> Path:

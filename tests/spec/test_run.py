@@ -44,6 +44,7 @@ EVERYTHING = RunSpec(
     rebalance=True,
     storage_path="s3://bucket/runs",
     max_failures=5,
+    logger="mlflow,wandb",
 )
 
 
