@@ -17,6 +17,7 @@ from rich.text import Text
 from rayff.cli import parse, run_command
 from rayff.spec import printable
 from rayff.training.checkup.finding import Check, Finding, examine, fails, one_line
+from rayff.training.stop import StopRequest
 
 DESCRIPTION = """\
 Look at Ray, GPUs, compilers, precision and storage here, and tell what would be slow or fail.
@@ -93,12 +94,21 @@ def _ray_checks() -> Iterator[tuple[str, Check]]:
 
 
 def main(args: Sequence[str]) -> int:
-    """Look at everything and tell; return 1 where something fails."""
+    """Look at everything and tell; return 1 where something fails, or 128 plus a signal's number.
+
+    A signal waits for the check that is under way: Ray breaks when its start is interrupted.
+    """
     command = parse(DoctorCommand, module="rayff.doctor", description=DESCRIPTION, args=args)
     console = Console(highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False)
     found = []
-    with closing(checks(command)) as to_do:
-        for name, finding in examined(to_do, Console(stderr=command.json, highlight=False)):
+    with (
+        StopRequest(lambda name: errors.print(f"{name}: stopping behind this check")) as stop,
+        closing(checks(command)) as to_do,
+    ):
+        for name, finding in examined(to_do, errors if command.json else console):
+            if stop.signum is not None:
+                return 128 + stop.signum
             found.append((name, finding))
             if not command.json:
                 show(name, finding, console)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -32,6 +34,7 @@ from rayff.training.checkup.software import requirements
 
 SMALL_STORE_BYTES = 200 * 2**20
 """Below which an object store holds few chunks of the larger networks."""
+JOIN_S = 30.0
 PATIENCE_S = 60.0
 """For a task; a node may have to start a worker for it."""
 
@@ -104,6 +107,12 @@ def connect(stack: ExitStack) -> Finding:
         UserError: the cluster does not answer.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address and not joins():
+        return fails(
+            f"{address} (RAY_ADDRESS) is no Ray cluster that can be joined within {JOIN_S:g} s",
+            "check that it is the address of a head node (host:6379) and that this machine can "
+            "reach its ports",
+        )
     start = time.perf_counter()
     stack.enter_context(ray_session())
     started_s = time.perf_counter() - start
@@ -120,6 +129,18 @@ def connect(stack: ExitStack) -> Finding:
         f"{how} in {started_s:.1f} s, a first task takes {task_s:.1f} s; "
         f"workers at nice {programs.niceness}"
     )
+
+
+def joins() -> bool:
+    """Tell whether joining the cluster comes to an end; Ray may wait for minutes, or abort."""
+    program = "from rayff.cluster.session import ray_session\nwith ray_session(): pass"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, timeout=JOIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode >= 0  # an error is told where it is met again
 
 
 def describe(there: list[Node]) -> Finding:

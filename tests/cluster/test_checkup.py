@@ -1,8 +1,10 @@
 """What is told of a Ray that starts, answers, does not answer, or is of another version."""
 
 import dataclasses
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -18,7 +20,7 @@ HERE = Programs(host="here", python="3.11.7", ray="2.60.0", torch="2.14.1", nice
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -96,6 +98,17 @@ class TestNodes:
         assert "--working-dir" in str(finding.remedy)
 
 
+def test_a_ray_that_runs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "ray_session", nullcontext)
+    monkeypatch.setattr(checkup, "_remote_programs", MagicMock())
+    monkeypatch.setattr(ray, "wait", lambda calls, timeout: ([], calls))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.0})
+    with ExitStack() as stack:
+        finding = checkup.connect(stack)
+    assert finding.state == "fails"
+    assert finding.found == "no task ran within 60 s: 0 CPUs and 0 GPUs are unused"
+
+
 @pytest.mark.ray
 class TestRay:
     def test_starts_here_and_is_gone_again(self) -> None:
@@ -114,6 +127,15 @@ class TestRay:
         assert "127.0.0.1:1 did not answer" in found["Ray"].found
         assert "RAY_ADDRESS" in str(found["Ray"].remedy)
 
+    def test_is_something_else_that_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+            monkeypatch.setattr(checkup, "JOIN_S", 6.0)
+            with ExitStack() as stack:
+                finding = checkup.connect(stack)
+        assert finding.state == "fails"
+        assert "is no Ray cluster that can be joined within 6 s" in finding.found
+
     def test_is_a_cluster(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with LocalNodes(1, store_bytes=80 * 2**20) as there:
             monkeypatch.setenv("RAY_ADDRESS", there.environment["RAY_ADDRESS"])
@@ -124,10 +146,3 @@ class TestRay:
         assert found["object stores"].state == "slow"
         assert "the same on 2 of 2" in found["programs of the nodes"].found
         assert not ray.is_initialized()
-
-    def test_runs_no_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checkup, "PATIENCE_S", 0.0)
-        with ExitStack() as stack:
-            finding = checkup.connect(stack)
-        assert finding.state == "fails"
-        assert "no task ran within 0 s" in finding.found

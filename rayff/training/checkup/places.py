@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -99,6 +100,9 @@ def storage(storage_path: str) -> Finding:
         step = "deleted"
         files.delete_file(name)
     except (OSError, pa.ArrowException) as error:
+        if step == "read":
+            with suppress(OSError, pa.ArrowException):
+                files.delete_file(name)
         return fails(
             f"{storage_path}: a file cannot be {step} ({one_line(error)})",
             "check its name, your keys (AWS_ACCESS_KEY_ID and such) and what they may do",

@@ -1,5 +1,6 @@
 """Folders that cannot be written, full disks, storages that are none, data that is not there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 from rayff.training.checkup import places
 from rayff.training.checkup.finding import examine
 from tests.tasks import write_tiny_task
+from tests.training.test_storage import S3
 
 
 @pytest.fixture
@@ -95,6 +97,41 @@ class TestStorage:
         finding = examine(lambda: places.storage("s3://me:secret@bucket/runs"))
         assert finding.state == "fails"
         assert "secret" not in f"{finding.found} {finding.remedy}"
+
+
+class TestS3:
+    @pytest.fixture
+    def s3(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = S3()
+        yield server
+        server.close()
+
+    def test_that_allows_everything(self, s3: S3) -> None:
+        assert places.storage(s3.uri).state == "ok"
+
+    @pytest.mark.parametrize(
+        ("method", "step"), [("PUT", "written"), ("GET", "read"), ("DELETE", "deleted")]
+    )
+    def test_that_forbids_one_thing(self, method: str, step: str, s3: S3) -> None:
+        s3.fails = lambda asked, path: asked == method
+        finding = places.storage(s3.uri)
+        assert finding.state == "fails"
+        assert f"a file cannot be {step} (" in finding.found
+        assert "ACCESS_DENIED" in finding.found
+        s3.fails = lambda asked, path: False
+        bucket = s3.uri.removeprefix("s3://").partition("/")[0]
+        left = [
+            found["Key"] for found in s3.client.list_objects(Bucket=bucket).get("Contents", [])
+        ]
+        assert any(".rayff-" in key for key in left) == (method == "DELETE")
+
+    def test_without_the_bucket(self, s3: S3) -> None:
+        finding = places.storage(s3.uri.replace("bucket-", "other-"))
+        assert finding.state == "fails"
+        assert "not found" in finding.found
 
 
 class TestData:
