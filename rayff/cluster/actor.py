@@ -14,7 +14,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from rayff.cluster.group import Address, ReplicaGroup
+from rayff.cluster.group import Address, ReplicaGroup, use_own_interface
 from rayff.cluster.transport import (
     Direct,
     Message,
@@ -64,6 +64,7 @@ class StageActor:
 
     def __init__(self, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
+        use_own_interface()
         torch.backends.cudnn.deterministic = True  # the same bits for every plan, on GPUs too
         self.device = torch.device(device)
         self.group = ReplicaGroup(self.device)

@@ -44,6 +44,11 @@ def is_loss(error: RayError) -> bool:
     return isinstance(error, _LOSSES)
 
 
+def is_loss_of_input(error: RayError) -> bool:
+    """Return whether a call failed since what it was to work on is gone, and its node with it."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
+
+
 def wait_for(references: list[ObjectRef[Any]], what: str) -> list[Any]:
     """Wait for calls that set stages up; a UserError of theirs comes out as itself.
 

@@ -26,7 +26,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from rayff.cluster.losses import StageLostError, is_loss
+from rayff.cluster.losses import StageLostError, is_loss, is_loss_of_input
 from rayff.cluster.transport import Transport
 from rayff.spec import UserError
 from rayff.training.messages import Command, Report, Snapshot
@@ -176,6 +176,9 @@ class RayPipeline:
                 return each.cause
         name = f"stage {position} ({self.stage_names[position]})"
         for replica, each in failed:
+            if is_loss_of_input(each) and position:
+                before = f"stage {position - 1} ({self.stage_names[position - 1]})"
+                return StageLostError(before, "what it had sent on is lost with its node")
             if is_loss(each):
                 which = f", replica {replica}," if len(references) > 1 else ""
                 return StageLostError(name + which, each)

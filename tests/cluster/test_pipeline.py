@@ -12,10 +12,12 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError, ObjectLostError, RayError, RayTaskError
 
 from rayff.cluster.losses import StageLostError
 from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.training import open_pipeline, train
+from rayff.cluster.transport import ObjectStoreTransport
 from rayff.spec import RunSpec, TrainingDiverged, UserError
 from rayff.training.keeper import Keeper
 from rayff.training.loop import Loop
@@ -38,6 +40,32 @@ def gone_within(seconds: float, pids: list[int]) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+class TestALossIsNamed:
+    """Without Ray: what the driver makes of an error of stage 1."""
+
+    @pytest.mark.parametrize(
+        ("error", "sentence"),
+        [
+            (
+                RayTaskError("handle", "", ObjectLostError("00", None, "")),
+                "stage 0 (layers 0-1 on a) died: what it had sent on is lost with its node",
+            ),
+            (ActorDiedError(), "stage 1 (layers 2-3 on b) died: The actor died"),
+            (ObjectLostError("00", None, ""), "stage 1 (layers 2-3 on b) died: "),
+        ],
+        ids=["its input", "itself", "its report"],
+    )
+    def test_after_the_stage_whose_process_or_node_is_gone(
+        self, error: RayError, sentence: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rayff.cluster.pipeline._failures", lambda references: [(0, error)])
+        names = ["layers 0-1 on a", "layers 2-3 on b"]
+        pipeline = RayPipeline([[], []], names, ObjectStoreTransport(), window=1)
+        explained = pipeline._explained(error, [], 1)
+        assert isinstance(explained, StageLostError)
+        assert str(explained).startswith(sentence)
 
 
 class Watcher:
