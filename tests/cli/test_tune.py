@@ -18,6 +18,7 @@ class TestAMistake:
             (["no/such.py"], r"no file no/such\.py"),
             (["quick", "--set", "lrr=1"], r"--set lrr=1: .*\(did you mean 'lr'\?\)"),
             (["quick", "--set", "lr"], r"--set lr: give OPTION=VALUE"),
+            (["quick", "--logger", "mlflw"], r"--logger mlflw: .*\(did you mean 'mlflow'\?\)"),
             (["quick", "--seeds", "0"], "--seeds must be 1 or more, not 0"),
             (["quick", "--scheduler", "pbt"], "but lr varies"),
             (["quick", "--search", "optuna"], r"lr is a grid: use tune\.choice"),

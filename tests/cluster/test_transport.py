@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from rayff.cluster.transport import Message, as_tensors, pack, pack_chunk, unpack, unpack_message
+from rayff.cluster.transport import (
+    Message,
+    as_tensors,
+    call_name,
+    message_bytes,
+    pack,
+    pack_chunk,
+    unpack,
+    unpack_message,
+)
 from rayff.learning.chain import Crossing
-from rayff.training.messages import Batch, Chunk
+from rayff.training.messages import Batch, Chunk, Evaluate, Snapshot, Train
 
 CPU = torch.device("cpu")
 
@@ -70,3 +79,19 @@ class TestAChunk:
         assert back[0].crossing.shortcut is None
         assert back[1].crossing.shortcut is not None
         assert torch.equal(back[1].crossing.shortcut, chunk[1].crossing.shortcut)
+
+    @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
+    def test_weighs_what_its_tensors_do(self, way: Callable[[Chunk], Message]) -> None:
+        features = torch.zeros(3, 4, 2, 2, dtype=torch.bfloat16)
+        for shortcut, goodness in ((None, ()), (features, (torch.zeros(3, 2),))):
+            crossing = Crossing(features=features, shortcut=shortcut)
+            batch = Batch(crossing=crossing, labels=torch.arange(3), goodness=goodness)
+            each = 96 + 24 + (96 + 24 if goodness else 0)
+            assert message_bytes(way([batch, batch])) == 2 * each
+
+
+def test_calls_have_few_names() -> None:
+    train = [Train(epoch=e, step=9 * e, lr=0.1, batches=()) for e in range(3)]
+    assert {call_name(command) for command in train} == {"train"}
+    assert call_name(Evaluate(epoch=1, split="valid", batches=())) == "evaluate valid"
+    assert call_name(Snapshot(epoch=1, batch=2)) == "snapshot"

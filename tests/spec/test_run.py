@@ -143,6 +143,16 @@ class TestValidation:
         }.items():
             assert [getattr(RunSpec(**{field: value}), field) for value in values] == list(values)
 
+    def test_loggers_are_known_names_with_commas_or_none(self):
+        assert RunSpec().loggers == ("tensorboard",)
+        assert RunSpec(logger="mlflow, wandb,mlflow").loggers == ("mlflow", "wandb")
+        assert RunSpec(logger="none").loggers == ()
+        known = "known are tensorboard, mlflow, wandb, with commas between them, or none"
+        for written, wrong in (("mlflw", "'mlflw'"), ("", "''"), ("none,wandb", "'none'")):
+            with pytest.raises(UserError, match=f"^--logger {written}: unknown {wrong}") as caught:
+                RunSpec(logger=written)
+            assert str(caught.value).endswith(known)
+
     def test_a_choice_that_is_not_optional_cannot_be_left_empty(self):
         with pytest.raises(UserError, match="rule"):
             RunSpec.from_dict({"rule": None})

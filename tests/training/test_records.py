@@ -100,6 +100,11 @@ class TestTheFiles:
                 assert len(read_metrics(tmp_path / "metrics.parquet")) == epoch
                 assert len(rows_of_csv(tmp_path)) == epoch
 
+    def test_have_no_events_beside_them_where_none_are_wanted(self, tmp_path: Path) -> None:
+        with Metrics(tmp_path, tensorboard=False) as metrics:
+            metrics.append(record(1))
+        assert {path.name for path in tmp_path.iterdir()} == {"metrics.parquet", "metrics.csv"}
+
     @pytest.mark.parametrize("number", [0, 1])
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=lambda error: type(error).__name__)
     def test_cut_short_they_are_the_old_ones(

@@ -154,14 +154,20 @@ class TestMerging:
                 Report(
                     started_s=5, busy_s=1, images=3, loss_sums=(1, 2), hits=np.eye(2, dtype=int)
                 ),
-                Report(started_s=4, busy_s=2, images=0, loss_sums=(0, 0)),
+                Report(started_s=4, busy_s=2, images=0, loss_sums=(0, 0), sent_bytes=30),
                 Report(
-                    started_s=6, busy_s=6, images=4, loss_sums=(3, 5), hits=np.ones((2, 2), int)
+                    started_s=6,
+                    busy_s=6,
+                    images=4,
+                    loss_sums=(3, 5),
+                    hits=np.ones((2, 2), int),
+                    sent_bytes=12,
                 ),
             ]
         )
         assert (merged.started_s, merged.busy_s, merged.images) == (4, 3, 7)
         assert merged.loss_sums == (4, 7)
+        assert merged.sent_bytes == 42
         assert merged.hits is not None
         assert merged.hits.tolist() == [[2, 1], [1, 2]]
 

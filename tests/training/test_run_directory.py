@@ -67,6 +67,16 @@ def directory(tmp_path: Path) -> RunDirectory:
     return directory
 
 
+class TestTheName:
+    def test_is_that_of_the_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert RunDirectory(Path("runs/first")).name == "first"
+        monkeypatch.chdir(tmp_path)
+        assert RunDirectory(Path(".")).name == tmp_path.name
+
+    def test_of_a_trial_says_the_search_too(self) -> None:
+        assert RunDirectory(Path("runs/quick/trials/trial-00003")).name == "quick/trial-00003"
+
+
 class TestTheConfiguration:
     def test_is_read_back(self, directory: RunDirectory) -> None:
         assert directory.read_config() == RUN
