@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -308,9 +309,11 @@ class TestWandbItself:
         with RunLogger("wandb", prepared, pytest.fail) as logger:
             logger.on_epoch(record(1))
         (file,) = prepared.directory.path.glob("wandb/offline-run-*/run-*.wandb")
-        content = file.read_bytes()
-        assert b"first" in content
-        assert b"layer_valid_accuracy/2" in content
+        wanted = b"first", b"layer_valid_accuracy/2"
+        deadline = time.monotonic() + 30.0  # a process of its own writes it
+        while not all(words in file.read_bytes() for words in wanted):
+            assert time.monotonic() < deadline, file.read_bytes()
+            time.sleep(0.1)
 
 
 @pytest.mark.ray
