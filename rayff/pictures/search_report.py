@@ -117,8 +117,12 @@ def draw_setting(figure: Figure, trials: Sequence[Trial], name: str) -> None:
 
 def _learning(trials: Sequence[Trial]) -> list[Block]:
     curves = [(trial.name, trial.records) for trial in trials if trial.records]
+    damaged = [
+        Note(title=f"No curve of {trial.name}", text=trial.damage)
+        for trial in trials
+        if trial.damage
+    ]
     if not curves:
-        return [
-            Note(title="Learning curves", text="Not drawn: no trial's run directory is there.")
-        ]
-    return learning(curves)
+        why = "no trial's run directory is there, or none can be read"
+        return [Note(title="Learning curves", text=f"Not drawn: {why}."), *damaged]
+    return [*learning(curves), *damaged]

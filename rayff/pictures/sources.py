@@ -67,7 +67,9 @@ class Trial:
     test_accuracy: float | None
     seconds: float | None
     records: list[EpochRecord]
-    """Of its run directory; none where that is not there any more."""
+    """Of its run directory; none where that is not there any more, or is damaged."""
+    damage: str = ""
+    """Why its epochs cannot be read, where that is so."""
 
 
 def read_run(path: Path) -> Run:
@@ -144,6 +146,11 @@ def _trial(row: dict[str, Any], folder: Path) -> Trial:
     if not run_dir.is_dir():  # the search was moved as a whole
         run_dir = folder / run_dir.name
     metrics = run_dir / "metrics.parquet"
+    records, damage = [], ""
+    try:
+        records = read_records(metrics) if metrics.is_file() else []
+    except UserError as error:  # the other trials are still worth a report
+        damage = str(error)
     return Trial(
         name=str(row["trial"]),
         run_dir=run_dir,
@@ -153,7 +160,8 @@ def _trial(row: dict[str, Any], folder: Path) -> Trial:
         valid_accuracy=_number(row["valid_accuracy"]),
         test_accuracy=_number(row["test_accuracy"]),
         seconds=_number(row.get("seconds")),
-        records=read_records(metrics) if metrics.is_file() else [],
+        records=records,
+        damage=damage,
     )
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayff.pictures.search_report import search_page
 from rayff.pictures.sources import read_records, read_search, varied
 from rayff.spec import UserError
 from rayff.training.records import EpochRecord, Metrics
@@ -93,6 +94,18 @@ class TestASearch:
         metrics(folder / "trial-1", RECORD)
         trials = read_search(folder.rename(tmp_path / "moved"))
         assert [trial.records for trial in trials] == [[], [RECORD]]
+
+    def test_whose_trial_has_damaged_metrics_still_has_the_others(self, tmp_path: Path) -> None:
+        folder = write_search(tmp_path / "search", [{}, {}])
+        for name in ("trial-0", "trial-1"):
+            metrics(folder / name, RECORD)
+        (folder / "trial-0" / "metrics.parquet").write_bytes(b"PAR1 and no more")
+        trials = {trial.name: trial for trial in read_search(folder)}
+        assert trials["trial-1"].records == [RECORD]
+        assert trials["trial-0"].records == []
+        assert "trial-0/metrics.parquet is no metrics file" in trials["trial-0"].damage
+        page = search_page(folder, list(trials.values()))
+        assert "No curve of trial-0" in page.html()
 
     @pytest.mark.parametrize(
         "table",
