@@ -196,9 +196,5 @@ def _set_up_calls(
                 kernels=kernels,
                 replica=Replica(index=index, count=len(stage)),
             )
-            calls.append(
-                actor.set_up.options(name="set up").remote(
-                    spec, data if stage is stages[0] else None, own
-                )
-            )
+            calls.append(actor.set_up.remote(spec, data if stage is stages[0] else None, own))
     return calls

@@ -149,10 +149,13 @@ def unpack_message(message: Message, device: torch.device) -> Chunk:
 
 
 def call_name(command: Command) -> str:
-    """Return the name of a call in Ray's lists; few, since Ray's own metrics go by them."""
+    """Return the name of a call in Ray's lists; few, since Ray's own metrics go by them.
+
+    It is also the title of the actor's process while it works, which is known by its class.
+    """
     if isinstance(command, Evaluate):
-        return f"evaluate {command.split}"
-    return "train" if isinstance(command, Train) else "snapshot"
+        return f"StageActor.evaluate {command.split}"
+    return "StageActor.train" if isinstance(command, Train) else "StageActor.snapshot"
 
 
 class Transport(Protocol):
