@@ -57,10 +57,7 @@ def measure(
         actors: of the run; a single one cannot sum, and a usual speed is assumed.
         notify: is told what takes long or is missing.
     """
-    calls = [
-        actor.profile.options(name="profile").remote(run, network, len(actors) - 1)
-        for actor in actors
-    ]
+    calls = [actor.profile.remote(run, network, len(actors) - 1) for actor in actors]
     if not ray.wait(calls[:1], timeout=PATIENCE_S)[0]:
         notify("timing the layers, once for this machine")
     profile, *_ = wait_for(calls, "timed the layers")

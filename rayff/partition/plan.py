@@ -11,6 +11,7 @@ from rayff.partition.cuts import Costs, balanced_cuts, balanced_division
 from rayff.spec import Architecture, Kernels, RunSpec
 from rayff.spec.recipe import Method
 from rayff.spec.run import Precision
+from rayff.spec.text import plural
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class Plan:
         """The layers of each stage, such as "layers 0-4", its replicas, such as "x2", and its
         nodes, such as "on gpu-1"."""
         if self.method != "ff":
-            return [_counted(self.num_actors, "worker")]
+            return [plural(self.num_actors, "worker")]
         where = self.by_stage(self.nodes) if self.nodes else [[] for _ in self.replicas]
         return [
             ("layers " if "-" in layers else "layer ")
@@ -112,15 +113,11 @@ class Plan:
 
     def __str__(self) -> str:
         if self.method != "ff":
-            workers = _counted(self.num_actors, "worker")
+            workers = plural(self.num_actors, "worker")
             supervision = " with deep supervision" if self.method == "bp-deepsup" else ""
             return f"backpropagation{supervision} by {workers}, {self.resources} each"
-        stages = f"{_counted(self.num_stages, 'stage')} ({' | '.join(self.stage_names)})"
+        stages = f"{plural(self.num_stages, 'stage')} ({' | '.join(self.stage_names)})"
         return f"{stages}, {self.resources} each"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def make_plan(

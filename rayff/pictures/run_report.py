@@ -10,8 +10,9 @@ from rayff.pictures import command_line, curves, windows
 from rayff.pictures.page import Block, Code, Page, Section, Table, picture, shown
 from rayff.pictures.sight import filters, mistakes
 from rayff.pictures.sources import Run
-from rayff.pictures.stages import pipeline_blocks, plural, stage_layers
+from rayff.pictures.stages import pipeline_blocks, stage_layers
 from rayff.spec.run import Device
+from rayff.spec.text import plural
 from rayff.training.frame import duration
 
 METHODS = {

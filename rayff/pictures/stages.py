@@ -12,6 +12,7 @@ from rayff.pictures import curves, gantt
 from rayff.pictures.page import Block, Note, Table, picture
 from rayff.pictures.sources import Run
 from rayff.spec import UserError
+from rayff.spec.text import plural
 from rayff.training.timeline import FILE, KINDS, Span, read_timeline
 
 TITLE = "Timeline of the pipeline"
@@ -56,11 +57,6 @@ def stage_layers(run: Run) -> list[str]:
     """Return the layers of each stage in the newest epoch, such as 0-4."""
     bounds = [0, *run.last.cuts, len(run.last.layer_loss)]
     return [f"{first}-{after - 1}" for first, after in zip(bounds, bounds[1:], strict=False)]
-
-
-def plural(number: int, word: str) -> str:
-    """Return 1 epoch, 2 epochs."""
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def _spans(run: Run) -> tuple[list[Span], str]:

@@ -1,4 +1,4 @@
-"""Text that a stranger's file holds: what of it a terminal and a CSV file can take."""
+"""Text: what of a stranger's a terminal and a CSV file can take, and how counts are said."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def is_path(text: str) -> bool:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def plural(number: int, word: str) -> str:
+    """Return 1 epoch, 2 epochs."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

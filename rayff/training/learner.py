@@ -81,8 +81,9 @@ def restore(
     layers: Sequence[CWConv], optimizers: Mapping[int, Optimizer], states: States | None
 ) -> None:
     """Put the layers where a snapshot stands; None leaves them fresh."""
-    for layer in layers if states is not None else ():
-        assert states is not None
+    if states is None:
+        return
+    for layer in layers:
         index = layer.spec.index
         restore_layer(layer, optimizers[index], load(states[index].tobytes()))
 
