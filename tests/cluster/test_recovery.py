@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from rayff.cluster import crew, recovery
+from rayff.cluster import crew
 from rayff.cluster.local_nodes import LocalNodes
 from rayff.cluster.training import TrainResult, train
 from rayff.spec import RunError, RunSpec, UserError
@@ -165,8 +165,7 @@ class TestOnOneNode:
         undisturbed: TrainResult,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        module = recovery if moment == "measure" else crew
-        usual = getattr(module, moment)
+        usual = getattr(crew, moment)
         killed: list[bool] = []
 
         def deadly(*args: Any) -> Any:
@@ -175,7 +174,7 @@ class TestOnOneNode:
                 kill_stage(1)
             return usual(*args)
 
-        monkeypatch.setattr(module, moment, deadly)
+        monkeypatch.setattr(crew, moment, deadly)
         result, seen = train_watched(run)
         assert killed
         assert self.same(result, undisturbed)
