@@ -164,7 +164,7 @@ class TestAtTheEnd:
             pids.append(ray.get(first_stage.__ray_call__.remote(lambda actor: os.getpid())))
             raise UserError("no cuts today")
 
-        monkeypatch.setattr("rayff.cluster.recovery.measure", fail)
+        monkeypatch.setattr("rayff.cluster.crew.measure", fail)
         with pytest.raises(UserError, match="no cuts today"):
             train(run, lambda prepared, plan: pytest.fail("nothing to watch"))
         assert len(pids) == 1
