@@ -17,7 +17,7 @@ def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[
     """Return the methods that fit a layer there, the surest first."""
     if spec.kernel_size == 1:
         return ("unfold",)
-    fits = dtype == torch.float32 and device.type == "cpu" and winograd.fits(spec)
+    fits = dtype in winograd.DTYPES and device.type == "cpu" and winograd.fits(spec)
     return METHODS if fits and native.missing() is None else METHODS[:-1]
 
 

@@ -12,6 +12,9 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 #define RESTRICT __restrict__
@@ -25,6 +28,8 @@ void parallel(int64_t count, [[maybe_unused]] int threads, Work work) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < count; ++i) work(i);
 }
+
+using float32 = float;
 
 struct bfloat16 {
   uint16_t bits;
@@ -171,8 +176,15 @@ void pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, const int64_t*
 //   Bt[i][j]  coefficient of x^j in the product of (x - p_l) over l != i; last row over all l
 //   At[i][j]  p_j^i; last column zero but for the last row
 //   G[i][j]   p_i^j over the product of (p_i - p_l) over l != i; last row zero but for the last
+// The points are those among fractions of few bits whose rounding errors grow least (Barabasz et
+// al., 2020): half as much as with 0, 1, -1, 2, -2 for N = 6.
 
-constexpr double POINTS[] = {0, 1, -1, 2, -2, 0.5, -0.5};
+constexpr double point(int n, int l) {
+  constexpr double points[][7] = {
+      {0.625, -0.625}, {0, 1, -1}, {0.375, -0.375, 1.25, -1.25}, {0, 0.625, -0.625, 1.5, -1.5},
+      {},              {0, 1, -1, 2, -2, 0.5, -0.5}};
+  return points[n - 3][l];
+}
 
 template <int OUTPUTS, int FILTER>
 struct Winograd {
@@ -185,8 +197,8 @@ struct Winograd {
       if (l == i) continue;
       ++degree;
       for (int d = degree; d > 0; --d)
-        polynomial[d] = polynomial[d - 1] - POINTS[l] * polynomial[d];
-      polynomial[0] *= -POINTS[l];
+        polynomial[d] = polynomial[d - 1] - point(N, l) * polynomial[d];
+      polynomial[0] *= -point(N, l);
     }
     return static_cast<float>(j > degree ? 0.0 : polynomial[j]);
   }
@@ -194,16 +206,16 @@ struct Winograd {
   static constexpr float at(int i, int j) {
     if (j == N - 1) return i == M - 1 ? 1.0f : 0.0f;
     double power = 1;
-    for (int d = 0; d < i; ++d) power *= POINTS[j];
+    for (int d = 0; d < i; ++d) power *= point(N, j);
     return static_cast<float>(power);
   }
 
   static constexpr float g(int i, int j) {
     if (i == N - 1) return j == R - 1 ? 1.0f : 0.0f;
     double value = 1;
-    for (int d = 0; d < j; ++d) value *= POINTS[i];
+    for (int d = 0; d < j; ++d) value *= point(N, i);
     for (int l = 0; l < N - 1; ++l)
-      if (l != i) value /= POINTS[i] - POINTS[l];
+      if (l != i) value /= point(N, i) - point(N, l);
     return static_cast<float>(value);
   }
 
@@ -264,19 +276,33 @@ INLINE void transform(Lane* out, const Lane* in) {
   for (int i = 0; i < rows; ++i) product<Matrix>(out + i * rows, 1, half + i * columns, 1, all);
 }
 
-INLINE void load(Lane& lane, const float* from, int count) {
+template <class T>
+INLINE void load(Lane& lane, const T* RESTRICT from, int count) {
   if (count == LANES) {
-    std::memcpy(lane, from, sizeof lane);
+    for (int l = 0; l < LANES; ++l) lane[l] = widen(from[l]);
   } else {
-    for (int l = 0; l < LANES; ++l) lane[l] = l < count ? from[l] : 0.0f;
+    for (int l = 0; l < LANES; ++l) lane[l] = l < count ? widen(from[l]) : 0.0f;
   }
 }
 
-INLINE void store(float* to, const Lane& lane, int count) {
+template <class T>
+INLINE void narrow_lane(T* RESTRICT to, const float* RESTRICT lane) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const __m256bh narrowed = _mm512_cvtneps_pbh(_mm512_loadu_ps(lane));
+    std::memcpy(to, &narrowed, sizeof narrowed);
+    return;
+  }
+#endif
+  for (int l = 0; l < LANES; ++l) narrow(to[l], lane[l]);
+}
+
+template <class T>
+INLINE void store(T* RESTRICT to, const Lane& lane, int count) {
   if (count == LANES) {
-    std::memcpy(to, lane, sizeof lane);
+    narrow_lane(to, lane);
   } else {
-    for (int l = 0; l < count; ++l) to[l] = lane[l];
+    for (int l = 0; l < count; ++l) narrow(to[l], lane[l]);
   }
 }
 
@@ -295,8 +321,8 @@ void each_tile(int64_t images, int size, int channels, int threads, Visit visit)
 
 // images (B, S * STRIDE, S * STRIDE, K) -> tiles (N * N, B * (S / M)^2, STRIDE^2 * K), the zeros of
 // the padding included. A stride splits the images into phases, whose channels lie side by side.
-template <class W, int STRIDE>
-void input_transform(const float* images, float* tiles, int64_t count, int size, int channels,
+template <class W, int STRIDE, class From, class To>
+void input_transform(const From* images, To* tiles, int64_t count, int size, int channels,
                      int threads) {
   const int64_t all = STRIDE * STRIDE * channels;
   const int64_t stride = count * (size / W::M) * (size / W::M) * all;
@@ -316,15 +342,15 @@ void input_transform(const float* images, float* tiles, int64_t count, int size,
         }
       }
       transform<typename W::Input>(out, in);
-      float* to = tiles + t * all + phase * channels + k;
+      To* to = tiles + t * all + phase * channels + k;
       for (int e = 0; e < W::N * W::N; ++e) store(to + e * stride, out[e], n);
     }
   });
 }
 
 // tiles (N * N, B * (S / M)^2, K) -> images (B, S, S, K)
-template <class W>
-void output_transform(const float* tiles, float* images, int64_t count, int size, int channels,
+template <class W, class From, class To>
+void output_transform(const From* tiles, To* images, int64_t count, int size, int channels,
                       int threads) {
   const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
   each_tile<W::M>(count, size, channels, threads,
@@ -340,8 +366,8 @@ void output_transform(const float* tiles, float* images, int64_t count, int size
 }
 
 // gradient of the outputs (B, S, S, K) -> tiles (N * N, B * (S / M)^2, K)
-template <class W>
-void gradient_transform(const float* images, float* tiles, int64_t count, int size, int channels,
+template <class W, class From, class To>
+void gradient_transform(const From* images, To* tiles, int64_t count, int size, int channels,
                         int threads) {
   const int64_t stride = count * (size / W::M) * (size / W::M) * channels;
   each_tile<W::M>(count, size, channels, threads,
@@ -358,11 +384,11 @@ void gradient_transform(const float* images, float* tiles, int64_t count, int si
 
 // filters (F, R, R, K) -> (N * N, F, K), a filter's rows at a time: so many places in turn, a few
 // bytes each, would wait for memory
-template <class W>
-void filter_transform(const float* filters, float* places, int64_t count, int, int channels,
+template <class W, class From, class To>
+void filter_transform(const From* filters, To* places, int64_t count, int, int channels,
                       int threads) {
   parallel(count, threads, [=](int64_t f) {
-    std::vector<float> rows(W::N * W::N * channels);
+    std::vector<To> rows(W::N * W::N * channels);
     for (int k = 0; k < channels; k += LANES) {
       const int n = channels - k < LANES ? channels - k : LANES;
       Lane in[W::R * W::R], out[W::N * W::N];
@@ -377,11 +403,11 @@ void filter_transform(const float* filters, float* places, int64_t count, int, i
 }
 
 // gradient of the places (N * N, F, K) -> of the filters (F, R, R, K)
-template <class W>
-void filter_gradient_transform(const float* places, float* filters, int64_t count, int,
+template <class W, class From, class To>
+void filter_gradient_transform(const From* places, To* filters, int64_t count, int,
                                int channels, int threads) {
   parallel(count, threads, [=](int64_t f) {
-    std::vector<float> rows(W::N * W::N * channels);
+    std::vector<From> rows(W::N * W::N * channels);
     for (int e = 0; e < W::N * W::N; ++e)
       std::copy_n(places + (e * count + f) * channels, channels, rows.data() + e * channels);
     for (int k = 0; k < channels; k += LANES) {
@@ -412,22 +438,29 @@ extern "C" {
 POINTWISE(pointwise_float32, float)
 POINTWISE(pointwise_bfloat16, bfloat16)
 
-#define TRANSFORM(NAME, KIND, ...)                                                          \
-  void NAME(const float* from, float* to, int64_t count, int64_t size, int64_t channels,    \
-            int threads) {                                                                  \
+#define TRANSFORM(NAME, KIND, FROM, TO, ...)                                                \
+  void NAME##_##FROM##_##TO(const FROM* from, TO* to, int64_t count, int64_t size,          \
+                            int64_t channels, int threads) {                                \
     KIND<__VA_ARGS__>(from, to, count, static_cast<int>(size), static_cast<int>(channels),  \
                       threads);                                                             \
   }
-#define TRANSFORMS(M, R, STRIDE)                                                   \
-  TRANSFORM(input_##M##_##R, input_transform, Winograd<M, R>, STRIDE)              \
-  TRANSFORM(output_##M##_##R, output_transform, Winograd<M, R>)                    \
-  TRANSFORM(gradient_##M##_##R, gradient_transform, Winograd<M, R>)                \
-  TRANSFORM(filter_##M##_##R, filter_transform, Winograd<M, R>)                    \
-  TRANSFORM(filter_gradient_##M##_##R, filter_gradient_transform, Winograd<M, R>)
-TRANSFORMS(2, 2, 2)  // a 3x3 kernel with stride 2 is a 2x2 kernel over the four phases
-TRANSFORMS(4, 2, 2)
-TRANSFORMS(2, 3, 1)
-TRANSFORMS(4, 3, 1)
-TRANSFORMS(2, 5, 1)
-TRANSFORMS(4, 5, 1)
+#define TRANSFORMS(M, R, STRIDE, IMAGE, TILE)                                               \
+  TRANSFORM(input_##M##_##R, input_transform, IMAGE, TILE, Winograd<M, R>, STRIDE)          \
+  TRANSFORM(output_##M##_##R, output_transform, TILE, IMAGE, Winograd<M, R>)                \
+  TRANSFORM(gradient_##M##_##R, gradient_transform, IMAGE, TILE, Winograd<M, R>)            \
+  TRANSFORM(filter_##M##_##R, filter_transform, IMAGE, TILE, Winograd<M, R>)
+#define ALL_FORMATS(M, R, STRIDE)                                                           \
+  TRANSFORMS(M, R, STRIDE, float32, float32)                                                \
+  TRANSFORMS(M, R, STRIDE, bfloat16, float32)                                               \
+  TRANSFORMS(M, R, STRIDE, bfloat16, bfloat16)                                              \
+  TRANSFORM(filter_gradient_##M##_##R, filter_gradient_transform, float32, float32,         \
+            Winograd<M, R>)                                                                 \
+  TRANSFORM(filter_gradient_##M##_##R, filter_gradient_transform, bfloat16, float32,        \
+            Winograd<M, R>)
+ALL_FORMATS(2, 2, 2)  // a 3x3 kernel with stride 2 is a 2x2 kernel over the four phases
+ALL_FORMATS(4, 2, 2)
+ALL_FORMATS(2, 3, 1)
+ALL_FORMATS(4, 3, 1)
+ALL_FORMATS(2, 5, 1)
+ALL_FORMATS(4, 5, 1)
 }

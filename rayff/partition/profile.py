@@ -30,9 +30,10 @@ from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
 
-FORMAT = 1
-_SAMPLE = 32
-"""Images with which kernels are compared on a CPU; the chosen ones are timed with the batch."""
+FORMAT = 2
+_SAMPLE = 128
+"""Images with which kernels are compared on a CPU, at most. Few would give too much weight to what
+does not depend on them, such as the transforms of filters."""
 _REPEATS = 3
 
 

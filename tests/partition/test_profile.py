@@ -74,9 +74,10 @@ def test_kernels_that_are_given_are_kept(cache: Path):
 
 
 def test_kernels_that_do_not_fit_are_named_with_those_that_do(cache: Path):
-    wanted = parse_kernels("conv,winograd,conv,conv")
+    resnet101 = architecture("resnet101", num_classes=2, image_channels=1)
+    wanted = parse_kernels("conv,winograd" + 98 * ",conv")  # layer 1 has a 1x1 kernel
     with pytest.raises(UserError) as refused:
-        time_layers(TINYCNN, replace(CONDITIONS, dtype=torch.bfloat16), wanted)
+        time_layers(resnet101, CONDITIONS, wanted)
     assert str(refused.value) == (
         "--kernels: layer 1 cannot be computed with winograd here; it can with conv, unfold"
     )
