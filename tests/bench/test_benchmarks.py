@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import ray
 
 from rayff.bench import backprop, memory, scaling, step
+from tests.ray_instance import local_ray
 
 
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
@@ -52,15 +52,10 @@ def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path)
 @pytest.mark.ray
 @pytest.mark.slow
 def test_pipelines_are_measured_and_larger_ones_simulated(tmp_path: Path):
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
     file = tmp_path / "figures.json"
     options = ["--arch", "tinycnn", "--batch-size", "4", "--steps", "3", "--repeats", "1"]
-    try:
+    with local_ray():
         assert scaling.main([*options, "--stages", "1,2,3", "--save", str(file)]) == 0
-    finally:
-        ray.shutdown()
     figures = json.loads(file.read_text())
     names = [row["pipeline"] for row in figures["measured"]]
     assert names[:3] == ["1 stage", "2 stages", "replicas 2"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import mlflow
 import pytest
-import ray
 from ray.tune import grid_search
 from ray.tune.logger import LoggerCallback
 
@@ -28,6 +27,7 @@ from rayff.training.checkpoint import Checkpoint, Progress
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import Metrics, scalars
 from rayff.tune import main as tune
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 from tests.training.test_records import record
 
@@ -323,9 +323,8 @@ class TestTheCommands:
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def cluster(cls) -> Iterator[None]:
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+        with local_ray():
+            yield
 
     def test_a_training_is_a_run(self, tmp_path: Path) -> None:
         flags = ["--width", "4", "--batch-size", "16", "--epochs", "2", "--kernels", "conv/conv"]

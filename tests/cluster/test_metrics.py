@@ -20,6 +20,7 @@ from rayff.training.checkpoint import Progress
 from rayff.training.messages import Report, Train
 from rayff.training.tracker import Tracker
 from rayff.training.view import observe_quietly
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 IMAGES = {"train": 96, "valid": 20, "test": 30}
@@ -139,16 +140,8 @@ class TestTheSums:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    yield
-    ray.shutdown()
+    with local_ray(_system_config={"metrics_report_interval_ms": 500}):
+        yield
 
 
 @pytest.mark.ray

@@ -24,6 +24,7 @@ from rayff.training.loop import Loop
 from rayff.training.messages import Command, Snapshot, Train
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.stop import StopRequest
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 pytestmark = pytest.mark.ray
@@ -94,11 +95,8 @@ class Watcher:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from rayff.cluster.training import TrainResult, train
 from rayff.spec import RunError, RunSpec, UserError
 from rayff.training.loop import Observer
 from rayff.training.records import EpochRecord
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 from tests.training.local_run import Diary, timeless
 
@@ -103,15 +104,8 @@ class TestOnOneNode:
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def cluster(cls) -> Iterator[None]:
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
-        yield
-        ray.shutdown()
+        with local_ray():
+            yield
 
     @pytest.fixture
     def run(self, task: str, tmp_path: Path) -> RunSpec:

@@ -20,6 +20,7 @@ from rayff.cluster.training import open_pipeline, train
 from rayff.partition.plan import Plan
 from rayff.spec import RunError, RunSpec, TrainingDiverged, UserError
 from rayff.training.preparation import Prepared, prepare
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -27,11 +28,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=5):
+        yield
 
 
 @pytest.fixture(scope="module")

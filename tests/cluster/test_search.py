@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray import tune as ray_tune
 
 from rayff.cluster.trial import _replace
@@ -25,6 +24,7 @@ from rayff.training.run_directory import RunDirectory
 from rayff.training.search_view import SearchView
 from rayff.tune import main
 from tests.cli.test_train import PATIENCE_S, start
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 ASHA = """
@@ -50,10 +50,9 @@ max_concurrent = 1
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def cluster() -> Iterator[None]:
+    with local_ray():
+        yield
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -71,7 +70,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def asha(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def asha(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Three trials: one learns, one cannot learn, one diverges."""
     folder = tmp_path_factory.mktemp("asha")
     (folder / "space.py").write_text(ASHA)
@@ -134,14 +133,14 @@ class TestASearch:
         assert [path.name for path in prepared.checkpoints.list()] == [newest.name]
 
     def test_that_the_cluster_can_never_hold_is_refused(
-        self, local_ray: None, tmp_path: Path
+        self, cluster: None, tmp_path: Path
     ) -> None:
         args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "cpus_per_stage=64"]
         with pytest.raises(UserError, match=r"cannot hold the plan: 1 actors of .* 64 CPUs"):
             main(args)
         assert not (tmp_path / "search").exists()
 
-    def test_by_another_method_is_refused(self, local_ray: None, tmp_path: Path) -> None:
+    def test_by_another_method_is_refused(self, cluster: None, tmp_path: Path) -> None:
         args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "method=bp"]
         with pytest.raises(UserError, match=r"method 'bp', but trials learn by Forward-Forward"):
             main(args)
@@ -151,7 +150,7 @@ class TestASearch:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trials_run_side_by_side_and_each_point_with_each_seed(
-    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "search"
     options = ["--limit", "100", "--epochs", "1", "--set", "lr=0.01", "--seeds", "2"]
@@ -176,7 +175,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_without_repeating_trials(
-    local_ray: None,
+    cluster: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

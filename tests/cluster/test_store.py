@@ -11,6 +11,7 @@ from ray._private.internal_api import memory_summary
 
 from rayff.spec import RunSpec
 from tests.cluster.test_recovery import Watcher, layer_files, train_watched
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -21,16 +22,8 @@ STORE = 80 * MIB
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=STORE,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    yield
-    ray.shutdown()
+    with local_ray(object_store_memory=STORE):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
 from safetensors.torch import load
 
 import rayff
 from rayff.spec import RunSpec, UserError
 from tests.cluster.test_recovery import Watcher, layer_files, train_watched
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 from tests.training import local_run
 from tests.training.local_run import timeless
@@ -37,11 +37,8 @@ LAST = 12
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 
 import rayff
@@ -20,6 +19,7 @@ from rayff.training.preparation import prepare
 from rayff.training.run_directory import RunDirectory
 from rayff.training.stage import local_stage
 from rayff.training.stop import StopRequest
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 # A narrow resnet: its cuts lie inside blocks and between them, with shortcuts that are added,
@@ -91,11 +91,8 @@ def train_in_one_process(run: RunSpec) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=4):
+        yield
 
 
 @pytest.fixture(scope="module")

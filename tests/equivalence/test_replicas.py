@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load
 
 import rayff
 from rayff.spec import RunSpec
 from tests.equivalence.test_cuts import layer_files, train_in_one_process
+from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
 # Of an epoch's three batches of a narrow resnet the last has one image: fewer than replicas.
@@ -33,11 +33,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=5):
+        yield
 
 
 @pytest.fixture(scope="module")
