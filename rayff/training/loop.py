@@ -38,6 +38,15 @@ class Observer(Told, Protocol):
         ...
 
 
+def _sum(total: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add to a total that may have nothing yet."""
+    return total + more if len(total) else more
+
+
+def _busy_s(reports: Sequence[Report]) -> NDArray[np.float64]:
+    return np.array([report.busy_s for report in reports])
+
+
 @dataclass
 class Pace:
     """How long the stages take for a batch, since the last snapshot."""
@@ -48,8 +57,7 @@ class Pace:
 
     def add(self, command: Train, reports: Sequence[Report]) -> None:
         """Add a chunk of training."""
-        busy = np.array([report.busy_s for report in reports])
-        self.busy_s = self.busy_s + busy if len(self.busy_s) else busy
+        self.busy_s = _sum(self.busy_s, _busy_s(reports))
         self.batches += len(command.batches)
 
     @property
@@ -75,11 +83,10 @@ class EpochTally:
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report], seconds: float) -> None:
         """Add the result of a chunk that took `seconds` since the one before."""
-        busy = np.array([report.busy_s for report in reports])
-        self.busy_s = self.busy_s + busy if len(self.busy_s) else busy
+        self.busy_s = _sum(self.busy_s, _busy_s(reports))
         if isinstance(command, Train):
             losses = np.concatenate([report.loss_sums for report in reports])
-            self.loss_sums = self.loss_sums + losses if len(self.loss_sums) else losses
+            self.loss_sums = _sum(self.loss_sums, losses)
             self.images += reports[0].images
             self.timed_images += reports[0].images
             self.train_s += seconds
