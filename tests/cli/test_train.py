@@ -96,13 +96,15 @@ class TestStopping:
     ARGS = (*TINY, "--epochs", "2", "--stages=2", "--chunk=1")
 
     @pytest.fixture(scope="class")
-    def long_task(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+    @classmethod
+    def long_task(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
         return write_tiny_task(tmp_path_factory.mktemp("long_task"), num_train=640)
 
     @pytest.fixture(scope="class")
-    def undisturbed(self, long_task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def undisturbed(cls, long_task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("undisturbed")
-        process = start(*self.ARGS, "--task", long_task, "--run-dir", "run", cwd=folder)
+        process = start(*cls.ARGS, "--task", long_task, "--run-dir", "run", cwd=folder)
         process.communicate(timeout=PATIENCE_S)
         return folder / "run"
 
