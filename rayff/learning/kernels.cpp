@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -63,15 +64,16 @@ INLINE float activation(T y, float kept) {
 }
 
 // 1 where the byte says that an element is kept, else 0; a loop of its own is vector code
-INLINE void unpack(const uint8_t* RESTRICT bytes, uint8_t dropped, int channels,
+INLINE void unpack(const uint8_t* RESTRICT bytes, uint8_t dropped, int64_t count,
                    float* RESTRICT kept) {
-  for (int k = 0; k < channels; ++k) kept[k] = bytes[k] >= dropped ? 1.0f : 0.0f;
+  for (int64_t e = 0; e < count; ++e) kept[e] = bytes[e] >= dropped ? 1.0f : 0.0f;
 }
 
 // ---- the pointwise part ------------------------------------------------------------------------
 
 // One image, which stays in the cache: (1) the mean of each group, (2) its variance, (3) loss and
-// the coefficients of each group, (4) features and gradient.
+// the coefficients of each group, (4) features and gradient. It goes by stretches of a few pixels,
+// as many as end where a vector does; what belongs to a channel is there for each of them.
 template <bool DROPOUT, bool LEARN, class T>
 void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t pixels,
                      int channels, int classes, int64_t label, float loss_scale, float epsilon,
@@ -79,40 +81,57 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   const int width = channels / classes;
   const double n = static_cast<double>(pixels) * width;
   const double scale = DROPOUT ? 256.0 / (256 - dropped) : 1.0;
-  std::vector<float> by_channel(5 * channels);
-  float* RESTRICT kept = by_channel.data();
-  float* RESTRICT center = kept + channels;  // the group's mean of h before its scale
-  float* RESTRICT slope = center + channels;
-  float* RESTRICT coefficient = slope + channels;
-  float* RESTRICT few = coefficient + channels;
+  const int64_t all = pixels * channels;
+  const int64_t stretch = std::min<int64_t>(std::lcm(channels, 32), all);
+  std::vector<int> group(stretch);  // of each element; divisions would take as long as the rest
+  for (int64_t e = 0; e < stretch;)
+    for (int c = 0; c < classes; ++c)
+      for (int k = 0; k < width; ++k) group[e++] = c;
+  std::vector<float> by_element(5 * stretch);
+  float* RESTRICT kept = by_element.data();
+  float* RESTRICT center = kept + stretch;  // the group's mean of h before its scale
+  float* RESTRICT slope = center + stretch;
+  float* RESTRICT coefficient = slope + stretch;
+  float* RESTRICT few = coefficient + stretch;
 
-  // Means of term(h, k) over each group: floats over a few pixels, doubles over all.
-  auto group_means = [&](auto term) {
-    constexpr int64_t FEW = 32;
-    std::vector<double> sums(channels, 0.0), means(classes, 0.0);
-    for (int64_t first = 0; first < pixels; first += FEW) {
-      std::fill(few, few + channels, 0.0f);
-      const int64_t last = first + FEW < pixels ? first + FEW : pixels;
-      for (int64_t p = first; p < last; ++p) {
-        const T* RESTRICT pixel = y + p * channels;
-        if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
-        INDEPENDENT
-        for (int k = 0; k < channels; ++k)
-          few[k] += term(activation<DROPOUT>(pixel[k], kept[k]), k);
-      }
-      for (int k = 0; k < channels; ++k) sums[k] += few[k];
+  auto each_stretch = [&](auto visit) {
+    for (int64_t first = 0; first < all; first += stretch) {
+      const int64_t count = std::min(stretch, all - first);
+      if constexpr (DROPOUT) unpack(bytes + first, dropped, count, kept);
+      visit(first, count);
     }
-    for (int k = 0; k < channels; ++k) means[k / width] += sums[k] / n;
+  };
+
+  // Means of term(h, e) over each group: floats over a few stretches, doubles over all.
+  auto group_means = [&](auto term) {
+    constexpr int FEW = 32;
+    std::vector<double> sums(stretch, 0.0), means(classes, 0.0);
+    int waiting = 0;
+    auto flush = [&] {
+      for (int64_t e = 0; e < stretch; ++e) sums[e] += few[e];
+      std::fill(few, few + stretch, 0.0f);
+      waiting = 0;
+    };
+    std::fill(few, few + stretch, 0.0f);
+    each_stretch([&](int64_t first, int64_t count) {
+      const T* RESTRICT from = y + first;
+      INDEPENDENT
+      for (int64_t e = 0; e < count; ++e) few[e] += term(activation<DROPOUT>(from[e], kept[e]), e);
+      if (++waiting == FEW) flush();
+    });
+    flush();
+    for (int64_t e = 0; e < stretch; ++e) means[group[e]] += sums[e];
+    for (double& each : means) each /= n;
     return means;
   };
 
   // (1)
-  const std::vector<double> mean = group_means([](float h, int) { return h; });
-  for (int k = 0; k < channels; ++k) center[k] = static_cast<float>(mean[k / width]);
+  const std::vector<double> mean = group_means([](float h, int64_t) { return h; });
+  for (int64_t e = 0; e < stretch; ++e) center[e] = static_cast<float>(mean[group[e]]);
 
   // (2) around the mean, since the squares of what hardly varies would cancel
   const std::vector<double> variance = group_means(
-      [center](float h, int k) { return (h - center[k]) * (h - center[k]); });
+      [center](float h, int64_t e) { return (h - center[e]) * (h - center[e]); });
 
   // (3)
   double largest = -INFINITY, total = 0.0;
@@ -124,28 +143,31 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
     for (int c = 0; c < classes; ++c) total += std::exp(mean[c] * scale - largest);
     *loss = static_cast<float>(std::log(total) + largest - mean[label] * scale);
   }
-  for (int k = 0; k < channels; ++k) {
-    const int c = k / width;
-    slope[k] = static_cast<float>(scale / std::sqrt(variance[c] * scale * scale + epsilon));
+  std::vector<float> slopes(classes), coefficients(classes);
+  for (int c = 0; c < classes; ++c) {
+    slopes[c] = static_cast<float>(scale / std::sqrt(variance[c] * scale * scale + epsilon));
     if constexpr (LEARN) {
       const double probability = std::exp(mean[c] * scale - largest) / total;
-      coefficient[k] = static_cast<float>((probability - (c == label)) * loss_scale * scale / n);
+      coefficients[c] = static_cast<float>((probability - (c == label)) * loss_scale * scale / n);
     }
+  }
+  for (int64_t e = 0; e < stretch; ++e) {
+    slope[e] = slopes[group[e]];
+    coefficient[e] = coefficients[group[e]];
   }
 
   // (4)
-  for (int64_t p = 0; p < pixels; ++p) {
-    const T* pixel = y + p * channels;  // an output may lie in its place, element by element
-    if constexpr (DROPOUT) unpack(bytes + p * channels, dropped, channels, kept);
-    T* feature = features + p * channels;
-    T* steep = LEARN ? gradient + p * channels : nullptr;
+  each_stretch([&](int64_t first, int64_t count) {
+    const T* from = y + first;  // an output may lie in its place, element by element
+    T* feature = features + first;
+    T* steep = LEARN ? gradient + first : nullptr;
     INDEPENDENT
-    for (int k = 0; k < channels; ++k) {
-      const float h = activation<DROPOUT>(pixel[k], kept[k]);
-      narrow(feature[k], (h - center[k]) * slope[k]);
-      if constexpr (LEARN) narrow(steep[k], h > 0.0f ? coefficient[k] : 0.0f);
+    for (int64_t e = 0; e < count; ++e) {
+      const float h = activation<DROPOUT>(from[e], kept[e]);
+      narrow(feature[e], (h - center[e]) * slope[e]);
+      if constexpr (LEARN) narrow(steep[e], h > 0.0f ? coefficient[e] : 0.0f);
     }
-  }
+  });
 }
 
 template <class T>
