@@ -196,7 +196,7 @@ class TestAWriteThatIsCutShort:
             import os, signal
             from pathlib import Path
             from rayff.training import checkpoint as module, files
-            from tests.training.test_checkpoint import make_checkpoint, make_store
+            from tests.training.checkpoints import make_checkpoint, make_store
 
             def write(path, data):
                 if path.name == "layer-002.safetensors":

@@ -21,6 +21,7 @@ from tests.training.checkpoints import (
     make_store,
     same,
 )
+from tests.training.damage import WRONG_VALUES, MarkerOnLoad, places
 
 
 @pytest.fixture
@@ -207,16 +208,6 @@ class TestDamage:
         path.write_text(json.dumps(manifest))
 
 
-class MarkerOnLoad:
-    """Pickled, it makes a folder when it is loaded."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return Path.mkdir, (self.marker,)
-
-
 class TestAPickle:
     def test_in_place_of_a_layer_is_not_loaded(self, folder: Path, tmp_path: Path) -> None:
         store = make_store(folder)
@@ -243,28 +234,6 @@ class TestAPickle:
         with pytest.raises(UserError, match="no manifest"):
             store.read_latest()
         assert not (tmp_path / "executed").exists()
-
-
-def places(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths of all values in a JSON tree but the root."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    found = []
-    for key, value in items:
-        found.append((*prefix, key))
-        if isinstance(value, dict | list):
-            found += places(value, (*prefix, key))
-    return found
-
-
-WRONG_VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(max_value=-1),
-    st.floats(),
-    st.text(max_size=8),
-    st.lists(st.integers(), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
-)
 
 
 class TestMutatedManifests:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save, save_file
 from rayff.spec import RunSpec, UserError, architecture
 from rayff.training import files
 from rayff.training.run_directory import RunDirectory, read_config
+from tests.training.checkpoints import names
+from tests.training.damage import WRONG_VALUES, MarkerOnLoad, places
 from tests.training.failing_disk import INTERRUPTIONS, interrupted, small_disk
-from tests.training.test_checkpoint import WRONG_VALUES, MarkerOnLoad, names, places
 
 CLASSES = ("cat", "dog", "owl", "fox")
 NETWORK = architecture("tinycnn", num_classes=4, image_channels=3, width=4)

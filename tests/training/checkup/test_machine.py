@@ -20,6 +20,7 @@ def roomy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 5.0)
+    monkeypatch.setattr(psutil.Process, "nice", lambda process: 0)
     monkeypatch.delenv("RAY_worker_niceness", raising=False)
     have_memory(monkeypatch, 16 * GIB, 10 * GIB)
 
