@@ -140,7 +140,7 @@ class TestEveryPlanGivesTheSameBits:
 
     @pytest.mark.parametrize(
         "how",
-        [{"rule": "plain", "kernels": None}, {"precision": "bf16", "kernels": "conv/unfold"}],
+        [{"rule": "plain", "kernels": None}, {"precision": "bf16"}],
         ids=str,
     )
     def test_by_the_plain_rule_and_in_bfloat16_too(
