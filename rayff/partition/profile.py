@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +30,13 @@ from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
 
-FORMAT = 2
+FORMAT = 3
 _SAMPLE = 128
 """Images with which kernels are compared on a CPU, at most. Few would give too much weight to what
 does not depend on them, such as the transforms of filters."""
+_MARGIN = 1.1
+"""How much faster than the surest method another one must be: those load caches and memory more,
+which layers of other stages, and the one before, want too."""
 _REPEATS = 3
 
 
@@ -207,7 +210,7 @@ def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[
 def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
     """Return the fastest pair of methods; if both unfold, they share the unfolded input.
 
-    The methods take turns, so that a moment's disturbance does not decide.
+    The methods take turns and medians count, so that a moment's disturbance does not decide.
     """
     size = conditions.recipe.batch_size
     images = min(size, _SAMPLE) if conditions.device.type == "cpu" else size
@@ -215,7 +218,7 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
     x = FastStep(layer, x).convolution.x  # pooled
     weight = layer.weight.detach().to(layer.dtype)
     known = methods(layer.spec, conditions.device, conditions.dtype)
-    best = dict.fromkeys(known, (math.inf, math.inf, math.inf))
+    seen: dict[str, list[tuple[float, ...]]] = {method: [] for method in known}
     for method in known * (1 + _REPEATS):
         marks = [clock(conditions.device)]
         convolution = Convolution(layer.spec, Kernels(method, method), x, weight)
@@ -224,12 +227,15 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
         marks.append(clock(conditions.device))
         convolution.weight_gradient(y)
         marks.append(clock(conditions.device))
-        spans = (after - before for before, after in zip(marks, marks[1:], strict=False))
-        best[method] = tuple(map(min, best[method], spans))  # type: ignore[assignment]
+        seen[method].append(tuple(b - a for a, b in zip(marks, marks[1:], strict=False)))
+    # of each method, without its first turn: unfolding, forward and gradient
+    usual = {method: np.median(turns[1:], axis=0) for method, turns in seen.items()}
+    for method in known[1:]:
+        usual[method][1:] *= _MARGIN
 
     def seconds(pair: Kernels) -> float:
-        unfold_s = best["unfold"][0] if "unfold" in (pair.forward, pair.gradient) else 0.0
-        return unfold_s + best[pair.forward][1] + best[pair.gradient][2]
+        unfold_s = usual["unfold"][0] if "unfold" in (pair.forward, pair.gradient) else 0.0
+        return float(unfold_s + usual[pair.forward][1] + usual[pair.gradient][2])
 
     return min((Kernels(a, b) for a in known for b in known), key=seconds)
 
