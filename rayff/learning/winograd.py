@@ -6,7 +6,7 @@
 The sums are matrix products, one for each of the N x N places of a tile (N = M + R - 1, kernel
 R x R): N^2 multiplications where the plain convolution has (M R)^2. Shapes: T tiles, K channels.
 
-Where the images are bfloat16, so are the gradient's tiles, whose rounding moves it by 0.5 to 1.8%;
+Where the images are bfloat16, so are the gradient's tiles, whose rounding moves it by 0.5 to 2%;
 those of 5x5 kernels, which it would move by 4%, stay float32. So do the convolution's own:
 rounding them would turn over the sign of activations near zero, and the gradient would follow each
 with all of its size.
