@@ -92,7 +92,7 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   float* RESTRICT center = kept + stretch;  // the group's mean of h before its scale
   float* RESTRICT slope = center + stretch;
   float* RESTRICT coefficient = slope + stretch;
-  float* RESTRICT few = coefficient + stretch;
+  float* RESTRICT few = coefficient + stretch;  // zero wherever group_means begins
 
   auto each_stretch = [&](auto visit) {
     for (int64_t first = 0; first < all; first += stretch) {
@@ -112,7 +112,6 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
       std::fill(few, few + stretch, 0.0f);
       waiting = 0;
     };
-    std::fill(few, few + stretch, 0.0f);
     each_stretch([&](int64_t first, int64_t count) {
       const T* RESTRICT from = y + first;
       INDEPENDENT
