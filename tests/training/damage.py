@@ -1,5 +1,7 @@
 """What strangers and damage put into files."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,24 @@ WRONG_VALUES = st.one_of(
     st.lists(st.integers(), max_size=3),
     st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
 )
+
+
+def wrong_value(data: st.DataObject, old: Any) -> Any:
+    """Return a value of another kind, whatever stood there."""
+    return data.draw(WRONG_VALUES, label="value")
+
+
+def mutate(
+    tree: Any, data: st.DataObject, value: Callable[[st.DataObject, Any], Any] = wrong_value
+) -> Any:
+    """Return a copy of a JSON tree with one place deleted, or holding `value` of what it held."""
+    mutated = copy.deepcopy(tree)
+    *above, key = data.draw(st.sampled_from(places(tree)), label="place")
+    parent = mutated
+    for step in above:
+        parent = parent[step]
+    if data.draw(st.booleans(), label="delete"):
+        del parent[key]
+    else:
+        parent[key] = value(data, parent[key])
+    return mutated

@@ -1,6 +1,5 @@
 """Checkpoints that something happened to: nothing in them is run, and each is said."""
 
-import copy
 import hashlib
 import json
 import math
@@ -21,7 +20,7 @@ from tests.training.checkpoints import (
     make_store,
     same,
 )
-from tests.training.damage import WRONG_VALUES, MarkerOnLoad, places
+from tests.training.damage import MarkerOnLoad, mutate, wrong_value
 
 
 @pytest.fixture
@@ -236,6 +235,14 @@ class TestAPickle:
         assert not (tmp_path / "executed").exists()
 
 
+def wrong_or_not_finite(data: st.DataObject, old: Any) -> Any:
+    """Return another kind of value; of a number one that is none, as others could be right."""
+    value = wrong_value(data, old)
+    if type(old) is float and type(value) in (int, float):
+        value = data.draw(st.sampled_from([math.inf, -math.inf, math.nan, 10**400]))
+    return value
+
+
 class TestMutatedManifests:
     """Any mutation of the JSON gives the same checkpoint or a UserError, and nothing else."""
 
@@ -256,18 +263,7 @@ class TestMutatedManifests:
     def test_a_value_of_another_kind_or_none_at_all(
         self, store: CheckpointStore, manifest: Any, data: st.DataObject
     ) -> None:
-        mutated = copy.deepcopy(manifest)
-        place = data.draw(st.sampled_from(places(manifest)), label="place")
-        parent = mutated
-        for key in place[:-1]:
-            parent = parent[key]
-        if data.draw(st.booleans(), label="delete"):
-            del parent[place[-1]]
-        else:
-            value = data.draw(WRONG_VALUES, label="value")
-            if type(parent[place[-1]]) is float and type(value) in (int, float):
-                value = data.draw(st.sampled_from([math.inf, -math.inf, math.nan, 10**400]))
-            parent[place[-1]] = value
+        mutated = mutate(manifest, data, wrong_or_not_finite)
         self.check(store, json.dumps(mutated).encode())
 
     @settings(max_examples=200, deadline=None, derandomize=True, database=None)

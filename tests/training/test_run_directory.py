@@ -1,6 +1,5 @@
 """The run directory: what is in it, and what is said where it is not as it should be."""
 
-import copy
 import errno
 import json
 import pickle  # noqa: TID251 - strangers' files are made with it
@@ -21,7 +20,7 @@ from rayff.spec import RunSpec, UserError, architecture
 from rayff.training import files
 from rayff.training.run_directory import RunDirectory, read_config
 from tests.training.checkpoints import names
-from tests.training.damage import WRONG_VALUES, MarkerOnLoad, places
+from tests.training.damage import MarkerOnLoad, mutate
 from tests.training.failing_disk import INTERRUPTIONS, interrupted, small_disk
 
 CLASSES = ("cat", "dog", "owl", "fox")
@@ -439,15 +438,7 @@ class TestMutatedDescriptions:
     def test_a_value_of_another_kind_or_none_at_all(
         self, directory: RunDirectory, description: Any, data: st.DataObject
     ) -> None:
-        mutated = copy.deepcopy(description)
-        place = data.draw(st.sampled_from(places(description)), label="place")
-        parent = mutated
-        for key in place[:-1]:
-            parent = parent[key]
-        if data.draw(st.booleans(), label="delete"):
-            del parent[place[-1]]
-        else:
-            parent[place[-1]] = data.draw(WRONG_VALUES, label="value")
+        mutated = mutate(description, data)
         (directory.path / "architecture.json").write_text(json.dumps(mutated))
         try:
             model = directory.load_model()
