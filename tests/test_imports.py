@@ -153,3 +153,42 @@ assert all(torch.equal(a.weight, b) for a, b in zip(model.chain.layers, weights)
 """,
         str(tmp_path / "run"),
     )
+
+
+def test_a_stage_learns_without_what_takes_a_second_to_import():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            """
+import sys
+import numpy as np, torch
+import rayff.cluster.training
+from rayff.data.images import ImageSet
+from rayff.spec import RunSpec, architecture
+from rayff.training.learner import StageSpec
+from rayff.training.messages import Snapshot, Train
+from rayff.training.stage import local_stage
+
+run = RunSpec(arch="tinycnn", width=10).resolved({})
+network = architecture("tinycnn", num_classes=10, image_channels=1, width=10)
+images = ImageSet(images=np.zeros((2, 1, 32, 32), np.uint8), labels=np.zeros(2, np.int64))
+stage = local_stage(
+    StageSpec(
+        architecture=network, is_last=True, recipe=run.recipe({}), seed=0, precision="fp32"
+    ),
+    torch.device("cpu"),
+    {"train": images},
+)
+stage.handle(Train(epoch=0, batches=(np.arange(2),), step=0, lr=0.1), None)
+assert len(stage.handle(Snapshot(epoch=0, batch=1), None)[1].states) == 4
+slow = {"torch._dynamo", "torchvision", "sklearn", "pandas", "ray.train", "ray.tune"}
+print(*sorted(slow & sys.modules.keys()))
+""",
+        ],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -16,7 +16,7 @@ from rayff.learning.chain import Chain, Crossing, normalise
 from rayff.learning.convolution import Convolution
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import make_optimizer
+from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.precision import DTYPES, default_precision
 from rayff.learning.rule import local_step
 from rayff.learning.rules import RULES
@@ -206,7 +206,7 @@ def whole_step(
     optimizers = {}
     for layer, chosen in zip(chain.cwconvs(), kernels, strict=True):
         layer.kernels = chosen
-        optimizers[layer] = make_optimizer(layer, conditions.recipe)
+        optimizers[layer] = LayerOptimizer(layer, conditions.recipe)
     steps = iter(range(10**9))
 
     def work(images: int) -> float:

@@ -36,7 +36,6 @@ from rayff.cluster.placement import (
     stage_resources,
 )
 from rayff.cluster.window import run_chunk, run_window
-from rayff.cluster.workers import open_workers
 from rayff.partition.plan import Measured, Plan, StageResources, make_plan, rebalanced
 from rayff.spec import Architecture, RunError, RunSpec, UserError
 from rayff.spec.run import Placement
@@ -127,7 +126,7 @@ class Recovery:
         self.fewest, self.most = actor_range(prepared.run, there, num_layers)
         count = num_actors(prepared.run, there, num_layers)
         self.each = stage_resources(prepared.run, there, count)
-        self._open: OpenCrew = open_crew if prepared.run.method == "ff" else open_workers
+        self._open = _crew_of(prepared.run)
         self.measured: Measured | None = None
         self.plan: Plan | None = None
         self.keeper: Keeper | None = None
@@ -335,6 +334,14 @@ def await_verdict() -> None:
         if all(_answers(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in alive):
             return
         time.sleep(0.5)
+
+
+def _crew_of(run: RunSpec) -> OpenCrew:
+    if run.method == "ff":
+        return open_crew
+    from rayff.cluster.workers import open_workers  # Ray Train takes a second to import
+
+    return open_workers
 
 
 def _answers(host: str, port: int) -> bool:

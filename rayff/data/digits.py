@@ -3,8 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from rayff.data.images import ImageSet, to_array
 
@@ -20,6 +18,8 @@ def read_digits() -> tuple[ImageSet, ImageSet, ImageSet]:
 
     The splits are the same in every run.
     """
+    from sklearn.datasets import load_digits  # a second to import, and most tasks do without
+
     values, labels = load_digits(return_X_y=True)
     grey = np.rint(values.reshape(-1, 8, 8) * (255 / _MAX_VALUE)).astype(np.uint8)
     images = np.stack([to_array(Image.fromarray(pixels), channels=1) for pixels in grey])
@@ -32,6 +32,8 @@ def read_digits() -> tuple[ImageSet, ImageSet, ImageSet]:
 def _split(
     indices: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    from sklearn.model_selection import train_test_split
+
     kept, held_out = train_test_split(
         indices, test_size=size, stratify=labels[indices], random_state=_SPLIT_SEED
     )

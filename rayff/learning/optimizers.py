@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from rayff.learning.layer import CWConv
 from rayff.spec import Recipe, UserError
@@ -22,30 +24,85 @@ _STATE: dict[OptimizerName, tuple[str, ...]] = {
 """What an optimizer of each kind has in memory for a weight, from its first step on."""
 
 
-def make_optimizer(layer: CWConv, recipe: Recipe) -> Optimizer:
-    """Return a fused optimizer for what one layer learns.
+class LayerOptimizer:
+    """The optimizer of what one layer learns, by torch's fused kernels.
+
+    It is the functional form of torch.optim, with the defaults of torch.optim's classes: those
+    import torch's compiler when they are first used, a second and 150 MiB in every actor.
 
     On a GPU those of Adam's kind keep their learning rate and their count of steps in its
     memory, so that a recorded step finds them there (see rayff.learning.replay).
+
+    Args:
+        layer: what has parameters.
+        recipe: which optimizer, with its learning rate and weight decay.
     """
-    weights = list(layer.parameters())
-    lr, decay = recipe.lr, recipe.weight_decay
-    if recipe.optimizer == "sgd":
-        return SGD(weights, lr, momentum=0.9, weight_decay=decay, fused=True)
-    kind = Adam if recipe.optimizer == "adam" else AdamW
-    if not layer.weight.is_cuda:
-        return kind(weights, lr, weight_decay=decay, fused=True)
-    rate = torch.tensor(lr, device=layer.weight.device)
-    return kind(weights, rate, weight_decay=decay, fused=True, capturable=True)
 
+    def __init__(self, layer: CWConv, recipe: Recipe) -> None:
+        self.name = recipe.optimizer
+        self.weight_decay = recipe.weight_decay
+        self.state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in layer.parameters()}
+        in_memory = layer.weight.is_cuda and self.name != "sgd"
+        self.lr: float | Tensor = (
+            torch.tensor(recipe.lr, device=layer.weight.device) if in_memory else recipe.lr
+        )
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of the steps to come."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the steps to come."""
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(lr)
         else:
-            group["lr"] = lr
+            self.lr = lr
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Let the parameters follow their gradients."""
+        learned = [parameter for parameter in self.state if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+        if self.name == "sgd":
+            self._step_sgd(learned, gradients)
+        else:
+            self._step_adam(learned, gradients)
+
+    def _step_sgd(self, learned: list[Tensor], gradients: list[Tensor]) -> None:
+        buffers = [self.state[parameter].get("momentum_buffer") for parameter in learned]
+        sgd(
+            *(learned, gradients, buffers),
+            fused=True,
+            momentum=0.9,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        for parameter, buffer in zip(learned, buffers, strict=True):
+            assert buffer is not None, "the first step makes it"
+            self.state[parameter] = {"momentum_buffer": buffer}
+
+    def _step_adam(self, learned: list[Tensor], gradients: list[Tensor]) -> None:
+        for parameter in learned:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        steps, means, squares = (
+            [self.state[parameter][key] for parameter in learned] for key in _STATE[self.name]
+        )
+        kind = adam if self.name == "adam" else adamw
+        kind(
+            *(learned, gradients, means, squares, [], steps),
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            maximize=False,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
 
 
 def cosine_lr(recipe: Recipe, epoch: int) -> float:
@@ -54,7 +111,7 @@ def cosine_lr(recipe: Recipe, epoch: int) -> float:
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * cosine
 
 
-def layer_state(layer: CWConv, optimizer: Optimizer) -> dict[str, Tensor]:
+def layer_state(layer: CWConv, optimizer: LayerOptimizer) -> dict[str, Tensor]:
     """Return what a layer learns, and its optimizer's state, as named, contiguous tensors.
 
     They share its memory where it is contiguous itself.
@@ -125,25 +182,21 @@ def check_state(
             )
 
 
-def restore_layer(layer: CWConv, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
+def restore_layer(layer: CWConv, optimizer: LayerOptimizer, state: Mapping[str, Tensor]) -> None:
     """Put back what `layer_state` gave; UserError where it belongs to another layer."""
-    kind: OptimizerName = "sgd" if isinstance(optimizer, SGD) else "adam"
     parameters = dict(layer.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_state(layer.spec.index, shapes, kind, state)
-    own: dict[int, dict[str, Tensor]] = {}
-    for position, (name, parameter) in enumerate(parameters.items()):
+    check_state(layer.spec.index, shapes, optimizer.name, state)
+    for name, parameter in parameters.items():
         with torch.no_grad():
             parameter.copy_(state[name])
-        keys = {key: _key(name, key) for key in _STATE[kind] if _key(name, key) in state}
-        if keys:
-            own[position] = {key: _like(parameter, state[full]) for key, full in keys.items()}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": own, "param_groups": groups})
+        keys = {key: _key(name, key) for key in _STATE[optimizer.name]}
+        optimizer.state[parameter] = {
+            key: _like(parameter, state[full]) for key, full in keys.items() if full in state
+        }
 
 
 def _like(weight: Tensor, value: Tensor) -> Tensor:
-    """Return a copy, in the memory format of the weight where it has its shape."""
-    if value.shape != weight.shape:
-        return value.clone()
-    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
+    """Return a copy beside the weight, in its memory format where it has its shape."""
+    like = weight if value.shape == weight.shape else value
+    return torch.empty_like(like, dtype=value.dtype, device=weight.device).copy_(value)

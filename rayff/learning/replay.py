@@ -2,7 +2,7 @@
 
 A recording reads and writes the same memory each time. So what changes from batch to batch is
 copied into place before: features, labels and dropout bytes; the learning rate is a tensor (see
-`make_optimizer`). On a GPU the recording is a CUDA graph; `rerun` stands in for one anywhere.
+`LayerOptimizer`). On a GPU the recording is a CUDA graph; `rerun` stands in for one anywhere.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from rayff.learning.chain import Chain, Crossing
 from rayff.learning.fast import fast_rule
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import layer_state
+from rayff.learning.optimizers import LayerOptimizer, layer_state
 from rayff.learning.streams import Share, dropout_bytes
 
 _WARM_UPS = 3
@@ -66,7 +65,7 @@ class ReplayedStep:
     def __init__(
         self,
         chain: Chain,
-        optimizers: Mapping[int, Optimizer],
+        optimizers: Mapping[int, LayerOptimizer],
         crossing: Crossing,
         labels: Tensor,
         record: Record = cuda_graph,

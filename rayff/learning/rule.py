@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
 from rayff.learning.layer import CWConv
+from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.streams import Share
 
 Rule = Callable[[CWConv, Tensor, Tensor, Share], tuple[Tensor, Tensor]]
@@ -40,7 +40,7 @@ def plain_rule(layer: CWConv, x: Tensor, labels: Tensor, share: Share) -> tuple[
 
 
 def local_step(
-    rule: Rule, layer: CWConv, optimizer: Optimizer, x: Tensor, labels: Tensor, step: int
+    rule: Rule, layer: CWConv, optimizer: LayerOptimizer, x: Tensor, labels: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
     """Let one layer learn from a whole batch; features are those of the weights before it."""
     result = rule(layer, x, labels, Share(step=step, batch_size=len(labels)))

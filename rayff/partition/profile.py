@@ -24,7 +24,7 @@ from rayff.learning import native
 from rayff.learning.convolution import Convolution, methods
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import make_optimizer
+from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
@@ -149,7 +149,7 @@ def time_layer(
         spec, conditions.num_classes, dropout=conditions.recipe.dropout, dtype=conditions.dtype
     ).to(conditions.device)
     layer = layer.to(memory_format=RULES[conditions.rule].memory_format)
-    optimizer = make_optimizer(layer, conditions.recipe)
+    optimizer = LayerOptimizer(layer, conditions.recipe)
     if conditions.rule == "fast":
         layer.kernels = kernels or fastest_kernels(layer, conditions)
     passes = [
@@ -167,7 +167,7 @@ def time_layer(
 
 
 def _time_pass(
-    layer: CWConv, optimizer: torch.optim.Optimizer, conditions: Conditions, images: int
+    layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions, images: int
 ) -> tuple[float, float, float, float]:
     """Return the seconds of the phases of one step."""
     x, labels = random_batch(layer.spec, conditions, images)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rayff.learning.backpropagation import Backpropagation
 from rayff.learning.chain import Crossing
-from rayff.learning.optimizers import layer_state, set_lr
+from rayff.learning.optimizers import layer_state
 from rayff.learning.streams import Share
 from rayff.spec.recipe import Method
 from rayff.training.learner import StageSpec, States, make_optimizers, restore
@@ -53,7 +53,7 @@ class EndToEndLearner:
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
         for optimizer in self.optimizers.values():
-            set_lr(optimizer, lr)
+            optimizer.set_lr(lr)
 
     def learn(self, batch: Batch, share: Share) -> tuple[Crossing, list[Tensor]]:
         """Take one step with the share of a batch; its part of each head's loss comes back.

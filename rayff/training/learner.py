@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
-from torch.optim import Optimizer
 
 from rayff.learning.chain import Chain, Crossing
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import layer_state, make_optimizer, restore_layer, set_lr
+from rayff.learning.optimizers import LayerOptimizer, layer_state, restore_layer
 from rayff.learning.precision import DTYPES
 from rayff.learning.replay import Record, ReplayedStep, cuda_graph
 from rayff.learning.rules import RULES
@@ -72,13 +71,13 @@ class Learner(Protocol):
         ...
 
 
-def make_optimizers(layers: Sequence[CWConv], recipe: Recipe) -> dict[int, Optimizer]:
+def make_optimizers(layers: Sequence[CWConv], recipe: Recipe) -> dict[int, LayerOptimizer]:
     """Return an optimizer a layer, by global number."""
-    return {layer.spec.index: make_optimizer(layer, recipe) for layer in layers}
+    return {layer.spec.index: LayerOptimizer(layer, recipe) for layer in layers}
 
 
 def restore(
-    layers: Sequence[CWConv], optimizers: Mapping[int, Optimizer], states: States | None
+    layers: Sequence[CWConv], optimizers: Mapping[int, LayerOptimizer], states: States | None
 ) -> None:
     """Put the layers where a snapshot stands; None leaves them fresh."""
     if states is None:
@@ -130,7 +129,7 @@ class LocalLearner:
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
         for optimizer in self.optimizers.values():
-            set_lr(optimizer, lr)
+            optimizer.set_lr(lr)
 
     def learn(self, batch: Batch, share: Share) -> tuple[Crossing, list[Tensor]]:
         """Let every layer learn from its share of a batch.

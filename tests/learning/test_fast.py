@@ -13,7 +13,7 @@ from rayff.learning import native
 from rayff.learning.convolution import methods
 from rayff.learning.fast import FastStep, fast_forward, fast_rule, pointwise
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import make_optimizer
+from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.rule import local_step, plain_rule
 from rayff.learning.streams import Share
 from rayff.spec import METHODS, Kernels, LayerSpec, Recipe, architecture
@@ -131,7 +131,7 @@ class TestEveryLayerOfTheThreeNetworks:
         plain_rule(plain, x, labels, whole(labels))
         lr = float(1e-3 * before.norm() / plain.weight.grad.norm())
         recipe = Recipe(optimizer="sgd", lr=lr, weight_decay=0.0)
-        optimizer = make_optimizer(plain, recipe)
+        optimizer = LayerOptimizer(plain, recipe)
         inputs = []
         for step in range(10):
             inputs.append(batch_for(plain, images=1))
@@ -140,7 +140,7 @@ class TestEveryLayerOfTheThreeNetworks:
 
         for kernels in all_methods(SHAPES[shape]):
             _, fast = pair(SHAPES[shape], kernels)
-            optimizer = make_optimizer(fast, recipe)
+            optimizer = LayerOptimizer(fast, recipe)
             for step, (x, labels) in enumerate(inputs):
                 local_step(fast_rule, fast, optimizer, x, labels, step)
             assert relative(fast.weight.detach(), plain.weight.detach()) < 1e-5

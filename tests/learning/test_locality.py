@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rayff.learning.chain import Chain, Crossing
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import make_optimizer
+from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import Recipe
 from rayff.spec.zoo import Row, chain
@@ -34,7 +34,7 @@ def train(
     network = chain("small", ROWS, CLASSES, image_channels=1)
     layers = Chain.build(network, dropout=0.2, seed=3)
     recipe = Recipe(lr=0.05, optimizer="adamw")
-    optimizers = {layer: make_optimizer(layer, recipe) for layer in layers.cwconvs()}
+    optimizers = {layer: LayerOptimizer(layer, recipe) for layer in layers.cwconvs()}
     generator = torch.Generator().manual_seed(0)
     entered: list[list[Tensor]] = []
     for step in range(steps):

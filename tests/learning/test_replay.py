@@ -9,7 +9,7 @@ from torch import Tensor
 from rayff.learning.chain import Chain, Crossing
 from rayff.learning.fast import fast_rule
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import layer_state, make_optimizer, set_lr
+from rayff.learning.optimizers import LayerOptimizer, layer_state
 from rayff.learning.replay import Record, ReplayedStep, cuda_graph, rerun
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
@@ -25,12 +25,12 @@ class Side:
         self.chain = RULES["fast"].arrange(chain)
         recipe = Recipe(optimizer=optimizer, lr=0.01)  # type: ignore[arg-type]
         self.optimizers = {
-            layer.spec.index: make_optimizer(layer, recipe) for layer in self.chain.cwconvs()
+            layer.spec.index: LayerOptimizer(layer, recipe) for layer in self.chain.cwconvs()
         }
 
     def set_lr(self, lr: float) -> None:
         for optimizer in self.optimizers.values():
-            set_lr(optimizer, lr)
+            optimizer.set_lr(lr)
 
     def step(self, crossing: Crossing, labels: Tensor, share: Share) -> tuple[Crossing, Tensor]:
         losses = []
