@@ -84,16 +84,21 @@ class ReplicaGroup:
             dist.destroy_process_group()
         self._store = None
 
-    def start(self, gradient: Tensor) -> Callable[[], None]:
-        """Begin to sum; a gradient in another order of memory is summed in the usual one."""
-        usual = gradient.contiguous()
-        work = dist.all_reduce(usual, async_op=True)
-        assert work is not None, "it is asynchronous"
+    def start(self, weight: Tensor) -> Callable[[], None]:
+        """Begin to sum the weight's gradients, in the order of memory that the weight has."""
+        gradient = weight.grad
+        assert gradient is not None, "the rule leaves a gradient"
+        if gradient.stride() != weight.stride():
+            gradient = torch.empty_like(weight).copy_(gradient)
+            weight.grad = gradient
+        return self._sum(gradient.as_strided((gradient.numel(),), (1,)))
+
+    def _sum(self, numbers: Tensor) -> Callable[[], None]:
+        work = dist.all_reduce(numbers, async_op=True)
 
         def wait() -> None:
+            assert work is not None, "it is asynchronous"
             work.wait()
-            if usual is not gradient:
-                gradient.copy_(usual)
 
         return wait
 
@@ -109,7 +114,7 @@ class ReplicaGroup:
         for _ in range(4):
             dist.barrier()
             start = time.perf_counter()
-            self.start(probe)()
+            self._sum(probe)()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)

@@ -24,7 +24,7 @@ from torch import Tensor
 from rayff.learning import native
 from rayff.learning.convolution import Convolution
 from rayff.learning.layer import CWConv
-from rayff.learning.streams import Share, dropout_bytes
+from rayff.learning.streams import DropoutStream, Share
 
 EPSILON = 1e-5
 """Of group norm, torch's default."""
@@ -69,7 +69,7 @@ class FastStep:
         self,
         labels: Tensor | None = None,
         share: Share | None = None,
-        drawn: Tensor | None = None,
+        drawn: Tensor | DropoutStream | None = None,
     ) -> Pointwise:
         """Carry out (2) and (3), and with labels also dropout and (4).
 
@@ -83,7 +83,7 @@ class FastStep:
             self.found = pointwise(y, layer.num_classes)
             return self.found
         if layer.dropped and drawn is None:
-            drawn = dropout_bytes(y.shape, y.device, layer.seed, layer.spec.index, share)
+            drawn = DropoutStream(seed=layer.seed, layer_index=layer.spec.index, share=share)
         self.found = pointwise(
             y, layer.num_classes, drawn, layer.dropped, labels, share.batch_size
         )
@@ -122,7 +122,7 @@ def fast_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
 def pointwise(
     y: Tensor,
     num_classes: int,
-    drawn: Tensor | None = None,
+    drawn: Tensor | DropoutStream | None = None,
     dropped: int = 0,
     labels: Tensor | None = None,
     batch_size: int = 1,
@@ -133,7 +133,8 @@ def pointwise(
         y: output of the convolution, (B, K, H, W), channels last. It is given up: the gradient
             may take its place.
         num_classes: C.
-        drawn: a random byte for each element, (B, H, W, K); None for no dropout.
+        drawn: a random byte for each element, (B, H, W, K), or where they come from; None for no
+            dropout.
         dropped: an element is dropped where its byte is below.
         labels: (B,); None where nothing is to be learned.
         batch_size: images of the whole batch, over which the loss is averaged.
@@ -141,6 +142,8 @@ def pointwise(
     images = y.permute(0, 2, 3, 1).contiguous()
     if native.usable(images):
         return _native_pointwise(images, num_classes, drawn, dropped, labels, batch_size)
+    if isinstance(drawn, DropoutStream):
+        drawn = drawn.bytes(y.shape, y.device)
     if y.device.type == "cuda":
         return Pointwise(
             *_compiled_pointwise()(images, num_classes, drawn, dropped, labels, batch_size)
@@ -151,19 +154,22 @@ def pointwise(
 def _native_pointwise(
     y: Tensor,
     num_classes: int,
-    drawn: Tensor | None,
+    drawn: Tensor | DropoutStream | None,
     dropped: int,
     labels: Tensor | None,
     batch_size: int,
 ) -> Pointwise:
     images, height, width, channels = y.shape
     features, goodness = torch.empty_like(y), torch.empty(images, num_classes)
+    stream = None
+    if isinstance(drawn, DropoutStream):
+        stream, drawn = drawn.state(channels * height * width), None
     gradient = losses = None
     if labels is not None:  # the gradient takes y's place, as a fresh tensor would cost more
         gradient, losses = y, torch.empty(images)
     native.call(
         f"pointwise_{str(y.dtype).removeprefix('torch.')}",
-        *(y, drawn, dropped, labels, images, height * width, channels, num_classes),
+        *(y, drawn, stream, dropped, labels, images, height * width, channels, num_classes),
         *(1.0 / batch_size, EPSILON, features, gradient, goodness, losses),
     )
     return Pointwise(

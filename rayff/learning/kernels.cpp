@@ -1,6 +1,7 @@
 // What torch has no kernel for: the pointwise part of a local step in one visit to memory, and
 // the transforms of Winograd's convolution. Plain C++17 behind a C interface, so that compiling
-// takes a second and needs no headers but the compiler's own.
+// takes seconds and needs no headers but the compiler's own; with vectors that are written out or
+// asked for (omp simd), since a search for more takes a compiler four times as long.
 //
 // Images are channels-last: element (b, pixel, k) lies at (b * pixels + pixel) * channels + k.
 // No result depends on the number of threads: each image, and each tile, is one thread's.
@@ -19,7 +20,7 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define RESTRICT __restrict__
-#define INDEPENDENT _Pragma("GCC ivdep")  // no turn of the loop needs what another one wrote
+#define INDEPENDENT _Pragma("omp simd")  // no turn of the loop needs what another one wrote
 
 namespace {
 
@@ -66,7 +67,44 @@ INLINE float activation(T y, float kept) {
 // 1 where the byte says that an element is kept, else 0; a loop of its own is vector code
 INLINE void unpack(const uint8_t* RESTRICT bytes, uint8_t dropped, int64_t count,
                    float* RESTRICT kept) {
+  INDEPENDENT
   for (int64_t e = 0; e < count; ++e) kept[e] = bytes[e] >= dropped ? 1.0f : 0.0f;
+}
+
+// numpy's PCG64DXSM (O'Neill's generator with 128 bits of state), eight random bytes a word; it can
+// jump to any of them.
+struct Stream {
+  using uint128 = unsigned __int128;
+  static constexpr uint64_t MULTIPLIER = 0xda942042e4dd58b5;
+  uint128 state, increment;
+
+  uint64_t next() {
+    uint64_t high = static_cast<uint64_t>(state >> 64);
+    const uint64_t low = static_cast<uint64_t>(state) | 1;
+    state = state * MULTIPLIER + increment;
+    high ^= high >> 32;
+    high *= MULTIPLIER;
+    high ^= high >> 48;
+    return high * low;
+  }
+
+  void skip(uint64_t words) {  // s -> a s + c as often as there are words, doubled bit by bit
+    uint128 a = MULTIPLIER, c = increment;
+    for (; words; words >>= 1) {
+      if (words & 1) state = a * state + c;
+      c += a * c;
+      a *= a;
+    }
+  }
+};
+
+// Returns where the bytes of `count` elements from `first` on begin, in the memory of `words`.
+INLINE const uint8_t* draw(Stream stream, uint64_t first, int64_t count,
+                           std::vector<uint64_t>& words) {
+  words.resize((first % 8 + count + 7) / 8);
+  stream.skip(first / 8);
+  for (uint64_t& word : words) word = stream.next();
+  return reinterpret_cast<const uint8_t*>(words.data()) + first % 8;
 }
 
 // ---- the pointwise part ------------------------------------------------------------------------
@@ -169,22 +207,29 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   });
 }
 
+// Dropout's random bytes are there, or come from a stream: state and increment, high and low half
+// of each, and the element at which the first image begins.
 template <class T>
-void pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, const int64_t* labels,
-               int64_t images, int64_t pixels, int channels, int classes, float loss_scale,
-               float epsilon, T* features, T* gradient, float* goodness, float* losses,
-               int threads) {
+void pointwise(const T* y, const uint8_t* bytes, const uint64_t* stream, uint8_t dropped,
+               const int64_t* labels, int64_t images, int64_t pixels, int channels, int classes,
+               float loss_scale, float epsilon, T* features, T* gradient, float* goodness,
+               float* losses, int threads) {
   parallel(images, threads, [=](int64_t b) {
-    const int64_t at = b * pixels * channels;
+    const int64_t each = pixels * channels, at = b * each;
+    std::vector<uint64_t> words;
+    const uint8_t* drawn = bytes ? bytes + at : nullptr;
+    if (stream) {
+      const auto whole = [=](int i) { return Stream::uint128{stream[i]} << 64 | stream[i + 1]; };
+      drawn = draw({whole(0), whole(2)}, stream[4] + at, each, words);
+    }
     auto run = [&](auto dropout, auto learn) {
       image_pointwise<decltype(dropout)::value, decltype(learn)::value>(
-          y + at, bytes ? bytes + at : nullptr, dropped, pixels, channels,
-          classes, labels ? labels[b] : 0, loss_scale, epsilon, features + at,
-          gradient ? gradient + at : nullptr, goodness + b * classes,
+          y + at, drawn, dropped, pixels, channels, classes, labels ? labels[b] : 0, loss_scale,
+          epsilon, features + at, gradient ? gradient + at : nullptr, goodness + b * classes,
           losses ? losses + b : nullptr);
     };
     using std::true_type, std::false_type;
-    if (labels && bytes) run(true_type{}, true_type{});
+    if (labels && drawn) run(true_type{}, true_type{});
     else if (labels) run(false_type{}, true_type{});
     else run(false_type{}, false_type{});
   });
@@ -263,7 +308,9 @@ struct Winograd {
 };
 
 constexpr int LANES = 16;  // channels at a time
-using Lane = float[LANES];
+template <class T>
+using Vector __attribute__((vector_size(LANES * sizeof(T)))) = T;
+using Lane = Vector<float>;
 
 template <class Matrix, int I, int... J>
 INLINE void product_row(Lane* out, int out_stride, const Lane* in, int in_stride,
@@ -272,11 +319,10 @@ INLINE void product_row(Lane* out, int out_stride, const Lane* in, int in_stride
   auto add = [&](auto column) {
     constexpr int j = decltype(column)::value;
     constexpr float factor = Matrix::entry(I, j);
-    if constexpr (factor != 0.0f)
-      for (int l = 0; l < LANES; ++l) sum[l] += factor * in[j * in_stride][l];
+    if constexpr (factor != 0.0f) sum += factor * in[j * in_stride];
   };
   (add(std::integral_constant<int, J>{}), ...);
-  for (int l = 0; l < LANES; ++l) out[I * out_stride][l] = sum[l];
+  out[I * out_stride] = sum;
 }
 
 template <class Matrix, int... I>
@@ -297,34 +343,37 @@ INLINE void transform(Lane* out, const Lane* in) {
   for (int i = 0; i < rows; ++i) product<Matrix>(out + i * rows, 1, half + i * columns, 1, all);
 }
 
-template <class T>
-INLINE void load(Lane& lane, const T* RESTRICT from, int count) {
-  if (count == LANES) {
-    for (int l = 0; l < LANES; ++l) lane[l] = widen(from[l]);
-  } else {
-    for (int l = 0; l < LANES; ++l) lane[l] = l < count ? widen(from[l]) : 0.0f;
-  }
+INLINE void load_lane(Lane& lane, const float* from) { std::memcpy(&lane, from, sizeof lane); }
+
+INLINE void load_lane(Lane& lane, const bfloat16* from) {
+  Vector<uint16_t> halves;
+  std::memcpy(&halves, from, sizeof halves);
+  const Vector<uint32_t> bits = __builtin_convertvector(halves, Vector<uint32_t>) << 16;
+  std::memcpy(&lane, &bits, sizeof lane);
 }
 
 template <class T>
-INLINE void narrow_lane(T* RESTRICT to, const float* RESTRICT lane) {
+INLINE void load(Lane& lane, const T* from, int count) {
+  if (count == LANES) return load_lane(lane, from);
+  lane = Lane{};
+  for (int l = 0; l < count; ++l) lane[l] = widen(from[l]);
+}
+
+INLINE void store_lane(float* to, const Lane& lane) { std::memcpy(to, &lane, sizeof lane); }
+
+INLINE void store_lane(bfloat16* to, const Lane& lane) {
 #ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    const __m256bh narrowed = _mm512_cvtneps_pbh(_mm512_loadu_ps(lane));
-    std::memcpy(to, &narrowed, sizeof narrowed);
-    return;
-  }
-#endif
+  const __m256bh narrowed = _mm512_cvtneps_pbh(reinterpret_cast<const __m512&>(lane));
+  std::memcpy(to, &narrowed, sizeof narrowed);
+#else
   for (int l = 0; l < LANES; ++l) narrow(to[l], lane[l]);
+#endif
 }
 
 template <class T>
-INLINE void store(T* RESTRICT to, const Lane& lane, int count) {
-  if (count == LANES) {
-    narrow_lane(to, lane);
-  } else {
-    for (int l = 0; l < count; ++l) narrow(to[l], lane[l]);
-  }
+INLINE void store(T* to, const Lane& lane, int count) {
+  if (count == LANES) return store_lane(to, lane);
+  for (int l = 0; l < count; ++l) narrow(to[l], lane[l]);
 }
 
 // Calls visit(tile number, image, top pixel row, left pixel column, channel, channels) for every
@@ -357,7 +406,7 @@ void input_transform(const From* images, To* tiles, int64_t count, int size, int
           const int64_t row = b * size * STRIDE + r * STRIDE + phase / STRIDE;
           const int64_t at = row * size * STRIDE + c * STRIDE + phase % STRIDE;
           if (r < 0 || r >= size || c < 0 || c >= size)
-            std::memset(in[i * W::N + j], 0, sizeof(Lane));
+            in[i * W::N + j] = Lane{};
           else
             load(in[i * W::N + j], images + at * channels + k, n);
         }
@@ -448,11 +497,11 @@ void filter_gradient_transform(const From* places, To* filters, int64_t count, i
 extern "C" {
 
 #define POINTWISE(NAME, T)                                                                  \
-  void NAME(const T* y, const uint8_t* bytes, int64_t dropped, const int64_t* labels,       \
-            int64_t images, int64_t pixels, int64_t channels, int64_t classes,              \
-            float loss_scale, float epsilon, T* features, T* gradient, float* goodness,     \
-            float* losses, int threads) {                                                   \
-    pointwise<T>(y, bytes, static_cast<uint8_t>(dropped), labels, images, pixels,           \
+  void NAME(const T* y, const uint8_t* bytes, const uint64_t* stream, int64_t dropped,      \
+            const int64_t* labels, int64_t images, int64_t pixels, int64_t channels,        \
+            int64_t classes, float loss_scale, float epsilon, T* features, T* gradient,     \
+            float* goodness, float* losses, int threads) {                                  \
+    pointwise<T>(y, bytes, stream, static_cast<uint8_t>(dropped), labels, images, pixels,   \
                  static_cast<int>(channels), static_cast<int>(classes), loss_scale,         \
                  epsilon, features, gradient, goodness, losses, threads);                   \
   }

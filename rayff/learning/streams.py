@@ -40,22 +40,59 @@ class Share:
     """Position of the share's first image in the batch."""
 
 
-def dropout_bytes(
-    shape: torch.Size, device: torch.device, seed: int, layer_index: int, share: Share
-) -> torch.Tensor:
-    """Return a random byte for each element of features (B, K, H, W), as uint8 (B, H, W, K).
+@dataclass(frozen=True, kw_only=True)
+class DropoutStream:
+    """The random bytes of one layer's dropout with a share of a batch.
 
-    One bulk draw of 64-bit words gives eight elements a word, over the whole batch, so that a
-    share has the same bytes that its images have in the undivided batch.
+    Element e of the whole batch's features (B, H, W, K) has byte e % 8 of the stream's word
+    e // 8, so that a share has the same bytes that its images have in the undivided batch.
     """
-    generator = torch.Generator(device)
-    generator.manual_seed(_seed(seed, layer_index, _DROPOUT, share.step))
-    images, channels, height, width = shape
-    each = channels * height * width
-    words = torch.empty((share.batch_size * each + 7) // 8, dtype=torch.int64, device=device)
-    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    own = words.view(torch.uint8)[share.first * each : (share.first + images) * each]
-    return own.view(images, height, width, channels)
+
+    seed: int
+    """Of the run."""
+    layer_index: int
+    share: Share
+
+    @property
+    def _key(self) -> tuple[int, ...]:
+        return self.layer_index, _DROPOUT, self.share.step
+
+    def words(self) -> np.random.PCG64DXSM:
+        """Return what gives the words one by one, on a CPU: it can jump to any of them."""
+        return np.random.PCG64DXSM(np.random.SeedSequence(self.seed, spawn_key=self._key))
+
+    def state(self, each: int) -> torch.Tensor:
+        """Return the generator as the kernels take it, uint64: state, increment, first element.
+
+        Args:
+            each: elements of an image.
+        """
+        numbers = self.words().state["state"]
+        halves = (*divmod(numbers["state"], 2**64), *divmod(numbers["inc"], 2**64))
+        return torch.from_numpy(np.array([*halves, self.share.first * each], dtype=np.uint64))
+
+    def bytes(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """Return the byte of each element of features (B, K, H, W), as uint8 (B, H, W, K).
+
+        A GPU has a stream of its own, drawn over the whole batch.
+        """
+        images, channels, height, width = shape
+        each = channels * height * width
+        first, end = self.share.first * each, (self.share.first + images) * each
+        start = 0
+        if device.type == "cpu":
+            start = first // 8
+            words = np.random.Generator(self.words().advance(start)).integers(
+                2**64 - 1, size=(end + 7) // 8 - start, dtype=np.uint64, endpoint=True
+            )
+            drawn = torch.from_numpy(words.view(np.uint8))
+        else:
+            generator = torch.Generator(device).manual_seed(_seed(self.seed, *self._key))
+            count = (self.share.batch_size * each + 7) // 8
+            whole = torch.empty(count, dtype=torch.int64, device=device)
+            whole.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+            drawn = whole.view(torch.uint8)
+        return drawn[first - 8 * start : end - 8 * start].view(images, height, width, channels)
 
 
 def keep_mask(
@@ -65,5 +102,5 @@ def keep_mask(
 
     An element is dropped where its byte is below `dropped`, so with probability dropped / 256.
     """
-    drawn = dropout_bytes(like.shape, like.device, seed, layer_index, share)
-    return (drawn >= dropped).permute(0, 3, 1, 2)
+    stream = DropoutStream(seed=seed, layer_index=layer_index, share=share)
+    return (stream.bytes(like.shape, like.device) >= dropped).permute(0, 3, 1, 2)

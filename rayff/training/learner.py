@@ -158,7 +158,7 @@ class LocalLearner:
             if self.summing is None:
                 step(layer)
             else:
-                waits.append(self.summing.start(layer.weight.grad))
+                waits.append(self.summing.start(layer.weight))
 
         def visit(layer: CWConv, x: Tensor) -> Tensor:
             features, loss = self.rules.learn(layer, x, batch.labels, share)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Summing(Protocol):
-    """Adds up a tensor over all replicas of a stage."""
+    """Adds up gradients over all replicas of a stage."""
 
-    def start(self, gradient: Tensor) -> Callable[[], None]:
-        """Begin to put the sum in the gradient's place; what is returned waits for the end.
+    def start(self, weight: Tensor) -> Callable[[], None]:
+        """Begin to put the sum in the place of a weight's gradient; what is returned waits for it.
 
-        All replicas start with the gradients of the same layers in the same order, and end with
-        the same bits.
+        All replicas start with the weights of the same layers in the same order, and end with the
+        same bits.
         """
         ...

@@ -15,7 +15,7 @@ from rayff.learning.fast import FastStep, fast_forward, fast_rule, pointwise
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.rule import local_step, plain_rule
-from rayff.learning.streams import Share
+from rayff.learning.streams import DropoutStream, Share
 from rayff.spec import METHODS, Kernels, LayerSpec, Recipe, architecture
 
 CPU = torch.device("cpu")
@@ -198,6 +198,29 @@ def test_the_compiled_pointwise_pass_is_the_one_in_torch(
             assert relative(found.losses, expected.losses) < 1e-6
             assert relative(found.gradient, expected.gradient) < within
             assert torch.equal(found.gradient == 0, expected.gradient == 0)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 6)),
+    first=st.integers(0, 3),
+    step=st.integers(0, 2**31),
+)
+def test_the_kernels_draw_the_bytes_of_the_stream(
+    shape: tuple[int, int, int], first: int, step: int
+):
+    images, half, size = shape
+    y = torch.randn(images, 2 * half, size, size).to(memory_format=torch.channels_last)
+    share = Share(step=step, batch_size=first + images, first=first)
+    stream = DropoutStream(seed=3, layer_index=7, share=share)
+    labels = torch.zeros(images, dtype=torch.int64)
+    found, expected = (
+        pointwise(y.clone(memory_format=torch.channels_last), 2, drawn, 100, labels, 4)
+        for drawn in (stream, stream.bytes(y.shape, y.device))
+    )
+    assert torch.equal(found.goodness, expected.goodness)
+    assert torch.equal(found.gradient, expected.gradient)
+    assert torch.equal(found.features, expected.features)
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():

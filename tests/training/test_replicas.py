@@ -202,7 +202,9 @@ class ThreadSum:
         self.sums: dict[int, list[Tensor]] = {}
         self.sums_of_thread = threading.local()
 
-    def start(self, gradient: Tensor) -> Callable[[], None]:
+    def start(self, weight: Tensor) -> Callable[[], None]:
+        gradient = weight.grad
+        assert gradient is not None
         own = self.sums_of_thread
         own.number = getattr(own, "number", -1) + 1
         addends = self.sums.setdefault(own.number, [])
