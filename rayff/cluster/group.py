@@ -22,6 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from rayff.cluster.losses import wait_for
+from rayff.cluster.shared_sum import SharedSum, open_block
 from rayff.partition.profile import SummingTime
 
 Address = tuple[str, int]
@@ -54,6 +55,8 @@ class ReplicaGroup:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._store: TCPStore | None = None
+        self._shared: SharedSum | None = None
+        self._blocks = 0
 
     def open(self) -> Address:
         """Open the store where the replicas meet, and return where it is."""
@@ -73,28 +76,49 @@ class ReplicaGroup:
 
     def enter(self, address: Address, rank: int, size: int, backend: str) -> None:
         """Meet the others; the first has opened the store."""
-        store = self._store or TCPStore(*address, is_master=False, timeout=MEETING_TIMEOUT)
+        if self._store is None:
+            self._store = TCPStore(*address, is_master=False, timeout=MEETING_TIMEOUT)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=SUMMING_TIMEOUT
+            backend, store=self._store, rank=rank, world_size=size, timeout=SUMMING_TIMEOUT
         )
+        self._blocks = 0  # counted alike by all that are in the group
 
     def leave(self) -> None:
         """Leave the group, where there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
-        self._store = None
+        self._store = self._shared = None
+
+    def prepare(self, weights: Sequence[Tensor]) -> None:
+        """Get ready to sum these at each step; all replicas do so together.
+
+        On CPUs of one node they sum through its memory, and elsewhere by messages.
+        """
+        self._shared = None
+        if self.device.type != "cpu":
+            return
+        assert self._store is not None, "the group is entered before"
+        self._blocks += 1
+        elements = sum(weight.numel() for weight in weights)
+        block = open_block(self._store, f"block-{self._blocks}", elements)
+        if block is not None:
+            self._shared = SharedSum(block, dist.get_rank(), weights)
+
+    @property
+    def sums_in_memory(self) -> bool:
+        """Whether the replicas see the same memory, and sum there."""
+        return self._shared is not None
 
     def start(self, weight: Tensor) -> Callable[[], None]:
         """Begin to sum the weight's gradients, in the order of memory that the weight has."""
+        if self._shared is not None:
+            return self._shared.start(weight)
         gradient = weight.grad
         assert gradient is not None, "the rule leaves a gradient"
         if gradient.stride() != weight.stride():
             gradient = torch.empty_like(weight).copy_(gradient)
             weight.grad = gradient
-        return self._sum(gradient.as_strided((gradient.numel(),), (1,)))
-
-    def _sum(self, numbers: Tensor) -> Callable[[], None]:
-        work = dist.all_reduce(numbers, async_op=True)
+        work = dist.all_reduce(gradient.as_strided((gradient.numel(),), (1,)), async_op=True)
 
         def wait() -> None:
             assert work is not None, "it is asynchronous"
@@ -110,11 +134,13 @@ class ReplicaGroup:
     def _time(self, count: int) -> float:
         """Return the seconds of sending a gradient of `count` numbers once."""
         probe = torch.zeros(count, device=self.device)
+        self.prepare([probe])
         seconds = []
         for _ in range(4):
+            probe.grad = torch.zeros_like(probe)
             dist.barrier()
             start = time.perf_counter()
-            self._sum(probe)()
+            self.start(probe)()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)

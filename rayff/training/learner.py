@@ -125,6 +125,8 @@ class LocalLearner:
         self.optimizers = make_optimizers(self.chain.cwconvs(), spec.recipe)
         self.losses = [layer.spec.index for layer in self.chain.cwconvs()]
         restore(self.chain.cwconvs(), self.optimizers, states)
+        if summing is not None:
+            summing.prepare([layer.weight for layer in self.chain.cwconvs()])
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""

@@ -74,14 +74,17 @@ def digest(actor: Any) -> str:
     return whole.hexdigest()
 
 
-def sum_in_own_order(actor: Any) -> tuple[list[float], bool]:
+def sum_in_own_order(actor: Any) -> tuple[list[float], bool, bool]:
     """Sum a gradient that lies in another order of memory on the first replica."""
+    weight = torch.zeros(2, 3, 2, 2)
     gradient = torch.arange(24.0).view(2, 3, 2, 2)
     if actor.stage.spec.replica.index == 0:
         gradient = gradient.to(memory_format=torch.channels_last)
-    strides = gradient.stride()
-    actor.group.start(gradient)()
-    return gradient.flatten().tolist(), gradient.stride() == strides
+    actor.group.prepare([weight])
+    weight.grad = gradient
+    actor.group.start(weight)()
+    as_weight = weight.grad.stride() == weight.stride()
+    return weight.grad.flatten().tolist(), as_weight, actor.group.sums_in_memory
 
 
 def break_layer(actor: Any) -> None:
@@ -112,7 +115,8 @@ class TestAWholeRun:
             for stage in pipeline.stages:
                 assert len(set(ask(stage, digest))) == 1
                 summed = ask(stage, sum_in_own_order)
-                assert summed == [([len(stage) * i for i in range(24)], True)] * len(stage)
+                total = [len(stage) * i for i in range(24)]
+                assert summed == [(total, True, True)] * len(stage)
 
     def test_auto_groups_actors_and_ends_well(self, task: str, tmp_path: Path) -> None:
         run = make_run(task, tmp_path, replicas="auto", stages=3)

