@@ -130,8 +130,11 @@ class TestReading:
         for row, seed in enumerate([10, 11, 12, 13]):
             np.testing.assert_array_equal(split.images[row, 0], random_pixels(seed))
 
-    def test_many_rows_keep_their_order_over_reads_row_groups_and_threads(self, tmp_path):
-        colours = [encoded(np.full((32, 32), row % 251, np.uint8)) for row in range(5000)]
+    @pytest.mark.parametrize("more", [0, 4096], ids=["by one thread", "by several"])
+    def test_many_rows_keep_their_order_over_reads_and_row_groups(self, tmp_path, more):
+        colours = [
+            encoded(np.full((32, 32), row % 251, np.uint8)) + bytes(more) for row in range(5000)
+        ]
         table = pa.table({"image": image_structs(colours), "label": np.arange(5000)})
         pq.write_table(table, tmp_path / "train.parquet", row_group_size=700)
         split = read_split([tmp_path / "train.parquet"], channels=1, num_classes=5000)
