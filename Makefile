@@ -12,7 +12,7 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n logical -m "not ray"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ray
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
