@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from rayff.cluster.losses import wait_for
-from rayff.cluster.shared_sum import SharedSum, open_block
+from rayff.cluster.shared_sum import SharedSum, begin_sum, open_block
 from rayff.partition.profile import SummingTime
 
 Address = tuple[str, int]
@@ -118,13 +118,7 @@ class ReplicaGroup:
         if gradient.stride() != weight.stride():
             gradient = torch.empty_like(weight).copy_(gradient)
             weight.grad = gradient
-        work = dist.all_reduce(gradient.as_strided((gradient.numel(),), (1,)), async_op=True)
-
-        def wait() -> None:
-            assert work is not None, "it is asynchronous"
-            work.wait()
-
-        return wait
+        return begin_sum(gradient.as_strided((gradient.numel(),), (1,)))
 
     def time_summing(self) -> SummingTime:
         """Time sums of one number and of many."""

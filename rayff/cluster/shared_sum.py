@@ -72,15 +72,20 @@ def _as(numbers: Tensor, weight: Tensor) -> Tensor:
     return numbers.as_strided(weight.shape, weight.stride())
 
 
-def signal() -> Callable[[], None]:
-    """Tell the other replicas that this one is here; what is returned waits until all are."""
-    work = dist.all_reduce(torch.zeros(1), async_op=True)
+def begin_sum(numbers: Tensor) -> Callable[[], None]:
+    """Begin to sum by messages, in place; what is returned waits for the sum."""
+    work = dist.all_reduce(numbers, async_op=True)
 
     def wait() -> None:
         assert work is not None, "it is asynchronous"
         work.wait()
 
     return wait
+
+
+def signal() -> Callable[[], None]:
+    """Tell the other replicas that this one is here; what is returned waits until all are."""
+    return begin_sum(torch.zeros(1))
 
 
 def open_block(store: TCPStore, name: str, elements: int) -> Tensor | None:

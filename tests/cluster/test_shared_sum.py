@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from rayff.cluster import shared_sum
 from rayff.cluster.group import ReplicaGroup
+from tests.jobs.ray_nodes import free_ports
 
 WEIGHTS = [
     torch.zeros(3, 4, 3, 3).to(memory_format=torch.channels_last),
@@ -29,14 +29,8 @@ WEIGHTS = [
 STEPS = 25
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
-
-
 def as_replica(rank: int, size: int, port: int, work: Callable[[ReplicaGroup], Any]) -> Any:
-    """Do the work as one of the replicas, and say how many files are open more than before."""
+    """Do the work as one of the replicas."""
     torch.set_num_threads(1)
     group = ReplicaGroup(torch.device("cpu"))
     if rank == 0:
@@ -49,7 +43,7 @@ def as_replica(rank: int, size: int, port: int, work: Callable[[ReplicaGroup], A
 
 
 def replicas(size: int, work: Callable[[ReplicaGroup], Any]) -> list[Any]:
-    port = free_port()
+    (port,) = free_ports(1)
     with ProcessPoolExecutor(size, mp_context=get_context("spawn")) as pool:
         calls = [pool.submit(as_replica, rank, size, port, work) for rank in range(size)]
         return [call.result(timeout=120) for call in calls]
