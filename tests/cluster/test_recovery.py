@@ -151,34 +151,37 @@ class TestOnOneNode:
         assert lost["step"] >= lost["snapshot"]
         assert lost["snapshot"] in (0, 6, 12)
 
-    @pytest.mark.parametrize(
-        ("stage", "when", "restored"), [(0, "train 0", 0), (1, "step-00000006", 6)], ids=str
-    )
+    @pytest.mark.parametrize(("stage", "survived"), [(0, 0), (1, 1)])
     def test_a_stage_that_is_killed_while_its_snapshot_is_taken_changes_no_bit(
-        self, stage: int, when: str, restored: int, run: RunSpec, undisturbed: TrainResult
+        self, stage: int, survived: int, run: RunSpec, undisturbed: TrainResult
     ) -> None:
         """The other stage has taken its own; the run goes back to the whole snapshot before."""
 
         def die_in_snapshot(actor: Any) -> None:
             usual = actor.stage.learner.states
+            taken: list[bool] = []
 
             def states() -> Any:
-                usual()
-                os.kill(os.getpid(), signal.SIGKILL)
+                result = usual()
+                if len(taken) == survived:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                taken.append(True)
+                return result
 
             actor.stage.learner.states = states
 
         armed: list[bool] = []
 
         def act(line: str) -> None:
-            if line == when and not armed:
+            # The window holds fewer commands than an epoch: no snapshot is under way yet.
+            if line == "train 0" and not armed:
                 armed.append(True)
                 ray.get(ray.get_actor(f"run:stage-{stage}").__ray_call__.remote(die_in_snapshot))
 
         result, _ = train_watched(run, Watcher(act))
         assert self.same(result, undisturbed)
         (lost,) = events(result.run_dir, "lost")
-        assert lost["snapshot"] == restored
+        assert lost["snapshot"] == 6 * survived
 
     @pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls", "measure"])
     def test_a_stage_that_is_killed_while_it_starts_changes_no_bit(

@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 
+from rayff.cluster import pipeline
 from rayff.spec import RunSpec
 from tests.cluster.test_recovery import Watcher, layer_files, train_watched
 from tests.ray_instance import local_ray
@@ -65,15 +66,19 @@ def test_a_window_that_does_not_fit_shrinks_with_a_warning_and_nothing_spills(
 
 
 def test_other_work_that_fills_the_store_makes_the_window_shrink(
-    task: str, tmp_path: Path
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The other work alone leaves too little free, and the messages are small beside what is
+    left until Ray spills: it frees what was used a moment later where the machine is busy."""
     others: list[Any] = []
 
     def act(line: str) -> None:
         if line == "train 0":
-            others.append(ray.put(np.zeros(52 * MIB, dtype=np.uint8)))
+            others.extend(ray.put(np.zeros(MIB, dtype=np.uint8)) for _ in range(53))
 
-    _, seen = train_watched(make_run(task, tmp_path / "run", chunk=1), Watcher(act))
+    monkeypatch.setattr(pipeline, "STORE_EVERY_S", 0.1)
+    run = make_run(task, tmp_path / "run", chunk=1, width=16)  # 1 MiB a message
+    _, seen = train_watched(run, Watcher(act))
     warnings = [line for line in seen.lines if "window" in line]
     assert warnings
     assert all("the object store is nearly full" in line for line in warnings)
