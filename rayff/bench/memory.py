@@ -52,7 +52,8 @@ class MemoryCommand:
     """Images of a step."""
     kernels: str = "conv"
     """Kernels of the fast rule. The others take memory of their own: up to 32 MiB of tiles and
-    the transformed filters (winograd), or the unfolded input (unfold)."""
+    the transformed filters (winograd), the unfolded input (unfold), or a few copies of the
+    weights (amx)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     save: str | None = None

@@ -25,7 +25,7 @@ from rayff.cluster.transport import (
     unpack_message,
 )
 from rayff.data.images import ImageSet, Split
-from rayff.learning import native
+from rayff.learning import amx, native
 from rayff.learning.precision import DTYPES, default_precision
 from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, RunSpec, parse_kernels
@@ -49,6 +49,8 @@ class Profile:
     """To the object store and back."""
     missing: str | None
     """Why the compiled kernels are missing, or None where they are here or not wanted."""
+    tiles: bool
+    """Whether the processor's tile units can be used."""
 
 
 class StageActor:
@@ -110,6 +112,7 @@ class StageActor:
             times=times,
             seconds_per_byte=min(seconds) / _LINK_BYTES,
             missing=native.missing() if on_cpu else None,
+            tiles=on_cpu and amx.missing() is None,
         )
 
     def open_group(self) -> Address:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rayff.cluster.actor import remote_stage
+from rayff.cluster.actor import Profile, remote_stage
 from rayff.cluster.group import time_summing
 from rayff.cluster.losses import wait_for
 from rayff.cluster.placement import nodes, num_actors, room, stage_resources
@@ -38,6 +38,11 @@ def summing_backend(each: StageResources) -> str:
     return "nccl" if each.gpus >= 1 else "gloo"
 
 
+def least_able(profiles: Sequence[Profile]) -> Profile:
+    """Return what the actor found that can do least: the others can compute the same way."""
+    return min(profiles, key=lambda found: (found.missing is None, found.tiles))
+
+
 def measure(
     run: RunSpec,
     network: Architecture,
@@ -47,8 +52,8 @@ def measure(
 ) -> Measured:
     """Time the layers on all actors at once, and the summing of gradients among them.
 
-    Together, because in training they share caches and memory too. What the first one finds
-    counts.
+    Together, because in training they share caches and memory too. What the least able one finds
+    counts, since all compute with the same kernels.
 
     Args:
         run: with its recipe written out.
@@ -60,7 +65,8 @@ def measure(
     calls = [actor.profile.remote(run, network, len(actors) - 1) for actor in actors]
     if not ray.wait(calls[:1], timeout=PATIENCE_S)[0]:
         notify("timing the layers, once for this machine")
-    profile, *_ = wait_for(calls, "timed the layers")
+    profiles = wait_for(calls, "timed the layers")
+    profile = least_able(profiles)
     if profile.missing is not None:
         notify(
             f"the fast rule goes without its compiled kernels: {profile.missing}; install a C++ "

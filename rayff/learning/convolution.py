@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.learning import native, winograd
-from rayff.spec import METHODS, Kernels, LayerSpec
+from rayff.learning import amx, native, winograd
+from rayff.spec import Kernels, LayerSpec
 
 
 def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Return the methods that fit a layer there, the surest first."""
-    if spec.kernel_size == 1:
-        return ("unfold",)
-    fits = dtype in winograd.DTYPES and device.type == "cpu" and winograd.fits(spec)
-    return METHODS if fits and native.missing() is None else METHODS[:-1]
+    found = ["unfold"] if spec.kernel_size == 1 else ["conv", "unfold"]
+    if device.type == "cpu" and native.missing() is None:
+        if dtype in winograd.DTYPES and winograd.fits(spec):
+            found.append("winograd")
+        if dtype == torch.bfloat16 and amx.missing() is None:
+            found.append("amx")
+    return tuple(found)
 
 
 def unfold(x: Tensor, spec: LayerSpec) -> Tensor:
@@ -44,10 +47,12 @@ class Convolution:
         self.spec = spec
         # A 1x1 kernel is a matrix product as it is; and torch's gradient of its weights writes
         # past the end of its memory with channels-last tensors of some sizes (seen in 2.14).
-        self.kernels = Kernels("unfold", "unfold") if spec.kernel_size == 1 else kernels
+        both = [kernels.forward, kernels.gradient]
+        if spec.kernel_size == 1:
+            both = ["unfold" if method == "conv" else method for method in both]
+        self.kernels = Kernels(*both)
         self.x = x
         self.weight = weight
-        both = (self.kernels.forward, self.kernels.gradient)
         self.columns = unfold(x, spec) if "unfold" in both else None
 
     def forward(self) -> Tensor:
@@ -55,6 +60,8 @@ class Convolution:
         spec = self.spec
         if self.kernels.forward == "winograd":
             return winograd.convolve(self.x, self.weight, spec)
+        if self.kernels.forward == "amx":
+            return amx.convolve(self.x, self.weight, spec)
         if self.kernels.forward == "conv":
             return F.conv2d(self.x, self.weight, None, spec.stride, spec.kernel_size // 2)
         assert self.columns is not None, "unfolded at the beginning"
@@ -66,6 +73,8 @@ class Convolution:
         spec, kernel = self.spec, self.spec.kernel_size
         if self.kernels.gradient == "winograd":
             return winograd.weight_gradient(self.x, gradient, spec)
+        if self.kernels.gradient == "amx":
+            return amx.weight_gradient(self.x, gradient, spec)
         if self.kernels.gradient == "conv":
             stride, padding = [spec.stride] * 2, [kernel // 2] * 2
             return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]

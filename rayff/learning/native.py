@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "amx.cpp")]
+_HEADER = Path(__file__).with_name("kernels.h")
 _FLAGS = (
     *("-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno"),
     *("-std=c++17", "-shared", "-fPIC"),
@@ -54,7 +57,8 @@ def library() -> ctypes.CDLL:
 
 def library_file(compiler: str) -> Path:
     """Return where the compiled kernels are kept, once they are."""
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, processor())).encode())
+    text = [path.read_text() for path in (*_SOURCES, _HEADER)]
+    key = hashlib.sha256("\0".join((*text, compiler, *_FLAGS, processor())).encode())
     return cache_dir() / f"kernels-{key.hexdigest()[:20]}.so"
 
 
@@ -104,7 +108,7 @@ def _compile(compiler: str, target: Path) -> None:
 
 def _run(compiler: str, flag: str, target: Path) -> str:
     """Run the compiler; return what it has to complain of, or nothing."""
-    command = [compiler, *_FLAGS, flag, str(_SOURCE), "-o", str(target)]
+    command = [compiler, *_FLAGS, flag, *map(str, _SOURCES), "-o", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -129,6 +133,25 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
     function = getattr(library(), name)
     function.restype = None
     function(*map(_argument, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def number(name: str, *arguments: int) -> int:
+    """Call a function of the kernels that computes a whole number."""
+    function = getattr(library(), name)
+    function.restype = ctypes.c_int64
+    return int(function(*map(ctypes.c_int64, arguments)))
+
+
+_rooms = threading.local()
+
+
+def scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return memory of this thread that is used again, since fresh pages cost as much as work."""
+    rooms: dict[str, Tensor] = _rooms.__dict__
+    size = math.prod(shape) * dtype.itemsize
+    if name not in rooms or len(rooms[name]) < size:
+        rooms[name] = torch.empty(size, dtype=torch.uint8)
+    return rooms[name][:size].view(dtype).view(shape)
 
 
 def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData[object]:

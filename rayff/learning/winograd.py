@@ -14,9 +14,6 @@ with all of its size.
 
 from __future__ import annotations
 
-import math
-import threading
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,17 +36,6 @@ def fits(spec: LayerSpec) -> bool:
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Formats of images."""
-
-_rooms = threading.local()
-
-
-def _scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Return memory of this thread that is used again, since fresh pages cost as much as work."""
-    rooms: dict[str, Tensor] = _rooms.__dict__
-    size = math.prod(shape) * dtype.itemsize
-    if name not in rooms or len(rooms[name]) < size:
-        rooms[name] = torch.empty(size, dtype=torch.uint8)
-    return rooms[name][:size].view(dtype).view(shape)
 
 
 class _Tiling:
@@ -87,7 +73,7 @@ class _Tiling:
     def tiles(self, name: str, block: slice, channels: int) -> Tensor:
         """Return memory for a block's tiles, (N * N, T, K)."""
         tiles = (block.stop - block.start) * self.tiles_each
-        return _scratch(name, self.dtype, self.places, tiles, channels)
+        return native.scratch(name, self.dtype, self.places, tiles, channels)
 
     def call(self, kind: str, source: Tensor, target: Tensor, count: int, channels: int) -> None:
         """Call a transform of the kernels on so many images or filters."""
@@ -101,7 +87,7 @@ class _Tiling:
         if self.phases > 1:  # tap u of 4, the first one zero, is tap u // 2 of phase u % 2
             taps = F.pad(taps, (0, 0, 1, 0, 1, 0)).view(self.leaving, 2, 2, 2, 2, -1)
             taps = taps.permute(0, 1, 3, 2, 4, 5)
-        found = _scratch("filters", self.dtype, self.places, self.leaving, self.entering)
+        found = native.scratch("filters", self.dtype, self.places, self.leaving, self.entering)
         self.call("filter", taps.contiguous(), found, self.leaving, self.entering)
         return found.transpose(1, 2)
 
@@ -123,7 +109,7 @@ def convolve(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     images = x.permute(0, 2, 3, 1).contiguous()
     tiling = _Tiling(spec, len(x), torch.float32)
     filters = tiling.filters(weight)
-    y = _scratch("y", x.dtype, len(x), spec.out_size, spec.out_size, spec.out_channels)
+    y = native.scratch("y", x.dtype, len(x), spec.out_size, spec.out_size, spec.out_channels)
     for block in tiling.blocks:
         tiles = tiling.tiles("entering", block, tiling.entering)
         products = tiling.tiles("leaving", block, tiling.leaving)
@@ -146,7 +132,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, spec: LayerSpec) -> Tensor:
     tiling = _Tiling(spec, len(x), dtype)
     sums = (tiling.places, tiling.leaving, tiling.entering)
     total_dtype = dtype if len(tiling.blocks) == 1 else torch.float32
-    total = _scratch("total", total_dtype, *sums)
+    total = native.scratch("total", total_dtype, *sums)
     for number, block in enumerate(tiling.blocks):
         tiles = tiling.tiles("entering", block, tiling.entering)
         factors = tiling.tiles("leaving", block, tiling.leaving)
@@ -156,7 +142,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, spec: LayerSpec) -> Tensor:
         if total_dtype == dtype:  # beta 0 ignores what lies in the memory
             total.baddbmm_(factors.transpose(1, 2), tiles, beta=int(number > 0))
             continue
-        product = _scratch("product", dtype, *sums)
+        product = native.scratch("product", dtype, *sums)
         torch.bmm(factors.transpose(1, 2), tiles, out=product)
         if number:
             total += product

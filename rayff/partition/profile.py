@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayff.learning import native
+from rayff.learning import amx, native
 from rayff.learning.convolution import Convolution, methods
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
@@ -30,7 +30,7 @@ from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
 
-FORMAT = 3
+FORMAT = 4
 _SAMPLE = 128
 """Images with which kernels are compared on a CPU, at most. Few would give too much weight to what
 does not depend on them, such as the transforms of filters."""
@@ -89,7 +89,8 @@ class Conditions:
         shape = dataclasses.replace(shape, shortcut_channels=0, shortcut_size=0)
         recipe = dataclasses.replace(self.recipe, epochs=0, lr=0.0, lr_min=0.0)
         known = (FORMAT, torch.__version__, where, shape, recipe, self.num_classes)
-        how = (str(self.dtype), self.rule, str(kernels), self.neighbours, native.missing() is None)
+        compiled = (native.missing() is None, amx.missing() is None)
+        how = (str(self.dtype), self.rule, str(kernels), self.neighbours, *compiled)
         return hashlib.sha256(repr((*known, *how)).encode()).hexdigest()[:24]
 
 
@@ -131,6 +132,8 @@ def _check_fit(
         for method in (wanted.forward, wanted.gradient):
             if method not in known:
                 why = native.missing()
+                if method == "amx":
+                    why = amx.missing() or "it multiplies bfloat16 only: --precision bf16"
                 raise UserError(
                     f"--kernels: layer {spec.index} cannot be computed with {method} here"
                     + (f" ({why})" if why else "")

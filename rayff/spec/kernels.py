@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from rayff.spec.errors import UserError, nearest
 
-METHODS = ("conv", "unfold", "winograd")
-"""torch's convolution; the input unfolded and a matrix product; Winograd's transforms."""
+METHODS = ("conv", "unfold", "winograd", "amx")
+"""torch's convolution; the input unfolded and a matrix product; Winograd's transforms; products by
+the tile units of a processor (bfloat16)."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class RunSpec:
     same up to rounding."""
     kernels: str | None = None
     """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each conv,
-    unfold or winograd, such as conv/unfold,winograd,...; one entry counts for all layers. Default:
-    the fastest, by a short timing."""
+    unfold, winograd or amx, such as conv/unfold,winograd,...; one entry counts for all layers.
+    Default: the fastest, by a short timing."""
 
     stages: int | None = None
     """Number of stages the layers are cut into; with --replicas auto the number of actors in all.

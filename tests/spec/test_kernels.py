@@ -29,12 +29,12 @@ def test_one_entry_is_every_layers():
         (
             "con",
             "--kernels: unknown 'con' (did you mean 'conv'?); an entry is FORWARD/GRADIENT, each "
-            "of conv, unfold, winograd",
+            "of conv, unfold, winograd, amx",
         ),
         (
             "conv/conv/conv",
             "--kernels: unknown 'conv/conv/conv'; an entry is FORWARD/GRADIENT, each of conv, "
-            "unfold, winograd",
+            "unfold, winograd, amx",
         ),
         (
             "conv,unfold",

@@ -132,7 +132,7 @@ def nvidia_driver() -> str | None:
 
 def kernels() -> Finding:
     """Compile the kernels for CPUs, or take them from the cache, and load them."""
-    from rayff.learning import native
+    from rayff.learning import amx, native
 
     try:
         compiler = native.find_compiler()
@@ -152,7 +152,8 @@ def kernels() -> Finding:
             "from which programs may run",
         )
     how = "cached" if cached else f"compiled in {took_s:.1f} s"
-    return ok(f"{how}, by {compiler}")
+    tiles = "" if amx.missing() else "; with the processor's tile units (AMX)"
+    return ok(f"{how}, by {compiler}{tiles}")
 
 
 def triton() -> Finding:
