@@ -11,8 +11,8 @@
 
 #include "kernels.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BW__) && \
-    defined(__AVX512VL__) && defined(__linux__)
+#if !defined(WITHOUT_AMX) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && \
+    defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
 #define HAS_AMX 1
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #endif
 

@@ -24,6 +24,30 @@
 
 namespace {
 
+using float32 = float;
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+INLINE float widen(float value) { return value; }
+
+INLINE float widen(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+INLINE void narrow(float& out, float value) { out = value; }
+
+INLINE void narrow(bfloat16& out, float value) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0);
+}
+
 // h = dropout(relu(y)) without its scale. Neither fmax nor a choice by `kept`: a NaN must come
 // through, and the loops below must become vector code.
 template <bool DROPOUT, class T>

@@ -23,6 +23,12 @@ _FLAGS = (
     *("-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno"),
     *("-std=c++17", "-shared", "-fPIC"),
 )
+_ATTEMPTS = (
+    ("-fopenmp",),
+    ("-fopenmp-simd",),  # some compilers come without OpenMP's threads
+    ("-fopenmp", "-DWITHOUT_AMX"),  # some know a processor's tile units in part
+    ("-fopenmp-simd", "-DWITHOUT_AMX"),
+)
 _COMPILE_TIMEOUT_S = 120.0
 
 
@@ -99,23 +105,26 @@ def _compile(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         aside = Path(folder) / target.name
-        # some compilers come without OpenMP's threads
-        said = _run(compiler, "-fopenmp", aside) and _run(compiler, "-fopenmp-simd", aside)
-        if said:
+        for flags in _ATTEMPTS:
+            said = _run(compiler, flags, aside)
+            if not said:
+                break
+        else:
             raise NoKernelsError(f"{compiler} fails ({said})")
         aside.replace(target)
 
 
-def _run(compiler: str, flag: str, target: Path) -> str:
+def _run(compiler: str, flags: tuple[str, ...], target: Path) -> str:
     """Run the compiler; return what it has to complain of, or nothing."""
-    command = [compiler, *_FLAGS, flag, *map(str, _SOURCES), "-o", str(target)]
+    command = [compiler, *_FLAGS, *flags, *map(str, _SOURCES), "-o", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"it took more than {_COMPILE_TIMEOUT_S:g} s"
     if done.returncode == 0:
         return ""
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in said if "error" in line), said[0])
 
 
 def usable(*tensors: Tensor) -> bool:

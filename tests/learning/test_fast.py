@@ -309,3 +309,20 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(monkeypatch, tmp_path)
     with pytest.raises(native.NoKernelsError, match="fails .out of order."):
         native.library.__wrapped__()
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_compiler_that_does_not_know_the_tile_units_compiles_the_rest(monkeypatch, tmp_path):
+    compiler = tmp_path / "cxx"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *WITHOUT_AMX*) exec {native.find_compiler()} "$@";; esac\n'
+        "echo 'amx.cpp: In function:' >&2; echo 'amx.cpp:9: error: unknown' >&2; exit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("RAYFF_CACHE_DIR", str(tmp_path / "cache"))
+    assert native.library.__wrapped__().amx_permitted() == 0
+    compiler.write_text(compiler.read_text().replace("WITHOUT_AMX", "nothing"))
+    monkeypatch.setenv("RAYFF_CACHE_DIR", str(tmp_path / "another"))
+    with pytest.raises(native.NoKernelsError, match="fails .amx.cpp:9: error: unknown."):
+        native.library.__wrapped__()
