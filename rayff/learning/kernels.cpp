@@ -124,17 +124,19 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   float* RESTRICT slope = center + stretch;
   float* RESTRICT coefficient = slope + stretch;
   float* RESTRICT few = coefficient + stretch;  // zero wherever group_means begins
+  // h of all elements, found in (1) and read by (2) and (4); fresh pages would cost more than it
+  static thread_local std::vector<float> room;
+  if (static_cast<int64_t>(room.size()) < all) room.resize(all);
+  float* RESTRICT h = room.data();
 
   auto each_stretch = [&](auto visit) {
-    for (int64_t first = 0; first < all; first += stretch) {
-      const int64_t count = std::min(stretch, all - first);
-      if constexpr (DROPOUT) unpack(bytes + first, dropped, count, kept);
-      visit(first, count);
-    }
+    for (int64_t first = 0; first < all; first += stretch)
+      visit(first, std::min(stretch, all - first));
   };
 
-  // Means of term(h, e) over each group: floats over a few stretches, doubles over all.
-  auto group_means = [&](auto term) {
+  // Means of term(element, its place in the stretch) by group: floats over a few stretches, doubles
+  // over all.
+  auto group_means = [&](auto prepare, auto term) {
     constexpr int FEW = 32;
     std::vector<double> sums(stretch, 0.0), means(classes, 0.0);
     int waiting = 0;
@@ -144,9 +146,9 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
       waiting = 0;
     };
     each_stretch([&](int64_t first, int64_t count) {
-      const T* RESTRICT from = y + first;
+      prepare(first, count);
       INDEPENDENT
-      for (int64_t e = 0; e < count; ++e) few[e] += term(activation<DROPOUT>(from[e], kept[e]), e);
+      for (int64_t e = 0; e < count; ++e) few[e] += term(first + e, e);
       if (++waiting == FEW) flush();
     });
     flush();
@@ -156,12 +158,17 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   };
 
   // (1)
-  const std::vector<double> mean = group_means([](float h, int64_t) { return h; });
+  const std::vector<double> mean = group_means(
+      [=](int64_t first, int64_t count) {
+        if constexpr (DROPOUT) unpack(bytes + first, dropped, count, kept);
+      },
+      [=](int64_t at, int64_t e) { return h[at] = activation<DROPOUT>(y[at], kept[e]); });
   for (int64_t e = 0; e < stretch; ++e) center[e] = static_cast<float>(mean[group[e]]);
 
   // (2) around the mean, since the squares of what hardly varies would cancel
   const std::vector<double> variance = group_means(
-      [center](float h, int64_t e) { return (h - center[e]) * (h - center[e]); });
+      [](int64_t, int64_t) {},
+      [=](int64_t at, int64_t e) { return (h[at] - center[e]) * (h[at] - center[e]); });
 
   // (3)
   double largest = -INFINITY, total = 0.0;
@@ -188,14 +195,13 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
 
   // (4)
   each_stretch([&](int64_t first, int64_t count) {
-    const T* from = y + first;  // an output may lie in its place, element by element
-    T* feature = features + first;
-    T* steep = LEARN ? gradient + first : nullptr;
+    T* RESTRICT feature = features + first;
+    T* RESTRICT steep = LEARN ? gradient + first : nullptr;
+    const float* RESTRICT from = h + first;
     INDEPENDENT
     for (int64_t e = 0; e < count; ++e) {
-      const float h = activation<DROPOUT>(from[e], kept[e]);
-      narrow(feature[e], (h - center[e]) * slope[e]);
-      if constexpr (LEARN) narrow(steep[e], h > 0.0f ? coefficient[e] : 0.0f);
+      narrow(feature[e], (from[e] - center[e]) * slope[e]);
+      if constexpr (LEARN) narrow(steep[e], from[e] > 0.0f ? coefficient[e] : 0.0f);
     }
   });
 }
