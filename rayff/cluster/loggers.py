@@ -19,7 +19,7 @@ from rayff.spec import RunSpec, UserError
 from rayff.training.checkpoint import Progress
 from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
-from rayff.training.records import EpochRecord, read_metrics, scalars
+from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics, scalars
 
 PROJECT = "rayff"
 """The experiment of MLflow and the project of Weights & Biases, unless the environment says."""
@@ -181,7 +181,7 @@ class RunLogger:
                 f"--logger {self.name} cannot begin a run ({sentence(error)}); mend that, or "
                 f"leave {self.name} out of --logger"
             ) from error
-        metrics, reached = directory.path / "metrics.parquet", self.prepared.progress.epoch
+        metrics, reached = directory.path / METRICS_FILE, self.prepared.progress.epoch
         before = read_metrics(metrics) if reached and metrics.exists() else []
         for record in before:
             if record.epoch <= reached:

@@ -21,7 +21,7 @@ from rayff.spec import RunSpec, UserError
 from rayff.training.checkpoint import Progress, checkpoint_step
 from rayff.training.messages import Evaluate, Report, Train
 from rayff.training.preparation import Prepared
-from rayff.training.records import EpochRecord, read_metrics
+from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics
 from rayff.training.run_directory import TRIALS, RunDirectory
 from rayff.training.trials import plain
 
@@ -132,7 +132,7 @@ class TrialObserver:
 
     def __enter__(self) -> TrialObserver:
         """Report where a resumed trial stands: a search that was cut short may not know."""
-        metrics, reached = self.prepared.directory.path / "metrics.parquet", self.prepared.progress
+        metrics, reached = self.prepared.directory.path / METRICS_FILE, self.prepared.progress
         checkpoints = self.prepared.checkpoints.list()
         if checkpoints and metrics.exists():
             before = [row for row in read_metrics(metrics) if row.epoch <= reached.epoch]
@@ -161,7 +161,7 @@ class TrialObserver:
                 continue
             with tempfile.TemporaryDirectory() as copy:
                 shutil.copytree(path, Path(copy) / path.name)
-                shutil.copy(self.prepared.directory.path / "metrics.parquet", copy)
+                shutil.copy(self.prepared.directory.path / METRICS_FILE, copy)
                 tune.report(values, checkpoint=tune.Checkpoint.from_directory(copy))
 
     def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
@@ -182,4 +182,4 @@ def _replace(directory: RunDirectory, run: RunSpec, given: tune.Checkpoint) -> N
         if len(found) != 1:
             raise UserError(f"{source} is no checkpoint of a trial")
         shutil.copytree(found[0], directory.checkpoints / found[0].name)
-        shutil.copy(Path(source) / "metrics.parquet", directory.path)
+        shutil.copy(Path(source) / METRICS_FILE, directory.path)

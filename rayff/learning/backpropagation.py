@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rayff.learning.chain import ForwardForward, join, normalise
 from rayff.learning.layer import CWConv
-from rayff.learning.streams import Share, head_generator, keep_mask
+from rayff.learning.streams import Share, head_generator
 from rayff.spec import Architecture, LayerSpec
 
 
@@ -49,7 +49,7 @@ class EndToEndLayer(CWConv):
         if share is None:
             h = F.dropout(h, self.dropped / 256, self.training)
         elif self.training and self.dropped:
-            kept = keep_mask(h, self.dropped, self.seed, self.spec.index, share)
+            kept = self.dropout_stream(share).keep_mask(h, self.dropped)
             h = h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
         return F.group_norm(h, self.num_classes)
 

@@ -83,7 +83,7 @@ class FastStep:
             self.found = pointwise(y, layer.num_classes)
             return self.found
         if layer.dropped and drawn is None:
-            drawn = DropoutStream(seed=layer.seed, layer_index=layer.spec.index, share=share)
+            drawn = layer.dropout_stream(share)
         self.found = pointwise(
             y, layer.num_classes, drawn, layer.dropped, labels, share.batch_size
         )

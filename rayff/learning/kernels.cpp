@@ -215,7 +215,7 @@ void pointwise(const T* y, const uint8_t* bytes, const uint64_t* stream, uint8_t
                float* losses, int threads) {
   parallel(images, threads, [=](int64_t b) {
     const int64_t each = pixels * channels, at = b * each;
-    std::vector<uint64_t> words;
+    static thread_local std::vector<uint64_t> words;
     const uint8_t* drawn = bytes ? bytes + at : nullptr;
     if (stream) {
       const auto whole = [=](int i) { return Stream::uint128{stream[i]} << 64 | stream[i + 1]; };

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayff.learning.streams import Share, keep_mask, weight_generator
+from rayff.learning.streams import DropoutStream, Share, weight_generator
 from rayff.spec import Kernels, LayerSpec
 
 
@@ -43,6 +43,10 @@ class CWConv(nn.Module):
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         self.weight = nn.Parameter(weight)
 
+    def dropout_stream(self, share: Share) -> DropoutStream:
+        """Return where the random bytes of dropout come from with a share of a batch."""
+        return DropoutStream(seed=self.seed, layer_index=self.spec.index, share=share)
+
     def activation(self, x: Tensor, share: Share | None = None) -> Tensor:
         """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `share` is None."""
         x = x.detach().to(self.dtype)
@@ -53,7 +57,7 @@ class CWConv(nn.Module):
         h = h.to(self.weight.dtype)
         if share is None or self.dropped == 0:
             return h
-        kept = keep_mask(h, self.dropped, self.seed, self.spec.index, share)
+        kept = self.dropout_stream(share).keep_mask(h, self.dropped)
         return h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
 
     def goodness(self, h: Tensor) -> Tensor:

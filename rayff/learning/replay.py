@@ -17,7 +17,7 @@ from rayff.learning.chain import Chain, Crossing
 from rayff.learning.fast import fast_rule
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer, layer_state
-from rayff.learning.streams import DropoutStream, Share
+from rayff.learning.streams import Share
 
 _WARM_UPS = 3
 """Runs before the recording, in which libraries choose and compile."""
@@ -111,8 +111,7 @@ class ReplayedStep:
             if layer.dropped:
                 place = self.drawn[layer.spec.index]
                 shape = place.permute(0, 3, 1, 2).shape
-                stream = DropoutStream(seed=layer.seed, layer_index=layer.spec.index, share=share)
-                place.copy_(stream.bytes(shape, place.device))
+                place.copy_(layer.dropout_stream(share).bytes(shape, place.device))
 
     def _work(self) -> None:
         losses: list[Tensor] = []

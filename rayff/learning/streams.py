@@ -94,13 +94,9 @@ class DropoutStream:
             drawn = whole.view(torch.uint8)
         return drawn[first - 8 * start : end - 8 * start].view(images, height, width, channels)
 
+    def keep_mask(self, like: torch.Tensor, dropped: int) -> torch.Tensor:
+        """Return which elements dropout keeps, a bool tensor of the shape of `like` (B, K, H, W).
 
-def keep_mask(
-    like: torch.Tensor, dropped: int, seed: int, layer_index: int, share: Share
-) -> torch.Tensor:
-    """Return which elements dropout keeps, a bool tensor of the shape of `like` (B, K, H, W).
-
-    An element is dropped where its byte is below `dropped`, so with probability dropped / 256.
-    """
-    stream = DropoutStream(seed=seed, layer_index=layer_index, share=share)
-    return (stream.bytes(like.shape, like.device) >= dropped).permute(0, 3, 1, 2)
+        An element is dropped where its byte is below `dropped`, so with probability dropped / 256.
+        """
+        return (self.bytes(like.shape, like.device) >= dropped).permute(0, 3, 1, 2)

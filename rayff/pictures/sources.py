@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayff.spec import RunSpec, UserError
-from rayff.training.records import EpochRecord, read_metrics
+from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics
 from rayff.training.run_directory import RunDirectory
 
 RESULTS = "results.parquet"
@@ -81,7 +81,7 @@ def read_run(path: Path) -> Run:
     if path.is_dir() and not os.listdir(path):
         raise UserError(f"{path} is empty: give the folder of a run, such as runs/first")
     spec = RunDirectory(path).read_config()
-    metrics = path / "metrics.parquet"
+    metrics = path / METRICS_FILE
     if not metrics.exists():
         raise UserError(
             f"{path} has no metrics yet: its first epoch was not finished; wait for it, or go on "
@@ -145,7 +145,7 @@ def _trial(row: dict[str, Any], folder: Path) -> Trial:
     run_dir = Path(str(row["run_dir"]))
     if not run_dir.is_dir():  # the search was moved as a whole
         run_dir = folder / run_dir.name
-    metrics = run_dir / "metrics.parquet"
+    metrics = run_dir / METRICS_FILE
     records, damage = [], ""
     try:
         records = read_records(metrics) if metrics.is_file() else []

@@ -27,7 +27,7 @@ from rayff.spec import (
 )
 from rayff.spec.run import Precision
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
-from rayff.training.records import read_metrics
+from rayff.training.records import METRICS_FILE, read_metrics
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
 from rayff.training.storage import Storage
@@ -185,7 +185,7 @@ def _check_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> None:
                 f"{error}; delete {folder} to go on from the one before it, or start a new "
                 "--run-dir"
             ) from error
-    metrics = prepared.directory.path / "metrics.parquet"
+    metrics = prepared.directory.path / METRICS_FILE
     if metrics.exists():
         for record in read_metrics(metrics):
             if len(record.layer_loss) != prepared.num_voices:

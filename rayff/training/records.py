@@ -18,6 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from rayff.spec import UserError
 from rayff.training.files import write_atomically
 
+METRICS_FILE = "metrics.parquet"
+"""File of a run directory that has its records."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
@@ -90,7 +93,7 @@ class Metrics:
 
     def load(self, epochs: int) -> None:
         """Read back the records of the first `epochs` epochs, to go on behind them."""
-        path = self.directory / "metrics.parquet"
+        path = self.directory / METRICS_FILE
         if path.exists():
             rows = read_metrics(path)
             self.records = [row for row in rows if row.epoch <= epochs]
@@ -111,7 +114,7 @@ class Metrics:
         rows = [dataclasses.asdict(row) for row in self.records]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
-        write_atomically(self.directory / "metrics.parquet", sink.getvalue())
+        write_atomically(self.directory / METRICS_FILE, sink.getvalue())
         write_atomically(self.directory / "metrics.csv", _csv(rows).encode())
         if self._events is not None:
             for name, value in scalars(record).items():

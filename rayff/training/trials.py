@@ -18,7 +18,7 @@ from rich.table import Table
 from rayff.spec import RunSpec
 from rayff.training.files import write_atomically
 from rayff.training.frame import duration
-from rayff.training.records import EpochRecord, read_metrics
+from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 """Stopped: by the scheduler, before its last epoch. Unfinished: the search was interrupted."""
@@ -43,7 +43,7 @@ class TrialRow:
 
 def trial_row(trial: str, run_dir: Path, config: Mapping[str, Any]) -> TrialRow:
     """Return the row of a trial that is not finished, with what its run directory says."""
-    metrics = run_dir / "metrics.parquet"
+    metrics = run_dir / METRICS_FILE
     records = read_metrics(metrics) if metrics.exists() else []
     return TrialRow(
         trial=trial,

@@ -8,7 +8,7 @@ from torch.optim import SGD, Optimizer
 
 from rayff.learning.layer import CWConv
 from rayff.learning.rule import local_step, plain_rule
-from rayff.learning.streams import Share, keep_mask
+from rayff.learning.streams import DropoutStream, Share
 from rayff.spec import LayerSpec
 from tests.learning import direct
 
@@ -55,7 +55,8 @@ def test_a_step_is_what_the_formulas_say(shape: str, dropout: float):
     layer, x = layer_of(spec, dropout), images_for(spec)
     dropped = {0.0: 0, 0.2: 51, 0.75: 192}[dropout]
     out = (len(LABELS), 6, spec.out_size, spec.out_size)
-    mask = keep_mask(torch.empty(out), dropped, 11, 5, whole(9)).numpy()
+    stream = DropoutStream(seed=11, layer_index=5, share=whole(9))
+    mask = stream.keep_mask(torch.empty(out), dropped).numpy()
     expected = direct.step(
         x.numpy(),
         layer.weight.detach().numpy(),

@@ -6,14 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.learning.streams import DropoutStream, Share, keep_mask, weight_generator
+from rayff.learning.streams import DropoutStream, Share, weight_generator
 
 
 def mask(
     *, dropped: int = 51, seed: int = 0, layer: int = 0, step: int = 0, size: int = 4096
 ) -> torch.Tensor:
-    like = torch.empty(1, size, 1, 1)
-    return keep_mask(like, dropped, seed, layer, Share(step=step, batch_size=1)).flatten()
+    share = Share(step=step, batch_size=1)
+    stream = DropoutStream(seed=seed, layer_index=layer, share=share)
+    return stream.keep_mask(torch.empty(1, size, 1, 1), dropped).flatten()
 
 
 @given(
@@ -95,7 +96,9 @@ def test_any_number_of_elements_is_served_from_the_same_stream(size: int):
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 2, 4, 4), (9, 1, 1, 1)])
 def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]):
-    kept = keep_mask(torch.empty(shape), 51, 0, 0, Share(step=0, batch_size=shape[0]))
+    share = Share(step=0, batch_size=shape[0])
+    stream = DropoutStream(seed=0, layer_index=0, share=share)
+    kept = stream.keep_mask(torch.empty(shape), 51)
     assert kept.shape == shape
     assert kept.dtype == torch.bool
 
@@ -106,7 +109,8 @@ def test_a_share_has_the_bits_that_its_images_have_in_the_batch(batch: int, boun
 
     def kept(images: int, first: int) -> torch.Tensor:
         share = Share(step=2, batch_size=batch, first=first)
-        return keep_mask(torch.empty(images, 3, 2, 2), 128, 0, 0, share)
+        stream = DropoutStream(seed=0, layer_index=0, share=share)
+        return stream.keep_mask(torch.empty(images, 3, 2, 2), 128)
 
     assert torch.equal(kept(end - first, first), kept(batch, 0)[first:end])
 
@@ -114,7 +118,7 @@ def test_a_share_has_the_bits_that_its_images_have_in_the_batch(batch: int, boun
 def test_bytes_lie_as_channels_last_memory_does():
     like = torch.empty(2, 3, 5, 4)
     share = Share(step=0, batch_size=2)
-    kept = keep_mask(like, 128, 0, 0, share)
+    kept = DropoutStream(seed=0, layer_index=0, share=share).keep_mask(like, 128)
     assert kept.permute(0, 2, 3, 1).flatten().tolist() == mask(dropped=128, size=120).tolist()
 
 
