@@ -29,14 +29,14 @@ namespace {
 
 using Bits = uint16_t;  // of a bfloat16
 
-constexpr int64_t SIDE = 16;               // rows of a tile, and float32 in one of its rows
-constexpr int64_t DEPTH = 32;              // bfloat16 in a row of a tile
-constexpr int64_t BLOCK = 2 * SIDE;        // rows and columns of the product of 2 x 2 tiles
-constexpr int64_t TILE = SIDE * DEPTH;     // bfloat16 of a tile
-constexpr int64_t PANEL = 1280 * 1024;     // bytes of the input that a piece unfolds at a time
-constexpr int64_t PAIRS = 900 * 1024;      // bytes of input and gradient that a piece packs at a time
-constexpr int64_t PIECES = 16;             // of a gradient, at least where it is large enough
-constexpr int64_t SLICE = 4096;            // pixels that a piece of a gradient sums, or more
+constexpr int64_t SIDE = 16;            // rows of a tile, and float32 in one of its rows
+constexpr int64_t DEPTH = 32;           // bfloat16 in a row of a tile
+constexpr int64_t BLOCK = 2 * SIDE;     // rows and columns of the product of 2 x 2 tiles
+constexpr int64_t TILE = SIDE * DEPTH;  // bfloat16 of a tile
+constexpr int64_t PANEL = 1280 * 1024;  // bytes of the input that a piece unfolds at a time
+constexpr int64_t PAIRS = 900 * 1024;   // bytes of input and slopes that a piece packs at a time
+constexpr int64_t PIECES = 16;          // of a gradient, at least where it is large enough
+constexpr int64_t SLICE = 4096;         // pixels that a piece of a gradient sums, or more
 
 constexpr int64_t blocks(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
@@ -184,6 +184,29 @@ INLINE void multiply(const Bits* a, int64_t pitch, int64_t second, int64_t next,
   }
 }
 
+INLINE void zero_block() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// The tiles 0 to 3 from and to memory: where the second columns and rows begin, in elements, and
+// the pitch in bytes.
+INLINE void load_block(const float* at, int64_t right, int64_t below, int64_t pitch) {
+  _tile_loadd(0, at, pitch);
+  _tile_loadd(1, at + right, pitch);
+  _tile_loadd(2, at + below, pitch);
+  _tile_loadd(3, at + below + right, pitch);
+}
+
+INLINE void store_block(float* at, int64_t right, int64_t below, int64_t pitch) {
+  _tile_stored(0, at, pitch);
+  _tile_stored(1, at + right, pitch);
+  _tile_stored(2, at + below, pitch);
+  _tile_stored(3, at + below + right, pitch);
+}
+
 // ---- the convolution ---------------------------------------------------------------------------
 
 // Packs filters (K, columns), K / 16 tiles in columns / 32 steps, with zeros to fill whole blocks.
@@ -206,7 +229,7 @@ void pack_filters(const Bits* filters, int64_t leaving, int64_t columns, Bits* p
 }
 
 // Writes a block of float32 (32, 32) as rows of an image, rounded.
-INLINE void store_block(const float* block, int64_t rows, int64_t columns, Bits* to,
+INLINE void round_block(const float* block, int64_t rows, int64_t columns, Bits* to,
                         int64_t pitch) {
   for (int64_t i = 0; i < rows; ++i) {
     const __m512bh narrow = _mm512_cvtne2ps_pbh(_mm512_load_ps(block + i * BLOCK + SIDE),
@@ -233,18 +256,11 @@ void forward(const Layer& layer, const Bits* packed, int64_t leaving, Bits* y, i
     const Tiles tiles;
     for (int64_t k = 0; k < leaving; k += BLOCK) {
       for (int64_t p = 0; p < count; p += BLOCK) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        zero_block();
         multiply(panel + p * pitch, pitch * sizeof(Bits), SIDE * pitch, DEPTH,
                  packed + packed_at(k / SIDE, 0, steps), steps);
-        constexpr int64_t bytes = BLOCK * sizeof(float);
-        _tile_stored(0, block, bytes);
-        _tile_stored(1, block + SIDE, bytes);
-        _tile_stored(2, block + SIDE * BLOCK, bytes);
-        _tile_stored(3, block + SIDE * BLOCK + SIDE, bytes);
-        store_block(block, std::min(BLOCK, count - p), leaving - k,
+        store_block(block, SIDE, SIDE * BLOCK, BLOCK * sizeof(float));
+        round_block(block, std::min(BLOCK, count - p), leaving - k,
                     y + (begin + p) * leaving + k, leaving);
       }
     }
@@ -267,81 +283,84 @@ struct Cut {
   }
 };
 
+// Packs columns [left, right) of 32 pixels from `pixel` on, zeros from `stop` on, as one step of
+// 16 pairs of pixels; `rows` is memory for two pixels, zero behind the columns.
+INLINE void pack_inputs(const Layer& layer, int64_t pixel, int64_t stop, int64_t left,
+                        int64_t right, Bits* rows, Bits* packed, int64_t step, int64_t steps) {
+  const int64_t tiles = 2 * blocks(right - left, BLOCK), width = tiles * SIDE;
+  for (int64_t pair = 0; pair < SIDE; ++pair) {
+    for (int64_t odd = 0; odd < 2; ++odd) {
+      const int64_t p = pixel + 2 * pair + odd;
+      if (p < stop)
+        layer.unfold(p, left, right, rows + odd * width);
+      else
+        clear(rows + odd * width, width);
+    }
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      _mm512_store_si512(packed + packed_at(tile, step, steps) + pair * DEPTH,
+                         pairs(rows + tile * SIDE, rows + width + tile * SIDE, SIDE));
+  }
+}
+
+// Packs the slopes (pixels, K) of the same pixels, turned: 16 filters, each with 32 pixels.
+INLINE void pack_slopes(const Bits* slopes, int64_t leaving, int64_t pixel, int64_t stop,
+                        Bits* packed, int64_t step, int64_t steps) {
+  for (int64_t tile = 0; tile < 2 * blocks(leaving, BLOCK); ++tile) {
+    const int64_t there = std::max<int64_t>(0, leaving - tile * SIDE);
+    __m512i turned[SIDE];
+    for (int64_t pair = 0; pair < SIDE; ++pair) {
+      const int64_t p = pixel + 2 * pair;
+      const Bits* one = slopes + p * leaving + tile * SIDE;
+      turned[pair] = pairs(one, one + leaving, p + 1 < stop ? there : 0);
+      if (p + 1 == stop) turned[pair] = pairs(one, one, there) & _mm512_set1_epi32(0xffff);
+    }
+    transpose(turned);
+    std::memcpy(packed + packed_at(tile, step, steps), turned, sizeof turned);
+  }
+}
+
 // Sums: (slices, K / 16, columns / 16) tiles of float32 (16, 16), K and columns to whole blocks.
 void weight_gradient(const Layer& layer, const Bits* slopes, int64_t leaving, float* sums,
                      float* gradient, int threads) {
   const Cut cut(layer);
   const int64_t filter_tiles = 2 * blocks(leaving, BLOCK);
   const int64_t column_tiles = 2 * blocks(layer.columns, BLOCK);
-  const int64_t whole = filter_tiles * column_tiles * SIDE * SIDE;
+  constexpr int64_t right = SIDE * SIDE, pitch = SIDE * sizeof(float);
+  const int64_t below = column_tiles * right, whole = filter_tiles * below;
   parallel(cut.slices * cut.groups, threads, [=](int64_t number) {
     static thread_local Room room;
     const int64_t start = number / cut.groups * cut.slice;
     const int64_t stop = std::min(start + cut.slice, layer.pixels);
     const int64_t left = number % cut.groups * cut.group;
-    const int64_t right = std::min(left + cut.group, layer.columns);
-    const int64_t mine = 2 * blocks(right - left, BLOCK), width = mine * SIDE;
-    float* sum = sums + number / cut.groups * whole;
+    const int64_t end = std::min(left + cut.group, layer.columns);
+    const int64_t tiles = 2 * blocks(end - left, BLOCK);
+    float* sum = sums + number / cut.groups * whole + left / SIDE * right;
 
-    const int64_t each = DEPTH * (width + filter_tiles * SIDE);  // of 32 pixels
+    const int64_t each = (tiles + filter_tiles) * TILE;
     const int64_t most = std::max<int64_t>(1, PAIRS / (each * sizeof(Bits)));
     const int64_t steps = std::min(most, blocks(stop - start, DEPTH));
-    Bits* inputs = room.get<Bits>(steps * each + 2 * width);  // columns / 16 tiles
-    Bits* outputs = inputs + steps * DEPTH * width;           // K / 16 tiles
-    Bits* rows = outputs + steps * DEPTH * filter_tiles * SIDE;
-    clear(rows, 2 * width);
-    const Tiles tiles;
+    Bits* inputs = room.get<Bits>(steps * each + 2 * tiles * SIDE);
+    Bits* outputs = inputs + steps * tiles * TILE;
+    Bits* rows = outputs + steps * filter_tiles * TILE;
+    clear(rows, 2 * tiles * SIDE);
+    const Tiles shapes;
     for (int64_t begin = start; begin < stop; begin += steps * DEPTH) {
       const int64_t now = std::min(steps, blocks(stop - begin, DEPTH));
       for (int64_t step = 0; step < now; ++step) {
         const int64_t pixel = begin + step * DEPTH;
-        for (int64_t pair = 0; pair < SIDE; ++pair) {
-          for (int64_t odd = 0; odd < 2; ++odd) {
-            const int64_t p = pixel + 2 * pair + odd;
-            if (p < stop)
-              layer.unfold(p, left, right, rows + odd * width);
-            else
-              clear(rows + odd * width, width);
-          }
-          for (int64_t tile = 0; tile < mine; ++tile)
-            _mm512_store_si512(inputs + packed_at(tile, step, steps) + pair * DEPTH,
-                               pairs(rows + tile * SIDE, rows + width + tile * SIDE, SIDE));
-        }
-        for (int64_t tile = 0; tile < filter_tiles; ++tile) {
-          const int64_t there = std::max<int64_t>(0, leaving - tile * SIDE);
-          const Bits* from = slopes + pixel * leaving + tile * SIDE;
-          __m512i turned[SIDE];
-          for (int64_t pair = 0; pair < SIDE; ++pair) {
-            const int64_t p = pixel + 2 * pair;
-            const Bits* one = from + 2 * pair * leaving;
-            turned[pair] = pairs(one, one + leaving, p + 1 < stop ? there : 0);
-            if (p + 1 == stop) turned[pair] = pairs(one, one, there) & _mm512_set1_epi32(0xffff);
-          }
-          transpose(turned);
-          std::memcpy(outputs + packed_at(tile, step, steps), turned, sizeof turned);
-        }
+        pack_inputs(layer, pixel, stop, left, end, rows, inputs, step, steps);
+        pack_slopes(slopes, leaving, pixel, stop, outputs, step, steps);
       }
-      for (int64_t column = 0; column < mine; column += 2) {
+      for (int64_t column = 0; column < tiles; column += 2) {
         for (int64_t filter = 0; filter < filter_tiles; filter += 2) {
-          float* at = sum + (filter * column_tiles + left / SIDE + column) * SIDE * SIDE;
-          float* below = at + column_tiles * SIDE * SIDE;
-          if (begin == start) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-          } else {
-            _tile_loadd(0, at, 64);
-            _tile_loadd(1, at + SIDE * SIDE, 64);
-            _tile_loadd(2, below, 64);
-            _tile_loadd(3, below + SIDE * SIDE, 64);
-          }
+          float* at = sum + filter * below + column * right;
+          if (begin == start)
+            zero_block();
+          else
+            load_block(at, right, below, pitch);
           multiply(outputs + packed_at(filter, 0, steps), 64, TILE, 2 * TILE,
                    inputs + packed_at(column, 0, steps), now);
-          _tile_stored(0, at, 64);
-          _tile_stored(1, at + SIDE * SIDE, 64);
-          _tile_stored(2, below, 64);
-          _tile_stored(3, below + SIDE * SIDE, 64);
+          store_block(at, right, below, pitch);
         }
       }
     }
