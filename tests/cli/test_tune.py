@@ -53,6 +53,12 @@ class TestAMistake:
         with pytest.raises(UserError, match=r"is not empty: add --resume"):
             main(["quick", "--run-dir", str(tmp_path)])
 
+    def test_is_a_folder_with_a_search_in_it(self, tmp_path: Path) -> None:
+        (tmp_path / "search.json").write_text("{}")
+        command = f"python -m rayff.tune --run-dir {tmp_path} --resume"
+        with pytest.raises(UserError, match=f"holds a search: go on with it by {command}"):
+            main(["quick", "--run-dir", str(tmp_path)])
+
     def test_is_a_search_without_a_first_trial(self, tmp_path: Path) -> None:
         (tmp_path / "search.json").write_text("{}")
         with pytest.raises(UserError, match="is not the file of a search"):
