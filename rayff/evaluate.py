@@ -48,12 +48,18 @@ class EvaluateCommand:
     the validation images (SIP)."""
     split: Literal["test", "valid", "train"] = "test"
     """Images to classify."""
+    limit: int | None = None
+    """Images to classify at most, the first ones. Default: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     batch_size: int = 256
     """Images at a time; it changes memory and speed alone."""
     save: str | None = None
     """Folder to write accuracy.csv, layer_accuracy.csv and confusion.csv to."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be a number of 1 or more, not {self.limit}")
 
 
 def main(args: Sequence[str]) -> int:
@@ -68,6 +74,7 @@ def main(args: Sequence[str]) -> int:
         prune=not command.no_prune,
         device=command.device,
         batch_size=command.batch_size,
+        limit=command.limit,
     )
     if command.save is not None:  # first, so that a pager that is left early loses nothing
         save(evaluation, command.split, Path(command.save))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -100,20 +102,36 @@ def read_options(texts: Sequence[str]) -> Mapping[str, Any]:
     known = {f.name: f for f in dataclasses.fields(RunSpec)}
     options = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
         if not equals or name not in known or name == "run_dir":
             raise UserError(
                 f"--set {text}: give OPTION=VALUE with an option of a training"
                 f"{nearest(name, known)}"
             )
         flag = "--" + name.replace("_", "-")
-        args = [flag, value.strip()]
+        args = [f"{flag}={value}"]
         if known[name].type == "bool":
-            args = {"true": [flag], "false": []}.get(value.strip().lower(), args)
-        run = parse(RunSpec, module="rayff.tune SPACE --set", description=DESCRIPTION, args=args)
+            args = {"true": [flag], "false": []}.get(value.lower(), args)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # it would speak of the flag
+                run = parse(RunSpec, module="rayff.tune", description=DESCRIPTION, args=args)
+        except SystemExit:
+            raise UserError(
+                f"--set {text}: {name} must be {_wanted(name)}, not {value!r}"
+            ) from None
         options[name] = getattr(run, name)
     return options
+
+
+def _wanted(name: str) -> str:
+    """Return in words what values an option of a training takes."""
+    kind = get_type_hints(RunSpec)[name]
+    kinds = get_args(kind) if type(None) in get_args(kind) else (kind,)
+    if get_origin(kinds[0]) is Literal:
+        return f"one of {', '.join(get_args(kinds[0]))}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(kinds[0], "whole numbers with commas between them")
 
 
 def main(args: Sequence[str]) -> int:

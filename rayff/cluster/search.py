@@ -40,7 +40,7 @@ from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.spec import UserError
 from rayff.training.files import write_atomically
 from rayff.training.preparation import assemble
-from rayff.training.run_directory import TRIALS, RunDirectory, read_json
+from rayff.training.run_directory import SEARCH, TRIALS, RunDirectory, read_json
 from rayff.training.search_view import Watch
 from rayff.training.stop import StopRequest
 from rayff.training.trials import TrialRow, plain, trial_row, write_results
@@ -89,10 +89,10 @@ class Search:
         Raises:
             UserError: there is none.
         """
-        path = folder / "search.json"
+        path = folder / SEARCH
         if not path.exists():
             raise UserError(
-                f"--resume: {folder} holds no search (it has no search.json); name the folder of "
+                f"--resume: {folder} holds no search (it has no {SEARCH}); name the folder of "
                 "one with --run-dir, or leave --resume out to start one there"
             )
         try:
@@ -146,7 +146,7 @@ def start_search(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(dataclasses.asdict(search), indent=2) + "\n"
-            write_atomically(folder / "search.json", text.encode())
+            write_atomically(folder / SEARCH, text.encode())
         except OSError as error:
             raise UserError(
                 f"--run-dir {folder} cannot be written: {error.strerror}; name another folder"

@@ -197,8 +197,10 @@ def find_space(name: str) -> Path:
     is_path = path.suffix == ".py" or len(path.parts) > 1
     places = [path] if is_path else [folder / f"{name}.py" for folder in space_folders()]
     for place in places:
-        if place.is_file():
+        if place.suffix == ".py" and place.is_file():
             return place
+    if path.is_file():
+        raise UserError(f"{name} is no search space: that is a .py file, or the name of one")
     folders = [path.parent] if is_path else space_folders()
     known = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
     shown = [f"{path.parent / stem}.py" for stem in known] if is_path else known

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayff.cluster.crew import open_crew
-from rayff.cluster.loggers import check_loggers
+from rayff.cluster.loggers import SINKS, check_loggers
 from rayff.cluster.pipeline import RayPipeline
 from rayff.cluster.placement import nodes, num_actors, stage_resources
 from rayff.cluster.recovery import Observe, Recovery
 from rayff.cluster.session import ray_session
 from rayff.cluster.window import run_chunk, run_window
 from rayff.partition.plan import Plan, make_plan
-from rayff.spec import RunSpec
+from rayff.spec import RunError, RunSpec
+from rayff.training.keeper import reason
 from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import EpochRecord
 
@@ -40,24 +41,60 @@ def train(
 ) -> TrainResult:
     """Train a network as a pipeline of actors.
 
+    A run that is complete when it is resumed starts none: its model is written anew.
+
     Args:
         run: what to train, on what and how.
         observe: makes who watches.
         resume: go on from the last checkpoint of the run directory.
-        notify: is told, in a sentence, what is waited for.
+        notify: is told, in a sentence, what is waited for, or that nothing is left to do.
 
     Raises:
         UserError: a mistake in the run or its data, or a cluster that cannot hold the plan.
-        RunError: more stages were lost than the run allows.
+        RunError: more stages were lost than the run allows, or the model cannot be written.
     """
     check_loggers(run.loggers)
     prepared = prepare(run, resume=resume)
+    kept_elsewhere = prepared.storage is not None or SINKS.keys() & set(run.loggers)
+    if not kept_elsewhere and (records := prepared.complete_records):  # what is may be behind
+        _finish(prepared, records[-1])
+        notify(f"all {len(records)} epochs done: {records[-1].reached}; nothing is left to do")
+        return TrainResult(run_dir=prepared.directory.path, records=records, stopped_by=None)
+    return train_prepared(prepared, observe, notify)
+
+
+def train_prepared(
+    prepared: Prepared, observe: Observe, notify: Callable[[str], None] = lambda message: None
+) -> TrainResult:
+    """Train a run that was prepared, to the end; a complete one is observed as others are.
+
+    Args:
+        prepared: the run.
+        observe: makes who watches.
+        notify: is told, in a sentence, what is waited for.
+
+    Raises:
+        UserError: a cluster that cannot hold the plan.
+        RunError: more stages were lost than the run allows.
+    """
     with ray_session():
         recovery = Recovery(prepared, observe, notify)
         keeper = recovery.train()
     return TrainResult(
         run_dir=prepared.directory.path, records=keeper.records, stopped_by=recovery.stop.signum
     )
+
+
+def _finish(prepared: Prepared, last: EpochRecord) -> None:
+    """Write the model of a complete run anew: it may be missing, damaged or an epoch behind."""
+    assert prepared.checkpoint is not None, "a run without a checkpoint is not complete"
+    try:
+        prepared.export_model(prepared.checkpoint, (last.sip_first, last.sip_last))
+    except OSError as error:
+        raise RunError(
+            f"the model of the last checkpoint could not be written ({reason(error)}): make room "
+            f"in {prepared.directory.path} and go on with --resume"
+        ) from error
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from ray import tune
 from rayff.cluster.loggers import SINKS
 from rayff.cluster.placement import Node, bundle, nodes, num_actors, stage_resources
 from rayff.cluster.space import METRICS
-from rayff.cluster.training import train
+from rayff.cluster.training import train_prepared
 from rayff.partition.plan import Plan, StageResources
 from rayff.spec import RunSpec, UserError
 from rayff.training.checkpoint import Progress, checkpoint_step
 from rayff.training.messages import Evaluate, Report, Train
-from rayff.training.preparation import Prepared
+from rayff.training.preparation import Prepared, prepare
 from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics
 from rayff.training.run_directory import TRIALS, RunDirectory
 from rayff.training.trials import plain
@@ -93,7 +93,7 @@ def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], 
         def observe(prepared: Prepared, plan: Plan) -> TrialObserver:
             return TrialObserver(prepared, clones=clones)
 
-        train(run, observe, resume=begun)
+        train_prepared(prepare(run, resume=begun), observe)  # Tune is told of a complete one
 
     return trial
 

@@ -56,6 +56,20 @@ class Watcher(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Note and show which trials have ended, and pass a request to stop on."""
+        self._note(trials)
+        if self.stop.requested and not self.passed_on:
+            self.passed_on = True  # Tune keeps its state and ends, as at a Ctrl-C
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Note the trials of a search that was complete when it was resumed: it takes no step.
+
+        After a step it is too late: Tune has marked all trials under way as ended by now.
+        """
+        if not self.configs:
+            self._note(trials)
+
+    def _note(self, trials: list[Trial]) -> None:
         for trial in trials:
             name, status = str(trial), trial.status
             self.configs[name] = trial.config
@@ -65,9 +79,6 @@ class Watcher(tune.Callback):
                     self.view.on_end(name, "failed" if status == Trial.ERROR else "done")
             if status not in (Trial.TERMINATED, Trial.ERROR):  # a failed one goes on
                 self.ended.pop(name, None)
-        if self.stop.requested and not self.passed_on:
-            self.passed_on = True  # Tune keeps its state and ends, as at a Ctrl-C
-            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def current_watcher() -> Watcher:

@@ -138,17 +138,8 @@ class Keeper:
         self._send(wait=False)
 
     def _write(self, snapshot: Checkpoint, window: tuple[int, int]) -> Path:
-        prepared = self.prepared
-        assert prepared.run.precision is not None, "settled before training"
-        path = prepared.checkpoints.write(snapshot)
-        prepared.directory.export_model(
-            prepared.architecture,
-            snapshot.states,
-            window=window,
-            class_names=prepared.data.class_names,
-            precision=prepared.run.precision,
-            method=prepared.run.method,
-        )
+        path = self.prepared.checkpoints.write(snapshot)
+        self.prepared.export_model(snapshot, window)
         return path
 
     def _collect(self, *, wait: bool, final: bool = False) -> None:

@@ -27,7 +27,7 @@ from rayff.spec import (
 )
 from rayff.spec.run import Precision
 from rayff.training.checkpoint import Checkpoint, CheckpointStore, Progress
-from rayff.training.records import METRICS_FILE, read_metrics
+from rayff.training.records import METRICS_FILE, EpochRecord, read_metrics
 from rayff.training.run_directory import RunDirectory
 from rayff.training.schedule import Schedule
 from rayff.training.storage import Storage
@@ -62,6 +62,31 @@ class Prepared:
     def progress(self) -> Progress:
         """Where training begins."""
         return Progress() if self.checkpoint is None else self.checkpoint.progress
+
+    @property
+    def complete_records(self) -> list[EpochRecord]:
+        """The records of a run whose last epoch is behind it; none of others."""
+        epochs, metrics = self.recipe.epochs, self.directory.path / METRICS_FILE
+        if self.progress.epoch < epochs or self.run.precision is None or not metrics.exists():
+            return []
+        records = read_metrics(metrics)
+        return records if [record.epoch for record in records] == [*range(1, epochs + 1)] else []
+
+    def export_model(self, snapshot: Checkpoint, window: tuple[int, int]) -> None:
+        """Write the network of a snapshot, with the window of layers that classify.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        assert self.run.precision is not None, "settled before training"
+        self.directory.export_model(
+            self.architecture,
+            snapshot.states,
+            window=window,
+            class_names=self.data.class_names,
+            precision=self.run.precision,
+            method=self.run.method,
+        )
 
     @property
     def splits(self) -> dict[Split, ImageSet]:

@@ -57,6 +57,15 @@ class EpochRecord:
         """Whether several layers say a class, as in all but plain backpropagation."""
         return len(self.layer_loss) > 1
 
+    @property
+    def reached(self) -> str:
+        """What the network gets right, in words."""
+        layers = f" with layers {self.sip_first}-{self.sip_last}" if self.has_window else ""
+        return (
+            f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
+            f"(epoch {self.epoch})"
+        )
+
 
 _ARROW = {
     "int": pa.int64(),

@@ -108,14 +108,8 @@ class PlainView:
             where = f"ended after epoch {done}/{tracker.epochs}"
         else:
             where = f"ended in {self._epoch()}"
-        if not tracker.records:
-            return f"{where}, after {elapsed}"
-        last = tracker.records[-1]
-        layers = f" with layers {last.sip_first}-{last.sip_last}" if last.has_window else ""
-        return (
-            f"{where}, after {elapsed}: valid {last.valid_accuracy:.2f}%, "
-            f"test {last.test_accuracy:.2f}%{layers} (epoch {last.epoch})"
-        )
+        reached = f": {tracker.records[-1].reached}" if tracker.records else ""
+        return f"{where}, after {elapsed}{reached}"
 
 
 class LiveView(PlainView):

@@ -26,7 +26,15 @@ def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_info.value.code == 0
     assert "python -m rayff.evaluate runs/first" in text
     assert "{None}" not in text
-    for flag in ("--data-dir", "--no-prune", "--split", "--device", "--batch-size", "--save"):
+    for flag in (
+        "--data-dir",
+        "--no-prune",
+        "--split",
+        "--limit",
+        "--device",
+        "--batch-size",
+        "--save",
+    ):
         assert flag in text
 
 
@@ -49,6 +57,13 @@ def test_no_prune_sums_all_layers(
     assert text.startswith(
         "accuracy 0.00% on 3 valid images, with the goodness of layers 0-3 summed"
     )
+
+
+def test_a_limit_bounds_the_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--limit", "2"])
+    assert " on 2 test images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--limit must be a number of 1 or more, not 0"):
+        main([str(run), "--limit", "0"])
 
 
 def test_saves_three_tables(run: Path, tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ import sys
 import time
 from pathlib import Path
 from types import FunctionType
+from typing import Any, ClassVar
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 import rayff
-from rayff.spec import UserError
+from rayff.spec import RunSpec, UserError
 from rayff.train import main
+from rayff.training.records import read_metrics
 from tests.tasks import write_tiny_task
+from tests.training.local_run import train as train_here
 
 TINY = ["--arch", "tinycnn", "--width", "4", "--batch-size", "16", "--lr", "0.01"]
 PATIENCE_S = 120
@@ -244,6 +247,56 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"cluster at 127.0.0.1:1 did not answer.*RAY_AUTH"):
             main(["--width", "10", "--run-dir", str(tmp_path / "run")])
         assert not (tmp_path / "run").exists()
+
+
+class TestACompleteRunThatIsResumed:
+    """No Ray is started: there is nothing left to do."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "arch": "tinycnn",
+        "width": 4,
+        "batch_size": 16,
+        "lr": 0.01,
+        "epochs": 2,
+    }
+
+    @pytest.fixture
+    def run_dir(self, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        def begin() -> None:
+            raise RuntimeError("Ray is started")
+
+        monkeypatch.setattr("rayff.cluster.training.ray_session", begin)
+        train_here(RunSpec(**self.OPTIONS, task=task, run_dir=str(tmp_path / "run")))
+        return tmp_path / "run"
+
+    def test_says_its_accuracy(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+        assert main(["--run-dir", str(run_dir), "--resume"]) == 0
+        out = capsys.readouterr().out
+        last = read_metrics(run_dir / "metrics.parquet")[-1]
+        assert out == f"all 2 epochs done: {last.reached}; nothing is left to do\n"
+        assert f"test {last.test_accuracy:.2f}%" in out
+        assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+    def test_gives_its_records(self, run_dir: Path, task: str) -> None:
+        result = rayff.train(
+            {**self.OPTIONS, "task": task, "run_dir": str(run_dir)}, resume=True, quiet=True
+        )
+        assert [record.epoch for record in result.records] == [1, 2]
+        assert (result.run_dir, result.stopped_by) == (run_dir, None)
+
+    def test_gets_its_model_anew(self, run_dir: Path) -> None:
+        """It is missing, damaged or old where the process ended behind the checkpoint."""
+        model = run_dir / "model.safetensors"
+        whole = model.read_bytes()
+        model.write_bytes(bytes(len(whole)))
+        assert main(["--run-dir", str(run_dir), "--resume"]) == 0
+        assert model.read_bytes() == whole
+
+    def test_goes_on_where_an_epoch_has_no_row(self, run_dir: Path) -> None:
+        (run_dir / "metrics.parquet").unlink()
+        with pytest.raises(RuntimeError, match="Ray is started"):
+            main(["--run-dir", str(run_dir), "--resume"])
 
 
 def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,3 +215,11 @@ def test_an_interrupted_search_goes_on_without_repeating_trials(
     for trial in trials.iterdir():
         epochs = pq.read_table(trial / "metrics.parquet").column("epoch").to_pylist()
         assert epochs == list(range(1, 21)), "each epoch once"
+
+    table = Path("search", "results.parquet").read_bytes()
+    capsys.readouterr()
+    assert main(resume) == 0, "though nothing is left to do"
+    assert Path("search", "results.parquet").read_bytes() == table
+    out = capsys.readouterr().out
+    assert "starts" not in out
+    assert "best: trial-0000" in out

@@ -87,6 +87,17 @@ class TestASpaceFile:
         with pytest.raises(UserError, match=r"did you mean '.*/space\.py'"):
             load_space(str(tmp_path / "spaces.py"))
 
+    def test_that_is_another_file_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("README.md").touch()
+        for name in ("README.md", str(tmp_path / "README.md")):
+            with pytest.raises(
+                UserError, match=rf"^{name} is no search space: that is a \.py file"
+            ):
+                load_space(name)
+
 
 class TestTheTrialsOfASpace:
     def test_are_grids_times_samples(self) -> None:
