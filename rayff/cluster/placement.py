@@ -130,7 +130,7 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
     cpus = run.cpus_per_stage
     if cpus is None:
         found = [n.cpus for n in there]
-        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart)
+        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart) or 1.0
     each = StageResources(cpus=cpus, gpus=gpus)
     if room(there, each, apart=run.apart) < count:
         shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)

@@ -131,6 +131,10 @@ class TestNodesAreNamed:
 
 
 class TestAPlanTooLargeIsRefused:
+    def test_for_a_cluster_without_cpus(self) -> None:
+        with pytest.raises(UserError, match=r"2 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 0 CPUs\)"):
+            stage_resources(RunSpec(), cpu_nodes(0), 2)
+
     def test_for_cpus(self) -> None:
         with pytest.raises(UserError, match=r"4 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 2 CPUs\)"):
             stage_resources(RunSpec(cpus_per_stage=1), cpu_nodes(2), 4)
