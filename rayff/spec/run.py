@@ -140,6 +140,10 @@ class RunSpec:
             if value is not None and not is_path(value):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}: no file or folder can be called {value!a}; mend it")
+        for name in ("run_dir", "storage_path"):
+            if getattr(self, name) == "":
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} '' names no folder: name one, or leave the option out")
         if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
@@ -155,7 +159,12 @@ class RunSpec:
                     f"--kernels {self.kernels} is for the fast rule: the plain one has torch's "
                     "convolution alone; leave out --kernels or --rule plain"
                 )
-            parse_kernels(self.kernels)
+            methods = {m for each in parse_kernels(self.kernels) for m in each.methods}
+            if self.precision == "fp32" and "amx" in methods:
+                raise UserError(
+                    f"--kernels {self.kernels}: amx multiplies bfloat16 only: use --precision "
+                    "bf16, or other kernels"
+                )
         self._check_logger()
         for name, known in _CHOICES.items():
             value = getattr(self, name)

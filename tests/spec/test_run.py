@@ -118,6 +118,20 @@ class TestValidation:
         RunSpec(cpus_per_stage=7 + steps / 10_000, gpus_per_stage=steps)
         RunSpec(gpus_per_stage=0)
 
+    @pytest.mark.parametrize(
+        ("field", "flag"), [("run_dir", "--run-dir"), ("storage_path", "--storage-path")]
+    )
+    def test_a_folder_has_a_name(self, field: str, flag: str):
+        with pytest.raises(UserError, match=f"^{flag} '' names no folder: name one, or leave"):
+            RunSpec(**{field: ""})
+
+    @pytest.mark.parametrize("kernels", ["amx", "conv,amx/unfold", "conv/amx,conv"])
+    def test_kernels_for_bfloat16_are_refused_with_float32(self, kernels: str):
+        with pytest.raises(UserError, match="amx multiplies bfloat16 only: use --precision bf16"):
+            RunSpec(kernels=kernels, precision="fp32")
+        assert RunSpec(kernels=kernels, precision="bf16").kernels == kernels
+        assert RunSpec(kernels=kernels).kernels == kernels, "the processor may have bfloat16"
+
     @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])
     def test_dropout_is_a_share_below_one(self, dropout: float):
         with pytest.raises(UserError, match=r"^--dropout must be .*not"):
