@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rayff.partition.plan import Plan
 from rayff.spec import printable
+from rayff.spec.text import layer_range, plural
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import can_be_live, duration, history_table, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
@@ -103,7 +104,7 @@ class PlainView:
         tracker = self.tracker
         done, elapsed = tracker.epochs_done, duration(tracker.elapsed_s)
         if done == tracker.epochs:
-            where = f"all {done} epochs done"
+            where = f"{'all ' if done > 1 else ''}{plural(done, 'epoch')} done"
         elif done > tracker.epoch:
             where = f"ended after epoch {done}/{tracker.epochs}"
         else:
@@ -111,7 +112,7 @@ class PlainView:
         if not tracker.records:
             return f"{where}, after {elapsed}"
         last = tracker.records[-1]
-        layers = f" with layers {last.sip_first}-{last.sip_last}" if last.has_window else ""
+        layers = f" with {layer_range(last.sip_first, last.sip_last)}" if last.has_window else ""
         return (
             f"{where}, after {elapsed}: valid {last.valid_accuracy:.2f}%, "
             f"test {last.test_accuracy:.2f}%{layers} (epoch {last.epoch})"
