@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.spec import UserError
+from rayff.spec.text import layer_range
 from rayff.training.files import write_atomically
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def show(evaluation: Evaluation, split: str, console: Console) -> None:
     by_layer = evaluation.layer_accuracy
     headline = f"accuracy {evaluation.accuracy:.2f}% on {evaluation.num_images:,} {split} images"
     if by_layer[1:]:
-        headline += f", with the goodness of layers {first}-{last} summed"
+        headline += f", with the goodness of {layer_range(first, last)} summed"
     console.print(headline, style="bold", soft_wrap=True)
     if by_layer[1:]:
         console.print("\naccuracy by layer (* in the sum)")

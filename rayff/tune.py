@@ -159,6 +159,8 @@ def main(args: Sequence[str]) -> int:
     first = options.get("seed", 0)
     seeds = range(first, first + command.seeds) if command.seeds > 1 else ()
     space = space.fixed(options, seeds)
+    if command.run_dir == "":
+        raise UserError("--run-dir '' names no folder: name one, or leave the option out")
     folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return show(start_search(space, command.search, Path(folder), watch))
 

@@ -30,6 +30,7 @@ from rayff.learning.precision import DTYPES, default_precision
 from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, RunSpec, parse_kernels
 from rayff.spec.run import Precision
+from rayff.spec.text import layer_range
 from rayff.training.learner import StageSpec
 from rayff.training.messages import Chunk, Command, Report, Snapshot
 from rayff.training.replicas import join, split
@@ -79,7 +80,7 @@ class StageActor:
             return "StageActor(no layers yet)"
         layers, replica = self.stage.spec.architecture.layers, self.stage.spec.replica
         which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
-        return f"StageActor(layers {layers[0].index}-{layers[-1].index}{which})"
+        return f"StageActor({layer_range(layers[0].index, layers[-1].index)}{which})"
 
     def profile(self, run: RunSpec, architecture: Architecture, neighbours: int) -> Profile:
         """Time the layers as the run wants them, and the object store.

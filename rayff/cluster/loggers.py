@@ -130,7 +130,7 @@ def check_loggers(names: Iterable[str]) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name is none
             raise UserError(
-                f"--logger {name} needs its library: pip install 'rayff[{name}]', or leave "
+                f"--logger {name} needs its library: pip install {name}, or leave "
                 f"{name} out of --logger"
             )
 

@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from rayff.partition.plan import StageResources
 from rayff.spec import RunSpec, UserError
 from rayff.spec.run import Placement
+from rayff.spec.text import plural
 
 RESERVE_TIMEOUT_S = 300.0
 """How long other work may hold the resources of a plan that the cluster could hold."""
@@ -122,24 +123,40 @@ def stage_resources(run: RunSpec, there: Sequence[Node], count: int) -> StageRes
     if gpus is None:
         found = [n.gpus for n in there]
         gpus = _share(count, found, apart=run.apart) if run.device != "cpu" else 0.0
-    if run.device == "cuda" and not (gpus and sum(node.gpus for node in there)):
+    total = sum(node.gpus for node in there)
+    if run.device == "cuda" and not total:
         raise UserError(
-            f"--device cuda: the cluster has {sum(n.gpus for n in there):g} GPUs and a stage "
-            f"would take {gpus:g}; use --device cpu, or join a cluster with GPUs (RAY_ADDRESS)"
+            "--device cuda: the cluster has no GPUs; use --device cpu, or join a cluster with "
+            "GPUs (RAY_ADDRESS)"
+        )
+    if run.device == "cuda" and not gpus:
+        raise UserError(
+            f"--device cuda: the cluster has {total:g} GPUs and a stage would take 0; use "
+            "--device cpu, or a larger --gpus-per-stage"
+        )
+    if run.transport == "nccl" and not gpus:
+        raise UserError(
+            "--transport nccl is for GPUs, and the stages have none; use --transport object-store "
+            "or gloo"
         )
     cpus = run.cpus_per_stage
     if cpus is None:
         found = [n.cpus for n in there]
-        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart)
+        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart) or 1.0
     each = StageResources(cpus=cpus, gpus=gpus)
     if room(there, each, apart=run.apart) < count:
         shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
-            f"the cluster cannot hold the plan: {count} actors of {gpus:g} GPUs and "
-            f"{cpus:g} CPUs each are wanted{APART if run.apart else ''}, and its nodes have "
-            f"{shown or 'nothing'}; use fewer --stages, --replicas or --workers, or "
-            + ("--placement spread, or " if run.apart else "")
-            + "a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
+            f"the cluster cannot hold the plan: {plural(count, 'actor')} of {gpus:g} GPUs and "
+            f"{cpus:g} CPUs each {'is' if count == 1 else 'are'} wanted"
+            f"{APART if run.apart else ''}, and its nodes have {shown or 'nothing'}; use fewer "
+            "--stages, --replicas or --workers"
+            + (", or --placement spread" if run.apart else "")
+            + (
+                ""
+                if run.apart and len(there) < count
+                else ", or a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
+            )
         )
     return each
 
@@ -193,7 +210,7 @@ def reserve(
     group = placement_group([bundle(each)] * count, strategy=placement.upper())
     apart = APART if placement == "strict_spread" else ""
     try:
-        _wait(group, f"{count} actors of {each}{apart}", notify, patience_s)
+        _wait(group, f"{plural(count, 'actor')} of {each}{apart}", notify, patience_s)
         yield group
     finally:
         remove_placement_group(group)

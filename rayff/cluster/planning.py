@@ -64,13 +64,14 @@ def measure(
     """
     calls = [actor.profile.remote(run, network, len(actors) - 1) for actor in actors]
     if not ray.wait(calls[:1], timeout=PATIENCE_S)[0]:
-        notify("timing the layers, once for this machine")
+        notify("waiting for the actors, which time the layers where this machine has not yet")
     profiles = wait_for(calls, "timed the layers")
     profile = least_able(profiles)
     if profile.missing is not None:
         notify(
-            f"the fast rule goes without its compiled kernels: {profile.missing}; install a C++ "
-            "compiler, such as g++, and it will be faster"
+            f"the fast rule goes without its compiled kernels: {profile.missing}; it is faster "
+            "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and "
+            "from which programs may run"
         )
     replicas = len(actors) if run.replicas == "auto" else max(run.replica_counts or (1,))
     backend = summing_backend(each)

@@ -39,6 +39,7 @@ from rayff.cluster.window import run_chunk, run_window
 from rayff.partition.plan import Measured, Plan, StageResources, make_plan, rebalanced
 from rayff.spec import Architecture, RunError, RunSpec, UserError
 from rayff.spec.run import Placement
+from rayff.spec.text import plural
 from rayff.training.keeper import Keeper
 from rayff.training.learner import States
 from rayff.training.loop import Loop, Observer
@@ -177,8 +178,8 @@ class Recovery:
             if self.stop.requested:
                 return 0
             wanted = (
-                f"{self.fewest} actors of {self.each}{APART if run.apart else ''}, of which the "
-                f"cluster holds {held}"
+                f"{plural(self.fewest, 'actor')} of {self.each}{APART if run.apart else ''}, of "
+                f"which the cluster holds {held}"
             )
             if time.monotonic() > deadline:
                 raise self._ended(f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}", None)

@@ -58,9 +58,7 @@ def make_algorithm(space: SearchSpace, searcher: SearcherName) -> SearchAlgorith
         import optuna
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
-        raise UserError(
-            "--search optuna needs Optuna: pip install 'rayff[optuna]' (or pip install optuna)"
-        ) from error
+        raise UserError("--search optuna needs Optuna: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(metric=space.metric, mode=space.mode, seed=first_seed(space))
 

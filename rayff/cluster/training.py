@@ -58,7 +58,7 @@ def train(
     kept_elsewhere = prepared.storage is not None or SINKS.keys() & set(run.loggers)
     if not kept_elsewhere and (records := prepared.complete_records):  # what is may be behind
         _finish(prepared, records[-1])
-        notify(f"all {len(records)} epochs done: {records[-1].reached}; nothing is left to do")
+        notify(f"the run is complete: {records[-1].reached}; nothing is left to do")
         return TrainResult(run_dir=prepared.directory.path, records=records, stopped_by=None)
     return train_prepared(prepared, observe, notify)
 

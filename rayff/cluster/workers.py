@@ -36,6 +36,7 @@ from rayff.partition.cuts import Costs
 from rayff.partition.plan import Measured, Plan, StageResources
 from rayff.spec import Architecture, RunSpec, UserError
 from rayff.spec.run import Placement, Precision
+from rayff.spec.text import plural
 from rayff.training.end_to_end import EndToEndLearner
 from rayff.training.learner import StageSpec, States
 from rayff.training.messages import Batch, Command
@@ -243,7 +244,7 @@ class Workers:
                 if notify is None or now - told < NOTICE_S:
                     continue
                 told = now
-                wanted = f"{self.num_actors} workers of {self.resources}"
+                wanted = f"{plural(self.num_actors, 'worker')} of {self.resources}"
                 if now - start > RESERVE_TIMEOUT_S:
                     raise NoRoomError(
                         f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}; use fewer --workers or "

@@ -295,8 +295,8 @@ def _check_splits(files: Mapping[str, list[Path]], folder: Path) -> None:
 def _hold_out(train: ImageSet, valid_size: int, source: Path) -> tuple[ImageSet, ImageSet]:
     if len(train) <= valid_size:
         raise UserError(
-            f"{source} has {len(train)} training images, of which {valid_size} are to be held out "
-            "for validation: give more, or a validation.parquet beside them"
+            f"{source} has {len(train):,} training images, of which {valid_size:,} are to be held "
+            "out for validation: give more, or a validation.parquet beside them"
         )
     kept, held_out = holdout(len(train), valid_size)
     return train.take(kept), train.take(held_out)

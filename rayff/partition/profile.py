@@ -129,7 +129,7 @@ def _check_fit(
 ) -> None:
     for spec, wanted in zip(architecture.layers, kernels, strict=True):
         known = ("conv", *methods(spec, conditions.device, conditions.dtype))
-        for method in (wanted.forward, wanted.gradient):
+        for method in wanted.methods:
             if method not in known:
                 why = native.missing()
                 if method == "amx":

@@ -37,7 +37,10 @@ def pipeline_blocks(run: Run) -> list[Block]:
     same = [record for record in run.records if record.cuts == last.cuts]
     shares = np.array([record.stage_busy for record in same]).mean(axis=0).tolist()
     layers = stage_layers(run)
-    names = [f"stage {stage}\nlayers {which}" for stage, which in enumerate(layers)]
+    names = [
+        f"stage {stage}\nlayer{'s' if '-' in which else ''} {which}"
+        for stage, which in enumerate(layers)
+    ]
     return [
         *([Note(title=TITLE, text=why_not)] if why_not else _timeline(spans)),
         _stages(layers, shares, spans),

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from rayff.pictures.style import BLUE, INK, MUTED, ORANGE, SHADES, label_ends
+from rayff.spec.text import layer_range
 from rayff.training.records import EpochRecord
 
 MAX_NUMBERED = 10
@@ -35,7 +36,7 @@ def draw_matrix(figure: Figure, record: EpochRecord) -> None:
     axes.text(
         0.03,
         0.03,
-        f"chosen: layers {record.sip_first} to {record.sip_last}\n"
+        f"chosen: {layer_range(record.sip_first, record.sip_last)}\n"
         f"{record.valid_accuracy:.2f}% valid",
         transform=axes.transAxes,
         va="bottom",
@@ -85,7 +86,7 @@ def draw_depth(figure: Figure, record: EpochRecord) -> None:
     axes.text(
         0.98,
         0.04,
-        f"chosen: layers {record.sip_first} to {record.sip_last}, {chosen[1]:.2f}%",
+        f"chosen: {layer_range(record.sip_first, record.sip_last)}, {chosen[1]:.2f}%",
         transform=axes.transAxes,
         ha="right",
         color=ORANGE,

@@ -18,6 +18,11 @@ class Kernels:
     forward: str = "conv"
     gradient: str = "conv"
 
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Both ways."""
+        return self.forward, self.gradient
+
     def __str__(self) -> str:
         same = self.forward == self.gradient
         return self.forward if same else f"{self.forward}/{self.gradient}"

@@ -134,11 +134,16 @@ class RunSpec:
         _check("max_failures", self.max_failures, at_least=-1)
         for name in ("lr", "lr_min", "weight_decay", "cpus_per_stage", "gpus_per_stage"):
             _check(name, getattr(self, name), at_least=0)
+        self._check_resources()
         for name in ("task", "data_dir", "run_dir", "storage_path"):
             value = getattr(self, name)
             if value is not None and not is_path(value):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}: no file or folder can be called {value!a}; mend it")
+        for name in ("run_dir", "storage_path"):
+            if getattr(self, name) == "":
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} '' names no folder: name one, or leave the option out")
         if self.dropout is not None and not 0 <= self.dropout <= 255 / 256:
             raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {self.dropout}")
         if self.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(self.replicas)):
@@ -154,7 +159,12 @@ class RunSpec:
                     f"--kernels {self.kernels} is for the fast rule: the plain one has torch's "
                     "convolution alone; leave out --kernels or --rule plain"
                 )
-            parse_kernels(self.kernels)
+            methods = {m for each in parse_kernels(self.kernels) for m in each.methods}
+            if self.precision == "fp32" and "amx" in methods:
+                raise UserError(
+                    f"--kernels {self.kernels}: amx multiplies bfloat16 only: use --precision "
+                    "bf16, or other kernels"
+                )
         self._check_logger()
         for name, known in _CHOICES.items():
             value = getattr(self, name)
@@ -163,6 +173,19 @@ class RunSpec:
                     f"--{name}: unknown {value!r}{nearest(str(value), known)}; "
                     f"known are {', '.join(known)}"
                 )
+
+    def _check_resources(self) -> None:
+        """Raise a UserError for an amount that Ray does not give."""
+        cpus, gpus = self.cpus_per_stage, self.gpus_per_stage
+        if cpus is not None and not (cpus > 0 and _in_steps(cpus)):
+            raise UserError(
+                f"--cpus-per-stage must be more than 0, in steps of 1/10,000, not {cpus}"
+            )
+        if gpus is not None and not (_in_steps(gpus) if gpus < 1 else gpus % 1 == 0):
+            raise UserError(
+                "--gpus-per-stage must be a whole number, or a fraction below 1 in steps of "
+                f"1/10,000, not {gpus}"
+            )
 
     def _check_elastic(self) -> None:
         low, high = self.elastic_range or (0, 0)
@@ -323,6 +346,11 @@ def _check(name: str, value: float | None, *, at_least: int) -> None:
     if _TOO_LARGE <= value < math.inf:  # it may have more digits than can be shown
         raise UserError(f"--{flag} must be a number below 2**128: choose a smaller one")
     raise UserError(f"--{flag} must be a number of {at_least} or more, not {value}")
+
+
+def _in_steps(amount: float) -> bool:
+    """Return whether Ray, which counts in steps of 1/10,000, can give just that amount."""
+    return math.isclose(round(amount, 4), amount)
 
 
 def _told(text: str | None) -> str:

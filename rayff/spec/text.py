@@ -32,6 +32,11 @@ def is_path(text: str) -> bool:
         return False
 
 
+def layer_range(first: int, last: int) -> str:
+    """Return layer 3, layers 1-3."""
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
+
+
 def plural(number: int, word: str) -> str:
     """Return 1 epoch, 2 epochs."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from rayff.spec import UserError
+from rayff.spec.text import layer_range
 from rayff.training.files import write_atomically
 
 METRICS_FILE = "metrics.parquet"
@@ -60,7 +61,7 @@ class EpochRecord:
     @property
     def reached(self) -> str:
         """What the network gets right, in words."""
-        layers = f" with layers {self.sip_first}-{self.sip_last}" if self.has_window else ""
+        layers = f" with {layer_range(self.sip_first, self.sip_last)}" if self.has_window else ""
         return (
             f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
             f"(epoch {self.epoch})"

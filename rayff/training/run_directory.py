@@ -144,6 +144,12 @@ class RunDirectory:
                 "go on with --resume"
             )
         data = read_json(description)
+        for name in ("architecture", "sip_window", "class_names", "precision"):
+            if not isinstance(data, dict) or name not in data:
+                raise UserError(
+                    f"the model in {self.path} is damaged: {description.name} lacks {name!r}; "
+                    "write it anew with --resume"
+                )
         try:
             architecture = Architecture.from_dict(data["architecture"])
             first, last = data["sip_window"]

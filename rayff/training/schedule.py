@@ -33,7 +33,7 @@ class Schedule:
         if self.recipe.batch_size > self.num_images["train"]:
             raise UserError(
                 f"--batch-size {self.recipe.batch_size} is larger than the "
-                f"{self.num_images['train']} training images; choose a smaller one"
+                f"{self.num_images['train']:,} training images; choose a smaller one"
             )
 
     @property

@@ -23,6 +23,7 @@ from rayff.training.files import is_aside
 from rayff.training.run_directory import CONFIG
 
 CHECKPOINTS = "checkpoints"
+_WITH_BUCKETS = ("s3", "gs", "gcs")
 
 
 class Storage:
@@ -40,11 +41,12 @@ class Storage:
     def __init__(self, run_dir: Path, storage_path: str) -> None:
         self.run_dir = run_dir
         self.name = f"{storage_path.partition('?')[0].rstrip('/')}/{run_dir.name}"
-        self.files, folder = file_system(storage_path)
-        self.folder = f"{folder.rstrip('/')}/{run_dir.name}"
+        self.files, self.root = file_system(storage_path)
+        self.folder = f"{self.root.rstrip('/')}/{run_dir.name}"
 
     def check_new(self) -> None:
-        """Raise a UserError where the storage cannot be reached, or has a run of that name."""
+        """Raise a UserError where the storage is none, or has a run of that name."""
+        self._check_folder()
         if self._has(CONFIG):
             raise UserError(
                 f"{self.name} holds a run already: add --resume to go on with it, or name another "
@@ -83,6 +85,7 @@ class Storage:
             UserError: the storage cannot be reached or read.
         """
         try:
+            self._check_folder()
             if not self._has(CONFIG):
                 return False
             there = max(self._checkpoints(), key=checkpoint_step, default=None)
@@ -132,9 +135,19 @@ class Storage:
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
 
+    def _check_folder(self) -> None:
+        """Raise a UserError where a file has the name of the folder, which would get no copy."""
+        if self._is_file(self.root):
+            raise UserError(
+                f"--storage-path {self.name.rpartition('/')[0]} is a file; name a folder"
+            )
+
     def _has(self, name: str) -> bool:
+        return self._is_file(f"{self.folder}/{name}")
+
+    def _is_file(self, path: str) -> bool:
         try:
-            found = self.files.get_file_info(f"{self.folder}/{name}")
+            found = self.files.get_file_info(path)
         except (OSError, pa.ArrowException) as error:
             raise UserError(_unreachable(self.name, error)) from error
         return bool(found.type == fs.FileType.File)
@@ -164,7 +177,7 @@ def file_system(storage_path: str) -> tuple[fs.FileSystem, str]:
     Those that pyarrow knows (s3, gs, hdfs, file) are its own; others come from fsspec.
 
     Raises:
-        UserError: there is none, or the URI holds a password.
+        UserError: there is none, or the URI holds a password or no bucket.
     """
     if "://" not in storage_path:
         return fs.LocalFileSystem(), str(Path(storage_path).absolute())
@@ -173,6 +186,11 @@ def file_system(storage_path: str) -> tuple[fs.FileSystem, str]:
         raise UserError(
             f"--storage-path {parts.scheme}://...@{parts.hostname}: a run directory would keep "
             "the key; give it through the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    if parts.scheme in _WITH_BUCKETS and not parts.hostname:
+        raise UserError(
+            f"--storage-path {storage_path} names no bucket; use a URI such as "
+            f"{parts.scheme}://bucket/folder"
         )
     try:
         files, path = fs.FileSystem.from_uri(storage_path)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rayff.partition.plan import Plan
 from rayff.spec import printable
+from rayff.spec.text import plural
 from rayff.training.checkpoint import Progress
 from rayff.training.frame import can_be_live, duration, history_table, layer_lines, stage_lines
 from rayff.training.messages import Evaluate, Report, Train
@@ -103,7 +104,7 @@ class PlainView:
         tracker = self.tracker
         done, elapsed = tracker.epochs_done, duration(tracker.elapsed_s)
         if done == tracker.epochs:
-            where = f"all {done} epochs done"
+            where = f"{'all ' if done > 1 else ''}{plural(done, 'epoch')} done"
         elif done > tracker.epoch:
             where = f"ended after epoch {done}/{tracker.epochs}"
         else:

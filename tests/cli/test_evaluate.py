@@ -41,7 +41,7 @@ def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
 def test_prints_accuracies_and_confusion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("accuracy 85.71% on 7 test images, with the goodness of layers 0-0 summed")
+    assert lines[0] == ("accuracy 85.71% on 7 test images, with the goodness of layer 0 summed")
     assert ["0", "85.71%", "*"] in [line.split() for line in lines]
     assert ["1", "14.29%"] in [line.split() for line in lines]
     assert ["1", "green", "1", "2", "."] in [line.split() for line in lines]

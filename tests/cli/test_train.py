@@ -186,7 +186,7 @@ class TestMistakes:
             (["--cuts", "3,1"], r"--cuts 3,1:.*ascending"),
             (["--cuts", "2,4"], r"--cuts 2,4: the network has 4 layers.*at most 3"),
             (["--cuts", "2", "--stages", "3"], r"makes 2 stages, but --stages says 3"),
-            (["--batch-size", "2000"], r"--batch-size 2000 is larger than the 1397"),
+            (["--batch-size", "2000"], r"--batch-size 2000 is larger than the 1,397"),
             (["--lr", "-1"], r"--lr must be a number of 0 or more, not -1"),
             (["--lr", "nan"], r"--lr must be a number of 0 or more, not nan"),
             (["--dropout", "1"], r"--dropout must be from 0 to 255"),
@@ -274,7 +274,7 @@ class TestACompleteRunThatIsResumed:
         assert main(["--run-dir", str(run_dir), "--resume"]) == 0
         out = capsys.readouterr().out
         last = read_metrics(run_dir / "metrics.parquet")[-1]
-        assert out == f"all 2 epochs done: {last.reached}; nothing is left to do\n"
+        assert out == f"the run is complete: {last.reached}; nothing is left to do\n"
         assert f"test {last.test_accuracy:.2f}%" in out
         assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 

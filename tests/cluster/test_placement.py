@@ -99,13 +99,18 @@ class TestEachOnANodeOfItsOwn:
             r"3 actors of 0 GPUs and 8 CPUs each are wanted, each on a node of its own "
             r"\(--placement strict_spread\), and its nodes have \(0 GPUs, 8 CPUs\) \+ "
             r"\(0 GPUs, 8 CPUs\); use fewer --stages, --replicas or --workers, or --placement "
-            "spread"
+            "spread$"
         )
         with pytest.raises(UserError, match=sentence):
             stage_resources(self.RUN, cpu_nodes(8, 8), 3)
         shared = RunSpec(placement="strict_spread", gpus_per_stage=0.5)
         with pytest.raises(UserError, match="2 actors of 0.5 GPUs .* a node of its own"):
             stage_resources(shared, [Node(cpus=8, gpus=1)], 2)
+
+    def test_smaller_ones_are_the_remedy_where_there_are_nodes_enough(self) -> None:
+        large = RunSpec(placement="strict_spread", cpus_per_stage=6)
+        with pytest.raises(UserError, match="--placement spread, or a smaller --cpus-per-stage"):
+            stage_resources(large, cpu_nodes(8, 4), 2)
 
 
 class TestNodesAreNamed:
@@ -131,6 +136,10 @@ class TestNodesAreNamed:
 
 
 class TestAPlanTooLargeIsRefused:
+    def test_for_a_cluster_without_cpus(self) -> None:
+        with pytest.raises(UserError, match=r"2 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 0 CPUs\)"):
+            stage_resources(RunSpec(), cpu_nodes(0), 2)
+
     def test_for_cpus(self) -> None:
         with pytest.raises(UserError, match=r"4 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 2 CPUs\)"):
             stage_resources(RunSpec(cpus_per_stage=1), cpu_nodes(2), 4)
@@ -141,7 +150,20 @@ class TestAPlanTooLargeIsRefused:
             stage_resources(run, [Node(cpus=8, gpus=1)], 2)
 
     def test_for_gpus_where_there_are_none(self) -> None:
-        with pytest.raises(UserError, match="the cluster has 0 GPUs.*--device cpu"):
+        with pytest.raises(UserError, match="the cluster has no GPUs; use --device cpu"):
             stage_resources(RunSpec(device="cuda"), cpu_nodes(2), 1)
-        with pytest.raises(UserError, match="2 GPUs and 1 CPUs each are wanted"):
+        with pytest.raises(UserError, match="1 actor of 2 GPUs and 1 CPUs each is wanted"):
             stage_resources(RunSpec(gpus_per_stage=2), cpu_nodes(2), 1)
+
+    def test_for_stages_on_gpus_that_take_none(self) -> None:
+        run = RunSpec(device="cuda", gpus_per_stage=0)
+        with pytest.raises(
+            UserError, match="a stage would take 0; use .* larger --gpus-per-stage"
+        ):
+            stage_resources(run, [Node(cpus=8, gpus=1)], 1)
+
+    def test_for_a_transport_between_gpus_where_there_are_none(self) -> None:
+        run = RunSpec(transport="nccl")
+        with pytest.raises(UserError, match="nccl is for GPUs, .* object-store or gloo"):
+            stage_resources(run, cpu_nodes(2), 2)
+        assert stage_resources(run, [Node(cpus=8, gpus=2)], 2).gpus == 1

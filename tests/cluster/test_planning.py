@@ -1,9 +1,16 @@
-"""Which of the actors' findings counts."""
+"""Which of the actors' findings counts, and what is told of them."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import ray
+
+from rayff.cluster import planning
 from rayff.cluster.actor import Profile
-from rayff.cluster.planning import least_able
+from rayff.cluster.planning import least_able, measure
+from rayff.partition.plan import StageResources
+from rayff.spec import RunSpec, architecture
 
 
 def profile(**changes: Any) -> Profile:
@@ -18,3 +25,20 @@ def test_all_compute_as_the_least_able_can():
     assert least_able([able, without_tiles]) is without_tiles
     assert least_able([without_tiles, able]) is without_tiles
     assert least_able([able, without_compiler, without_tiles]) is without_compiler
+
+
+def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pytest.MonkeyPatch):
+    found = profile(missing="/cache/kernels.so cannot be used (Permission denied)")
+    monkeypatch.setattr(ray, "wait", lambda calls, timeout: ([], calls))
+    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [found])
+    monkeypatch.setattr(planning, "costs", lambda *_, **options: None)
+    actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
+    network = architecture("tinycnn", num_classes=10, image_channels=1, width=None)
+    told: list[str] = []
+    measure(RunSpec().resolved({}), network, StageResources(cpus=1, gpus=0), [actor], told.append)
+    waiting, missing = told
+    assert (
+        waiting == "waiting for the actors, which time the layers where this machine has not yet"
+    )
+    assert "cannot be used (Permission denied); it is faster with a C++ compiler" in missing
+    assert "RAYFF_CACHE_DIR that can be written and from which programs may run" in missing

@@ -136,7 +136,7 @@ class TestASearch:
         self, cluster: None, tmp_path: Path
     ) -> None:
         args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "cpus_per_stage=64"]
-        with pytest.raises(UserError, match=r"cannot hold the plan: 1 actors of .* 64 CPUs"):
+        with pytest.raises(UserError, match=r"cannot hold the plan: 1 actor of .* 64 CPUs"):
             main(args)
         assert not (tmp_path / "search").exists()
 

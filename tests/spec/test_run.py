@@ -79,8 +79,6 @@ class TestValidation:
             ("lr", "--lr"),
             ("lr_min", "--lr-min"),
             ("weight_decay", "--weight-decay"),
-            ("cpus_per_stage", "--cpus-per-stage"),
-            ("gpus_per_stage", "--gpus-per-stage"),
         ],
     )
     @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
@@ -88,6 +86,51 @@ class TestValidation:
         with pytest.raises(UserError, match=f"^{flag} must be a number of 0 or more"):
             RunSpec(**{field: value})
         assert getattr(RunSpec(**{field: 0.0}), field) == 0
+
+    @pytest.mark.parametrize(
+        "cpus", [0, 0.0, -1, -0.5, 1e-5, 0.00015, 1 / 3, math.nan, math.inf, 2**200]
+    )
+    def test_cpus_that_ray_does_not_give_are_refused(self, cpus: float):
+        with pytest.raises(UserError, match="^--cpus-per-stage must be [^\n]*$"):
+            RunSpec(cpus_per_stage=cpus)
+
+    def test_cpus_are_said_to_come_in_steps(self):
+        sentence = "^--cpus-per-stage must be more than 0, in steps of 1/10,000, not 0$"
+        with pytest.raises(UserError, match=sentence):
+            RunSpec(cpus_per_stage=0)
+
+    @pytest.mark.parametrize("gpus", [-1, -0.5, 1e-5, 1 / 3, 1.5, math.nan, math.inf, 2**200])
+    def test_gpus_that_ray_does_not_give_are_refused(self, gpus: float):
+        with pytest.raises(UserError, match="^--gpus-per-stage must be [^\n]*$"):
+            RunSpec(gpus_per_stage=gpus)
+
+    def test_gpus_are_said_to_be_whole_or_a_fraction_of_one(self):
+        sentence = (
+            "^--gpus-per-stage must be a whole number, or a fraction below 1 in steps of "
+            "1/10,000, not 1.5$"
+        )
+        with pytest.raises(UserError, match=sentence):
+            RunSpec(gpus_per_stage=1.5)
+
+    @given(steps=st.integers(1, 10_000))
+    def test_every_step_of_ray_is_taken(self, steps: int):
+        RunSpec(cpus_per_stage=steps / 10_000, gpus_per_stage=steps / 10_000)
+        RunSpec(cpus_per_stage=7 + steps / 10_000, gpus_per_stage=steps)
+        RunSpec(gpus_per_stage=0)
+
+    @pytest.mark.parametrize(
+        ("field", "flag"), [("run_dir", "--run-dir"), ("storage_path", "--storage-path")]
+    )
+    def test_a_folder_has_a_name(self, field: str, flag: str):
+        with pytest.raises(UserError, match=f"^{flag} '' names no folder: name one, or leave"):
+            RunSpec(**{field: ""})
+
+    @pytest.mark.parametrize("kernels", ["amx", "conv,amx/unfold", "conv/amx,conv"])
+    def test_kernels_for_bfloat16_are_refused_with_float32(self, kernels: str):
+        with pytest.raises(UserError, match="amx multiplies bfloat16 only: use --precision bf16"):
+            RunSpec(kernels=kernels, precision="fp32")
+        assert RunSpec(kernels=kernels, precision="bf16").kernels == kernels
+        assert RunSpec(kernels=kernels).kernels == kernels, "the processor may have bfloat16"
 
     @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])
     def test_dropout_is_a_share_below_one(self, dropout: float):
@@ -185,7 +228,7 @@ class TestFromDict:
             seed=st.integers(0, 2**64),
             replicas=st.sampled_from([None, "auto", "1", "2,1", "1,12,3"]),
             cuts=st.none() | st.lists(st.integers(1, 99), max_size=5).map(tuple),
-            gpus_per_stage=st.none() | st.floats(0, 8),
+            gpus_per_stage=st.none() | st.integers(0, 8) | st.sampled_from([0.25, 0.3333]),
             data_dir=st.none() | st.text().filter(lambda text: "\0" not in text),
             download=st.booleans(),
         )

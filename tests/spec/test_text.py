@@ -1,7 +1,7 @@
 import pytest
 
 from rayff.spec import is_plain, printable
-from rayff.spec.text import is_path
+from rayff.spec.text import is_path, layer_range, plural
 
 
 @pytest.mark.parametrize("text", ["", "cat", "Käse \u00a0 猫", "👩\u200d🔬", "[red]"])
@@ -35,3 +35,10 @@ def test_a_path_has_no_zero_and_an_encoding():
     assert is_path("runs/\udcff")  # a name that is not UTF-8, as Python reads it
     assert not is_path("a\0b")
     assert not is_path("\ud800")
+
+
+def test_counts_and_ranges_of_one_are_singular():
+    assert [plural(number, "epoch") for number in (1, 2, 1000)] == [
+        *("1 epoch", "2 epochs", "1,000 epochs")
+    ]
+    assert [layer_range(3, 3), layer_range(1, 3)] == ["layer 3", "layers 1-3"]

@@ -317,6 +317,11 @@ class TestADamagedModel:
         (model.path / name).mkdir()
         self.refused(model)
 
+    def test_a_description_that_lacks_something(self, model: RunDirectory) -> None:
+        (model.path / "architecture.json").write_text("{}")
+        with pytest.raises(UserError, match="damaged: architecture.json lacks 'architecture'; wr"):
+            model.load_model()
+
     def test_a_pickle_is_not_loaded(self, model: RunDirectory, tmp_path: Path) -> None:
         for name in ("model.safetensors", "architecture.json", "config.json"):
             export(model)

@@ -14,7 +14,8 @@ from werkzeug.serving import make_server
 
 from rayff.spec import RunSpec, UserError
 from rayff.train import read_flags
-from rayff.training.storage import Storage
+from rayff.training.preparation import prepare
+from rayff.training.storage import Storage, file_system
 from tests.tasks import write_tiny_task
 from tests.training.local_run import Diary, layer_files, timeless, train
 
@@ -116,6 +117,23 @@ class TestAFolder:
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(UserError, match="holds a run already: add --resume"):
             train(run)
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_that_is_a_file_is_refused_at_the_start(
+        self, task: str, tmp_path: Path, resume: bool
+    ) -> None:
+        kept = tmp_path / "README.md"
+        kept.write_text("text")
+        run = make_run(task, tmp_path / "run", str(kept))
+        with pytest.raises(UserError, match=f"^--storage-path {kept} is a file; name a folder$"):
+            prepare(run, resume=resume)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["s3://", "s3:///folder", "gs://", "gcs://?region=x"])
+def test_a_uri_without_a_bucket_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match=r"^--storage-path .* names no bucket; use .*://bucket/"):
+        file_system(path)
 
 
 def test_fsspec_serves_what_pyarrow_does_not_know(task: str, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ class TestLiveView:
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", driver.text)
         lines = [line.rstrip() for line in plain.splitlines()]
         assert lines[:2] == ["tinycnn on digits, seed 7", "run directory runs/first"]
-        assert "all 1 epochs done, after 1.0 s: valid 91.25%, test 89.75%" in plain
+        assert "1 epoch done, after 1.0 s: valid 91.25%, test 89.75%" in plain
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_the_terminal_is_given_back_after_an_error(self, error: type[BaseException]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ STORE_CAP = 10 * 10**9
 """What /dev/shm must hold of it, at most: Ray asks for no more where less is there."""
 KILL_SHARE = 0.95
 """Of the memory in use, from which on Ray kills workers."""
+MOST_NICE = 19
 MANY_FILES, FEW_FILES = 8192, 1024
 """Open files a process: what Ray recommends, and what is usual at the least."""
 
@@ -62,12 +64,16 @@ def cpu_quota() -> float | None:
 
 
 def niceness() -> Finding:
-    """Tell whether other work leaves Ray's workers, which are nicer, enough of the CPUs."""
+    """Tell whether other work leaves Ray's workers, which are nicer, enough of the CPUs.
+
+    A local Ray adds the workers' niceness to that of this process, up to what a system knows.
+    """
     there, own = os.cpu_count() or 1, psutil.Process().nice()
-    workers = os.environ.get("RAY_worker_niceness", "15")
+    said = os.environ.get("RAY_worker_niceness", "")
+    workers = min(own + (int(said) if re.fullmatch("-?[0-9]+", said) else 15), MOST_NICE)
     busy = psutil.cpu_percent(interval=0.5) / 100 * there
     found = f"Ray's workers run at nice {workers}, this process at {own}"
-    if busy > there / 2 and workers.lstrip("-").isdecimal() and int(workers) > own:
+    if busy > there / 2 and workers > own:
         return slow(
             f"{found}, and other work uses {busy:.1f} of {there} CPUs: workers get what is left",
             "stop the other work, or set RAY_worker_niceness=0 where Ray is started",

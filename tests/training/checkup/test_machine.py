@@ -74,6 +74,18 @@ class TestNiceness:
         assert "7.2 of 8 CPUs" in finding.found
         assert "RAY_worker_niceness=0" in str(finding.remedy)
 
+    @pytest.mark.parametrize(
+        ("own", "said", "workers"), [(3, None, 18), (10, None, 19), (2, "5", 7), (2, "?", 17)]
+    )
+    def test_workers_are_nicer_than_this_process_up_to_19(
+        self, monkeypatch: pytest.MonkeyPatch, own: int, said: str | None, workers: int
+    ) -> None:
+        monkeypatch.setattr(psutil.Process, "nice", lambda process: own)
+        if said is not None:
+            monkeypatch.setenv("RAY_worker_niceness", said)
+        found = machine.niceness().found
+        assert found.startswith(f"Ray's workers run at nice {workers}, this process at {own}")
+
     def test_workers_that_are_not_nice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 90.0)
         monkeypatch.setenv("RAY_worker_niceness", "0")
