@@ -47,13 +47,12 @@ class Convolution:
         self.spec = spec
         # A 1x1 kernel is a matrix product as it is; and torch's gradient of its weights writes
         # past the end of its memory with channels-last tensors of some sizes (seen in 2.14).
-        both = [kernels.forward, kernels.gradient]
         if spec.kernel_size == 1:
-            both = ["unfold" if method == "conv" else method for method in both]
-        self.kernels = Kernels(*both)
+            kernels = Kernels(*("unfold" if each == "conv" else each for each in kernels.methods))
+        self.kernels = kernels
         self.x = x
         self.weight = weight
-        self.columns = unfold(x, spec) if "unfold" in both else None
+        self.columns = unfold(x, spec) if "unfold" in kernels.methods else None
 
     def forward(self) -> Tensor:
         """Return the output, (B, K, H', W')."""

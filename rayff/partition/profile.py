@@ -237,7 +237,7 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
         usual[method][1:] *= _MARGIN
 
     def seconds(pair: Kernels) -> float:
-        unfold_s = usual["unfold"][0] if "unfold" in (pair.forward, pair.gradient) else 0.0
+        unfold_s = usual["unfold"][0] if "unfold" in pair.methods else 0.0
         return float(unfold_s + usual[pair.forward][1] + usual[pair.gradient][2])
 
     return min((Kernels(a, b) for a in known for b in known), key=seconds)
