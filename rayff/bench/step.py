@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,24 +13,25 @@ import torch
 
 from rayff.bench.outcome import Outcome, at_least_one, check_save, in_turns, median, spread
 from rayff.cli import parse
-from rayff.learning.chain import Chain, Crossing, normalise
+from rayff.learning.chain import Crossing, normalise
 from rayff.learning.convolution import Convolution
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import LayerOptimizer
 from rayff.learning.precision import DTYPES, default_precision
-from rayff.learning.rule import local_step
-from rayff.learning.rules import RULES
+from rayff.learning.streams import Share
 from rayff.partition.profile import (
     Conditions,
     LayerTime,
     clock,
     random_batch,
+    seconds,
     time_layer,
     time_layers,
 )
 from rayff.spec import IMAGE_SIZE, Architecture, Kernels, LayerSpec, architecture
 from rayff.spec.recipe import recipe
+from rayff.training.learner import LocalLearner, StageSpec
+from rayff.training.messages import Batch
 
 DESCRIPTION = """\
 Time one local step of a network in this process: the plain rule in float32 against the fast rule.
@@ -97,8 +99,45 @@ def measure(command: StepCommand, device: torch.device) -> Outcome:
         float32 = dataclasses.replace(fast, dtype=torch.float32)
         chosen = tuple(layer.kernels for layer in time_layers(network, float32))
         variants["fast, fp32"] = (float32, chosen)
+    if device.type == "cuda":
+        _least(outcome, network, fast)
     _whole_steps(outcome, network, variants, command)
     return outcome
+
+
+def _least(outcome: Outcome, network: Architecture, fast: Conditions) -> None:
+    """Tell what the operations and bytes of a step take at the rates that are measured here.
+
+    A layer multiplies twice (forward, gradient); reads x twice; writes y, features and gradient;
+    reads y and gradient; and AdamW reads four numbers of each weight and writes three.
+    """
+    device, size, images = fast.device, fast.dtype.itemsize, fast.recipe.batch_size
+    matrix = torch.randn(8192, 8192, dtype=fast.dtype, device=device)
+    operations_per_s = 2 * 8192**3 / seconds(lambda: matrix @ matrix, device)
+    memory = torch.zeros(2**31, dtype=torch.uint8, device=device)
+    copy = torch.empty_like(memory)
+    bytes_per_s = 2 * memory.numel() / seconds(lambda: copy.copy_(memory), device)
+    total_s = 0.0
+    for spec in network.layers:
+        operations = 4 * images * spec.out_size**2 * spec.num_weights
+        x = images * spec.in_channels * spec.in_size**2
+        y = images * spec.out_channels * spec.out_size**2
+        traffic = size * (2 * x + 5 * y) + 28 * spec.num_weights
+        total_s += max(operations / operations_per_s, traffic / bytes_per_s)
+    outcome.figures["least"] = {
+        "operations_per_s": operations_per_s,
+        "bytes_per_s": bytes_per_s,
+        "step_s": total_s,
+    }
+    table = outcome.table(
+        f"{network.name}, batch {images}: the least that operations and bytes take",
+        *("product of matrices", "copy", "step"),
+    )
+    table.add_row(
+        f"{operations_per_s / 1e12:.0f} TFLOP/s",
+        f"{bytes_per_s / 1e12:.2f} TB/s",
+        f"{1000 * total_s:.2f} ms",
+    )
 
 
 def _by_layer(
@@ -115,7 +154,7 @@ def _by_layer(
         *("optimizer", "floor", "floor/fast"),
     )
     known: dict[str, tuple[float, LayerTime, float]] = {}
-    rows = []
+    rows, digits = [], 3 if fast.device.type == "cuda" else 1
     for spec, chosen in zip(network.layers, kernels, strict=True):
         key = fast.key(spec, chosen)
         if key not in known:
@@ -128,11 +167,11 @@ def _by_layer(
         table.add_row(
             str(spec.index),
             str(layer.kernels),
-            *(f"{1000 * seconds:.1f}" for seconds in (plain_s, layer.total_s)),
+            *(f"{1000 * each:.{digits}f}" for each in (plain_s, layer.total_s)),
             f"{plain_s / layer.total_s:.2f}x",
             *(
-                f"{1000 * seconds:.1f}"
-                for seconds in (
+                f"{1000 * each:.{digits}f}"
+                for each in (
                     *(layer.forward_s, layer.pointwise_s, layer.gradient_s, layer.optimizer_s),
                     floor,
                 )
@@ -160,13 +199,11 @@ def floor_s(spec: LayerSpec, conditions: Conditions, repeats: int) -> float:
     x = FastStep(layer, x).convolution.x
     weight = layer.weight.detach().to(layer.dtype)
 
-    def work() -> float:
-        start = clock(conditions.device)
+    def work() -> None:
         convolution = Convolution(spec, Kernels(), x, weight)
         convolution.weight_gradient(convolution.forward())
-        return clock(conditions.device) - start
 
-    return median(in_turns({"floor": work}, repeats)["floor"])
+    return median(in_turns({"floor": lambda: seconds(work, conditions.device)}, repeats)["floor"])
 
 
 def _whole_steps(
@@ -181,18 +218,22 @@ def _whole_steps(
     }
     measured = in_turns(works, command.repeats)
     base = median(measured["plain, float32"])
+    digits = 5 if base < 0.1 else 3
     table = outcome.table(
         f"{network.name}, batch {command.batch_size}: whole steps, in turns",
         *("rule", "seconds: median (least-most)", "images/s", "against plain float32"),
     )
     rows = []
-    for name, seconds in measured.items():
-        ratio = base / median(seconds)
-        images_per_s = command.batch_size / median(seconds)
-        table.add_row(name, spread(seconds, digits=3), f"{images_per_s:.1f}", f"{ratio:.2f}x")
-        rows.append(
-            {"rule": name, "seconds": seconds, "images_per_s": images_per_s, "ratio": ratio}
+    for name, taken in measured.items():
+        ratio = base / median(taken)
+        images_per_s = command.batch_size / median(taken)
+        table.add_row(
+            name,
+            spread(taken, digits=digits),
+            f"{images_per_s:.1f}",
+            f"{ratio:.2f}x",
         )
+        rows.append({"rule": name, "seconds": taken, "images_per_s": images_per_s, "ratio": ratio})
     outcome.figures["steps"] = rows
 
 
@@ -200,29 +241,30 @@ def whole_step(
     network: Architecture, conditions: Conditions, kernels: tuple[Kernels, ...]
 ) -> Callable[[int], float]:
     """Return what takes so many images through all layers, and says how many seconds it took."""
-    rules, device = RULES[conditions.rule], conditions.device
-    chain = Chain.build(network, dropout=conditions.recipe.dropout, dtype=conditions.dtype)
-    chain = rules.arrange(chain.to(device))
-    optimizers = {}
-    for layer, chosen in zip(chain.cwconvs(), kernels, strict=True):
-        layer.kernels = chosen
-        optimizers[layer] = LayerOptimizer(layer, conditions.recipe)
-    steps = iter(range(10**9))
+    device = conditions.device
+    precision = next(name for name, dtype in DTYPES.items() if dtype == conditions.dtype)
+    spec = StageSpec(
+        architecture=network,
+        is_last=True,
+        recipe=conditions.recipe,
+        seed=0,
+        precision=precision,
+        rule=conditions.rule,
+        kernels=kernels,
+    )
+    learner = LocalLearner(spec, device)
+    steps = itertools.count()
 
     def work(images: int) -> float:
         shape = (images, network.image_channels, IMAGE_SIZE, IMAGE_SIZE)
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
         labels = torch.arange(images, device=device) % conditions.num_classes
-        features = normalise(pixels, conditions.dtype)
-        start, step = clock(device), next(steps)
-
-        def visit(layer: CWConv, x: torch.Tensor) -> torch.Tensor:
-            result = local_step(rules.learn, layer, optimizers[layer], x, labels, step)
-            layer.weight.grad = None
-            return result[0]
-
-        chain.walk(Crossing(features=features), visit)
+        batch = Batch(
+            crossing=Crossing(features=normalise(pixels, conditions.dtype)), labels=labels
+        )
+        start = clock(device)
+        learner.learn(batch, Share(step=next(steps), batch_size=images))
         return clock(device) - start
 
     return work

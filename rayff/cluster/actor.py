@@ -26,7 +26,7 @@ from rayff.cluster.transport import (
 )
 from rayff.data.images import ImageSet, Split
 from rayff.learning import amx, native
-from rayff.learning.precision import DTYPES, default_precision
+from rayff.learning.precision import DTYPES, default_precision, keep_bits
 from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, RunSpec, parse_kernels
 from rayff.spec.run import Precision
@@ -68,7 +68,7 @@ class StageActor:
     def __init__(self, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         use_own_interface()
-        torch.backends.cudnn.deterministic = True  # the same bits for every plan, on GPUs too
+        keep_bits()
         self.device = torch.device(device)
         self.group = ReplicaGroup(self.device)
         self.stage: Stage | None = None

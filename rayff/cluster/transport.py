@@ -69,6 +69,8 @@ def _memory(tensor: Tensor) -> tuple[Tensor, bool]:
     It is a view, or a copy where the memory has gaps.
     """
     tensor = tensor.detach()
+    if tensor.dim() == 4 and tensor.stride(1) == 1:  # pitched, perhaps
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     channels_last = channels_last and not tensor.is_contiguous()
     return (tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()), channels_last

@@ -30,7 +30,7 @@ from rayff.cluster.losses import StageLostError
 from rayff.cluster.placement import RESERVE_TIMEOUT_S, NoRoomError, bundle
 from rayff.cluster.planning import summing_backend
 from rayff.learning.chain import Crossing
-from rayff.learning.precision import DTYPES, default_precision
+from rayff.learning.precision import DTYPES, default_precision, keep_bits
 from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.partition.plan import Measured, Plan, StageResources
@@ -151,7 +151,7 @@ def distributed(network: nn.Module) -> nn.Module:
 def work(config: dict[str, Any]) -> None:
     """Carry out what comes, until nothing more does; runs on every worker."""
     torch.set_num_threads(config["threads"])
-    torch.backends.cudnn.deterministic = True
+    keep_bits()
     context = ray.train.get_context()
     replica = Replica(index=context.get_world_rank(), count=context.get_world_size())
     worker = Worker(ray.train.torch.get_device(), replica)

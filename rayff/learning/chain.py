@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayff.learning import gpu
 from rayff.learning.layer import CWConv
 from rayff.spec import Architecture, LayerSpec
 
@@ -34,6 +35,8 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def join(features: Tensor, shortcut: Tensor, spec: LayerSpec) -> Tensor:
     """Let a block's shortcut meet its output: added or concatenated, pooled 2x2 if larger."""
+    if gpu.usable(features, shortcut):
+        return gpu.join(features, shortcut, spec)
     if shortcut.shape[-1] != features.shape[-1]:
         shortcut = F.avg_pool2d(shortcut, 2)
     return features + shortcut if spec.join == "add" else torch.cat((features, shortcut), dim=1)

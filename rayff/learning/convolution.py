@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.learning import amx, native, winograd
+from rayff.learning import amx, gpu, native, winograd
 from rayff.spec import Kernels, LayerSpec
 
 
@@ -26,6 +26,8 @@ def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[
 
 def unfold(x: Tensor, spec: LayerSpec) -> Tensor:
     """Return the patches of x (B, K', H, W) as rows, (B * H' * W', R * R * K')."""
+    if spec.kernel_size > 1 and gpu.usable(x):
+        return gpu.unfold(x, spec)
     images, kernel, padding = x.permute(0, 2, 3, 1), spec.kernel_size, spec.kernel_size // 2
     if padding:
         images = F.pad(images, (0, 0, padding, padding, padding, padding))
@@ -53,6 +55,10 @@ class Convolution:
         self.x = x
         self.weight = weight
         self.columns = unfold(x, spec) if "unfold" in kernels.methods else None
+        if "conv" in kernels.methods and gpu.usable(x, weight):
+            self.x, self.filters = gpu.with_gaps(x), gpu.filters_with_gaps(weight, x)
+        else:
+            self.filters = weight
 
     def forward(self) -> Tensor:
         """Return the output, (B, K, H', W')."""
@@ -62,7 +68,8 @@ class Convolution:
         if self.kernels.forward == "amx":
             return amx.convolve(self.x, self.weight, spec)
         if self.kernels.forward == "conv":
-            return F.conv2d(self.x, self.weight, None, spec.stride, spec.kernel_size // 2)
+            y = F.conv2d(self.x, self.filters, None, spec.stride, spec.kernel_size // 2)
+            return y[:, : spec.out_channels]
         assert self.columns is not None, "unfolded at the beginning"
         y = self.columns @ self.weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1).T
         return y.view(len(self.x), spec.out_size, spec.out_size, -1).permute(0, 3, 1, 2)
@@ -75,12 +82,18 @@ class Convolution:
         if self.kernels.gradient == "amx":
             return amx.weight_gradient(self.x, gradient, spec)
         if self.kernels.gradient == "conv":
-            stride, padding = [spec.stride] * 2, [kernel // 2] * 2
-            return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-                *(gradient, self.x, self.weight, None, stride, padding, [1, 1], False, [0, 0], 1),
-                [False, True, False],
-            )[1]
+            return self._torch_gradient(gradient)[: spec.out_channels, : spec.in_channels]
         assert self.columns is not None, "unfolded at the beginning"
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, spec.out_channels)
         found = rows.T @ self.columns
         return found.view(-1, kernel, kernel, spec.in_channels).permute(0, 3, 1, 2)
+
+    def _torch_gradient(self, gradient: Tensor) -> Tensor:
+        if gpu.usable(gradient):
+            gradient = gpu.with_gaps(gradient)
+        stride, padding = [self.spec.stride] * 2, [self.spec.kernel_size // 2] * 2
+        filters = self.filters[: gradient.shape[1]]
+        return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+            *(gradient, self.x, filters, None, stride, padding, [1, 1], False, [0, 0], 1),
+            [False, True, False],
+        )[1]

@@ -13,21 +13,17 @@ With h = dropout(relu(y)), y = conv(x), and n elements in a group,
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.learning import native
+from rayff.learning import gpu, native
 from rayff.learning.convolution import Convolution
+from rayff.learning.gpu import EPSILON
 from rayff.learning.layer import CWConv
-from rayff.learning.streams import DropoutStream, Share
-
-EPSILON = 1e-5
-"""Of group norm, torch's default."""
+from rayff.learning.streams import Share, drawn_bytes
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,11 @@ class Pointwise:
     losses: Tensor | None = None
     """(B,)."""
 
+    def loss(self, share: Share) -> Tensor:
+        """Return the share's part of the loss of the whole batch."""
+        assert self.losses is not None, "labels give losses"
+        return self.losses.sum() / share.batch_size
+
 
 class FastStep:
     """One layer's step with one batch, phase by phase.
@@ -54,9 +55,12 @@ class FastStep:
 
     def __init__(self, layer: CWConv, x: Tensor) -> None:
         self.layer = layer
-        x = x.detach().to(layer.dtype, memory_format=torch.channels_last)
-        if layer.spec.pool:
-            x = F.avg_pool2d(x, 2)
+        x = x.detach().to(layer.dtype)
+        if gpu.usable(x):
+            x = gpu.pool(x) if layer.spec.pool else x
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
+            x = F.avg_pool2d(x, 2) if layer.spec.pool else x
         weight = layer.weight.detach().to(layer.dtype)
         self.convolution = Convolution(layer.spec, layer.kernels, x, weight)
 
@@ -69,23 +73,23 @@ class FastStep:
         self,
         labels: Tensor | None = None,
         share: Share | None = None,
-        drawn: Tensor | DropoutStream | None = None,
+        stream: Tensor | None = None,
     ) -> Pointwise:
         """Carry out (2) and (3), and with labels also dropout and (4).
 
         Args:
             labels: (B,); None where nothing is to be learned.
             share: which images of which batch they are.
-            drawn: the share's dropout bytes, if they are drawn already.
+            stream: state of the share's dropout stream, where it is on the device already.
         """
         layer, y = self.layer, self.y
         if labels is None or share is None:
             self.found = pointwise(y, layer.num_classes)
             return self.found
-        if layer.dropped and drawn is None:
-            drawn = layer.dropout_stream(share)
+        if layer.dropped and stream is None:
+            stream = layer.dropout_state(share, y.device).to(y.device)
         self.found = pointwise(
-            y, layer.num_classes, drawn, layer.dropped, labels, share.batch_size
+            y, layer.num_classes, stream, layer.dropped, labels, share.batch_size
         )
         return self.found
 
@@ -93,22 +97,19 @@ class FastStep:
         """Leave the gradient in the layer's weight: (5)."""
         assert self.found.gradient is not None, "labels give a gradient"
         weight = self.layer.weight
-        weight.grad = self.convolution.weight_gradient(self.found.gradient).to(weight.dtype)
+        gradient = self.convolution.weight_gradient(self.found.gradient).to(weight.dtype)
+        if gradient.stride() != weight.stride():  # the optimizer's kernels want one order
+            gradient = torch.empty_like(weight).copy_(gradient)
+        weight.grad = gradient
 
 
-def fast_rule(
-    layer: CWConv, x: Tensor, labels: Tensor, share: Share, drawn: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Do what `plain_rule` does, with the same result up to rounding.
-
-    `drawn` are the share's dropout bytes, (B, H, W, K), if they are drawn already.
-    """
+def fast_rule(layer: CWConv, x: Tensor, labels: Tensor, share: Share) -> tuple[Tensor, Tensor]:
+    """Do what `plain_rule` does, with the same result up to rounding."""
     step = FastStep(layer, x)
     step.forward()
-    found = step.pointwise(labels, share, drawn)
+    found = step.pointwise(labels, share)
     step.weight_gradient()
-    assert found.losses is not None, "labels give losses"
-    return found.features, found.losses.sum() / share.batch_size
+    return found.features, found.loss(share)
 
 
 def fast_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,7 @@ def fast_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
 def pointwise(
     y: Tensor,
     num_classes: int,
-    drawn: Tensor | DropoutStream | None = None,
+    stream: Tensor | None = None,
     dropped: int = 0,
     labels: Tensor | None = None,
     batch_size: int = 1,
@@ -133,51 +134,48 @@ def pointwise(
         y: output of the convolution, (B, K, H, W), channels last. It is given up: the gradient
             may take its place.
         num_classes: C.
-        drawn: a random byte for each element, (B, H, W, K), or where they come from; None for no
-            dropout.
+        stream: state of a DropoutStream, on the device; None for no dropout.
         dropped: an element is dropped where its byte is below.
         labels: (B,); None where nothing is to be learned.
         batch_size: images of the whole batch, over which the loss is averaged.
     """
+    if gpu.usable(y):
+        return Pointwise(*gpu.pointwise(y, num_classes, stream, dropped, labels, batch_size))
     images = y.permute(0, 2, 3, 1).contiguous()
     if native.usable(images):
-        return _native_pointwise(images, num_classes, drawn, dropped, labels, batch_size)
-    if isinstance(drawn, DropoutStream):
-        drawn = drawn.bytes(y.shape, y.device)
-    if y.device.type == "cuda":
-        return Pointwise(
-            *_compiled_pointwise()(images, num_classes, drawn, dropped, labels, batch_size)
-        )
-    return Pointwise(*_torch_pointwise(images, num_classes, drawn, dropped, labels, batch_size))
+        return _native_pointwise(images, num_classes, stream, dropped, labels, batch_size)
+    drawn = None if stream is None else drawn_bytes(stream, y.shape)
+    return _found(*_torch_pointwise(images, num_classes, drawn, dropped, labels, batch_size))
 
 
 def _native_pointwise(
     y: Tensor,
     num_classes: int,
-    drawn: Tensor | DropoutStream | None,
+    stream: Tensor | None,
     dropped: int,
     labels: Tensor | None,
     batch_size: int,
 ) -> Pointwise:
     images, height, width, channels = y.shape
     features, goodness = torch.empty_like(y), torch.empty(images, num_classes)
-    stream = None
-    if isinstance(drawn, DropoutStream):
-        stream, drawn = drawn.state(channels * height * width), None
     gradient = losses = None
     if labels is not None:  # the gradient takes y's place, as a fresh tensor would cost more
         gradient, losses = y, torch.empty(images)
     native.call(
         f"pointwise_{str(y.dtype).removeprefix('torch.')}",
-        *(y, drawn, stream, dropped, labels, images, height * width, channels, num_classes),
+        *(y, stream, dropped, labels, images, height * width, channels, num_classes),
         *(1.0 / batch_size, EPSILON, features, gradient, goodness, losses),
     )
-    return Pointwise(
-        features.permute(0, 3, 1, 2),
-        goodness,
-        None if gradient is None else gradient.permute(0, 3, 1, 2),
-        losses,
-    )
+    return _found(features, goodness, gradient, losses)
+
+
+def _found(
+    features: Tensor, goodness: Tensor, gradient: Tensor | None, losses: Tensor | None
+) -> Pointwise:
+    """Return what was found as (B, H, W, K) as it is to be seen, (B, K, H, W)."""
+    if gradient is not None:
+        gradient = gradient.permute(0, 3, 1, 2)
+    return Pointwise(features.permute(0, 3, 1, 2), goodness, gradient, losses)
 
 
 def _torch_pointwise(
@@ -202,7 +200,7 @@ def _torch_pointwise(
     goodness = mean[:, 0, :, 0] * scale
     # the scale of dropout is the same for all, so it may come last
     slope = scale * torch.rsqrt(variance * scale**2 + EPSILON)
-    features = ((groups - mean) * slope).view_as(y).to(y.dtype).permute(0, 3, 1, 2)
+    features = ((groups - mean) * slope).view_as(y).to(y.dtype)
     if labels is None:
         return features, goodness, None, None
     losses = F.cross_entropy(goodness, labels, reduction="none")
@@ -210,10 +208,4 @@ def _torch_pointwise(
     elements = height * width * channels // num_classes
     coefficient = (goodness.softmax(dim=1) - wanted) * (scale / (batch_size * elements))
     gradient = (groups > 0) * coefficient[:, None, :, None]
-    return features, goodness, gradient.view_as(y).to(y.dtype).permute(0, 3, 1, 2), losses
-
-
-@functools.cache
-def _compiled_pointwise() -> Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """Return the same as one Triton kernel a shape, compiled when it is first called."""
-    return torch.compile(_torch_pointwise, dynamic=False)
+    return features, goodness, gradient.view_as(y).to(y.dtype), losses

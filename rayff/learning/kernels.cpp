@@ -206,17 +206,17 @@ void image_pointwise(const T* y, const uint8_t* bytes, uint8_t dropped, int64_t 
   });
 }
 
-// Dropout's random bytes are there, or come from a stream: state and increment, high and low half
-// of each, and the element at which the first image begins.
+// Dropout's random bytes come from a stream: state and increment, high and low half of each, and
+// the element at which the first image begins.
 template <class T>
-void pointwise(const T* y, const uint8_t* bytes, const uint64_t* stream, uint8_t dropped,
-               const int64_t* labels, int64_t images, int64_t pixels, int channels, int classes,
-               float loss_scale, float epsilon, T* features, T* gradient, float* goodness,
-               float* losses, int threads) {
+void pointwise(const T* y, const uint64_t* stream, uint8_t dropped, const int64_t* labels,
+               int64_t images, int64_t pixels, int channels, int classes, float loss_scale,
+               float epsilon, T* features, T* gradient, float* goodness, float* losses,
+               int threads) {
   parallel(images, threads, [=](int64_t b) {
     const int64_t each = pixels * channels, at = b * each;
     static thread_local std::vector<uint64_t> words;
-    const uint8_t* drawn = bytes ? bytes + at : nullptr;
+    const uint8_t* drawn = nullptr;
     if (stream) {
       const auto whole = [=](int i) { return Stream::uint128{stream[i]} << 64 | stream[i + 1]; };
       drawn = draw({whole(0), whole(2)}, stream[4] + at, each, words);
@@ -496,11 +496,11 @@ void filter_gradient_transform(const From* places, To* filters, int64_t count, i
 extern "C" {
 
 #define POINTWISE(NAME, T)                                                                  \
-  void NAME(const T* y, const uint8_t* bytes, const uint64_t* stream, int64_t dropped,      \
-            const int64_t* labels, int64_t images, int64_t pixels, int64_t channels,        \
-            int64_t classes, float loss_scale, float epsilon, T* features, T* gradient,     \
-            float* goodness, float* losses, int threads) {                                  \
-    pointwise<T>(y, bytes, stream, static_cast<uint8_t>(dropped), labels, images, pixels,   \
+  void NAME(const T* y, const uint64_t* stream, int64_t dropped, const int64_t* labels,     \
+            int64_t images, int64_t pixels, int64_t channels, int64_t classes,              \
+            float loss_scale, float epsilon, T* features, T* gradient, float* goodness,     \
+            float* losses, int threads) {                                                   \
+    pointwise<T>(y, stream, static_cast<uint8_t>(dropped), labels, images, pixels,          \
                  static_cast<int>(channels), static_cast<int>(classes), loss_scale,         \
                  epsilon, features, gradient, goodness, losses, threads);                   \
   }

@@ -47,6 +47,11 @@ class CWConv(nn.Module):
         """Return where the random bytes of dropout come from with a share of a batch."""
         return DropoutStream(seed=self.seed, layer_index=self.spec.index, share=share)
 
+    def dropout_state(self, share: Share, device: torch.device) -> Tensor:
+        """Return the state of that stream for the device's kernels, in the host's memory."""
+        spec = self.spec
+        return self.dropout_stream(share).state(spec.out_channels * spec.out_size**2, device)
+
     def activation(self, x: Tensor, share: Share | None = None) -> Tensor:
         """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `share` is None."""
         x = x.detach().to(self.dtype)

@@ -21,3 +21,14 @@ def default_precision(device: torch.device) -> Precision:
         checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         supported = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return "bf16" if supported else "fp32"
+
+
+def keep_bits() -> None:
+    """Let a GPU give the same bits in every process, and sums of float32.
+
+    By default cuDNN may add up in any order, and multiply float32 with the 10 bits of tf32; and
+    cuBLAS may add up parts of a product of bfloat16 in bfloat16.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -1,26 +1,31 @@
 """A batch's way through a chain, recorded once and replayed: no launch by launch from the host.
 
 A recording reads and writes the same memory each time. So what changes from batch to batch is
-copied into place before: features, labels and dropout bytes; the learning rate is a tensor (see
-`LayerOptimizer`). On a GPU the recording is a CUDA graph; `rerun` stands in for one anywhere.
+copied into place before: features, labels and the state of the dropout streams; the learning rate
+is a tensor (see `LayerOptimizer`). On a GPU the recording is a CUDA graph; `rerun` stands in for
+one anywhere.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rayff.learning import gpu
 from rayff.learning.chain import Chain, Crossing
-from rayff.learning.fast import fast_rule
+from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import LayerOptimizer, layer_state
+from rayff.learning.optimizers import LayerOptimizer, layer_state, step_together
 from rayff.learning.streams import Share
 
 _WARM_UPS = 3
 """Runs before the recording, in which libraries choose and compile."""
+_TOGETHER = 2_000_000
+"""Weights from which on an optimizer's kernel fills a GPU."""
 
 
 class Record(Protocol):
@@ -51,6 +56,100 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+class Beside:
+    """What need not be waited for: on a GPU it goes to a stream of its own.
+
+    A layer's gradient and its optimizer's step are in nobody's way: the next layer needs the
+    features alone. So its forward pass fills what they leave idle of the GPU. They may lag behind
+    by a few layers, not by all, since until then their memory is in use.
+    """
+
+    _LAG = 2
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.waiting: deque[tuple[torch.cuda.Event, Callable[[], None]]] = deque()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Begin with the work once all before it is done; what it refers to stays till then."""
+        if self.stream is None:
+            work()
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            work()
+            done = self.stream.record_event()
+        self.waiting.append((done, work))
+        self.wait(self._LAG)
+
+    def wait(self, lag: int = 0) -> None:
+        """Go on once no more than `lag` of the works are under way."""
+        while len(self.waiting) > lag:
+            done, _ = self.waiting.popleft()
+            torch.cuda.current_stream().wait_event(done)
+
+
+class Inlet:
+    """Where a recording finds what enters the chain: a batch like those to come, to begin with."""
+
+    def __init__(self, crossing: Crossing) -> None:
+        features, shortcut = crossing.features, crossing.shortcut
+        usable = gpu.usable(features)
+        self.features = gpu.pitched(features) if usable else features.clone()
+        self.shortcut = None if shortcut is None else shortcut.clone()
+
+    def fill(self, crossing: Crossing) -> None:
+        """Put the next batch into place."""
+        self.features.copy_(crossing.features)
+        if self.shortcut is not None:
+            assert crossing.shortcut is not None, "as in the batch of the recording"
+            self.shortcut.copy_(crossing.shortcut)
+
+    @property
+    def crossing(self) -> Crossing:
+        """The batch that is in place."""
+        return Crossing(features=self.features, shortcut=self.shortcut)
+
+
+def _kept(left: Crossing) -> Crossing:
+    """Return a copy of what left the chain, which the next replay does not overwrite."""
+    shortcut = None if left.shortcut is None else left.shortcut.clone()
+    return Crossing(features=left.features.clone(), shortcut=shortcut)
+
+
+class ReplayedEvaluation:
+    """What a chain says of batches of one size.
+
+    Args:
+        chain: the layers.
+        classify: of a layer; see `RuleSet`.
+        crossing: a batch as those to come.
+        record: makes the recording.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]],
+        crossing: Crossing,
+        record: Record = cuda_graph,
+    ) -> None:
+        self.chain = chain
+        self.classify = classify
+        self.inlet = Inlet(crossing)
+        self._replay = record(self._work)
+
+    def __call__(self, crossing: Crossing) -> tuple[Crossing, list[Tensor]]:
+        """Return what leaves the chain and each layer's goodness, (B, C) each."""
+        self.inlet.fill(crossing)
+        self._replay()
+        return _kept(self.leaving), list(self.goodness.clone().unbind())
+
+    def _work(self) -> None:
+        self.leaving, goodness = self.chain.evaluate(self.inlet.crossing, self.classify)
+        self.goodness = torch.stack(goodness)
+
+
 class ReplayedStep:
     """The step of all layers of a chain with batches of one size, by the fast rule.
 
@@ -72,19 +171,16 @@ class ReplayedStep:
     ) -> None:
         self.chain = chain
         self.optimizers = optimizers
-        self.features = crossing.features.clone()
-        self.shortcut = None if crossing.shortcut is None else crossing.shortcut.clone()
+        self.inlet = Inlet(crossing)
         self.labels = labels.clone()
-        self.drawn = {
-            layer.spec.index: torch.empty(
-                *(len(labels), layer.spec.out_size, layer.spec.out_size, layer.spec.out_channels),
-                dtype=torch.uint8,
-                device=labels.device,
-            )
-            for layer in chain.cwconvs()
-            if layer.dropped
+        self.beside = Beside(labels.device)
+        self.dropping = [layer for layer in chain.cwconvs() if layer.dropped]
+        share = Share(step=0, batch_size=len(labels))
+        states = self._drawn(share).to(labels.device)
+        self.streams = {
+            layer.spec.index: state for layer, state in zip(self.dropping, states, strict=True)
         }
-        self.draw(Share(step=0, batch_size=len(labels)))
+        self.states = states
         before = self._state(copied=True)
         self._replay = record(self._work)
         self._restore(before)
@@ -93,39 +189,44 @@ class ReplayedStep:
         self, crossing: Crossing, labels: Tensor, share: Share
     ) -> tuple[Crossing, list[Tensor]]:
         """Let every layer learn from a batch; return what leaves the chain and the losses."""
-        self.features.copy_(crossing.features)
-        if self.shortcut is not None:
-            assert crossing.shortcut is not None, "as in the batch of the recording"
-            self.shortcut.copy_(crossing.shortcut)
+        self.inlet.fill(crossing)
         self.labels.copy_(labels)
-        self.draw(share)
+        self.states.copy_(self._drawn(share), non_blocking=True)
         self._replay()
-        left = self.leaving
-        shortcut = None if left.shortcut is None else left.shortcut.clone()
-        onward = Crossing(features=left.features.clone(), shortcut=shortcut)
-        return onward, list(torch.stack(self.losses).unbind())
+        return _kept(self.leaving), list(torch.stack(self.losses).unbind())
 
-    def draw(self, share: Share) -> None:
-        """Put the dropout bytes of a batch into place: the generators are the host's affair."""
-        for layer in self.chain.cwconvs():
-            if layer.dropped:
-                place = self.drawn[layer.spec.index]
-                shape = place.permute(0, 3, 1, 2).shape
-                place.copy_(layer.dropout_stream(share).bytes(shape, place.device))
+    def _drawn(self, share: Share) -> Tensor:
+        """Return the states of the layers' dropout streams with a batch, in the host's memory."""
+        device = self.labels.device
+        states = [layer.dropout_state(share, device) for layer in self.dropping]
+        return torch.stack(states) if states else torch.empty(0)
 
     def _work(self) -> None:
         losses: list[Tensor] = []
+        ready: list[CWConv] = []
         share = Share(step=0, batch_size=len(self.labels))
 
         def visit(layer: CWConv, x: Tensor) -> Tensor:
-            index = layer.spec.index
-            features, loss = fast_rule(layer, x, self.labels, share, self.drawn.get(index))
-            self.optimizers[index].step()
-            losses.append(loss)
-            return features
+            step = FastStep(layer, x)
+            step.forward()
+            found = step.pointwise(self.labels, share, self.streams.get(layer.spec.index))
 
-        crossing = Crossing(features=self.features, shortcut=self.shortcut)
-        self.leaving = self.chain.walk(crossing, visit)
+            def learn() -> None:
+                step.weight_gradient()
+                losses.append(found.loss(share))
+                ready.append(layer)
+                enough = sum(each.weight.numel() for each in ready) >= _TOGETHER
+                if enough or layer is self.chain.cwconvs()[-1]:
+                    step_together([self.optimizers[each.spec.index] for each in ready])
+                    for each in ready:
+                        each.weight.grad = None
+                    ready.clear()
+
+            self.beside.run(learn)
+            return found.features
+
+        self.leaving = self.chain.walk(self.inlet.crossing, visit)
+        self.beside.wait()
         self.losses = losses
 
     def _state(self, *, copied: bool) -> dict[int, dict[str, Tensor]]:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from rayff.learning.convolution import Convolution, methods
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer
+from rayff.learning.replay import cuda_graph
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
 from rayff.partition.cuts import Costs
 from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
 
-FORMAT = 4
+FORMAT = 5
 _SAMPLE = 128
 """Images with which kernels are compared on a CPU, at most. Few would give too much weight to what
 does not depend on them, such as the transforms of filters."""
@@ -38,6 +40,7 @@ _MARGIN = 1.1
 """How much faster than the surest method another one must be: those load caches and memory more,
 which layers of other stages, and the one before, want too."""
 _REPEATS = 3
+_REPLAYS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,30 +178,22 @@ def _time_pass(
     """Return the seconds of the phases of one step."""
     x, labels = random_batch(layer.spec, conditions, images)
     share = Share(step=0, batch_size=images)
-    marks = [clock(conditions.device)]
+    if conditions.rule != "fast":  # one phase: what autograd does when is its own affair
+        learn = RULES[conditions.rule].learn
+        gradient_s = _once_s(lambda: learn(layer, x, labels, share), x.device)
+        return 0.0, 0.0, gradient_s, _once_s(optimizer.step, x.device)
+    steps: list[FastStep] = []
 
-    def mark() -> None:
-        marks.append(clock(conditions.device))
+    def forward() -> None:
+        steps.append(FastStep(layer, x))
+        steps[-1].forward()
 
-    if conditions.rule == "fast":
-        step = FastStep(layer, x)
-        step.forward()
-        mark()
-        step.pointwise(labels, share)
-        mark()
-        step.weight_gradient()
-        mark()
-    else:  # one phase: what autograd does when is its own affair
-        mark()
-        mark()
-        RULES[conditions.rule].learn(layer, x, labels, share)
-        mark()
-    optimizer.step()
-    mark()
-    forward, pointwise, gradient, update = (
-        after - before for before, after in zip(marks, marks[1:], strict=False)
-    )
-    return forward, pointwise, gradient, update
+    forward_s = seconds(forward, x.device)
+    step = steps[-1]
+    state = layer.dropout_state(share, x.device).to(x.device) if layer.dropped else None
+    pointwise_s = seconds(lambda: step.pointwise(labels, share, state), x.device)
+    gradient_s = seconds(step.weight_gradient, x.device)
+    return forward_s, pointwise_s, gradient_s, seconds(optimizer.step, x.device)
 
 
 def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:
@@ -223,24 +218,61 @@ def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
     known = methods(layer.spec, conditions.device, conditions.dtype)
     seen: dict[str, list[tuple[float, ...]]] = {method: [] for method in known}
     for method in known * (1 + _REPEATS):
-        marks = [clock(conditions.device)]
-        convolution = Convolution(layer.spec, Kernels(method, method), x, weight)
-        marks.append(clock(conditions.device))
-        y = convolution.forward()
-        marks.append(clock(conditions.device))
-        convolution.weight_gradient(y)
-        marks.append(clock(conditions.device))
-        seen[method].append(tuple(b - a for a, b in zip(marks, marks[1:], strict=False)))
+        seen[method].append(_time_method(layer.spec, method, x, weight))
     # of each method, without its first turn: unfolding, forward and gradient
     usual = {method: np.median(turns[1:], axis=0) for method, turns in seen.items()}
     for method in known[1:]:
         usual[method][1:] *= _MARGIN
 
-    def seconds(pair: Kernels) -> float:
+    def pair_s(pair: Kernels) -> float:
         unfold_s = usual["unfold"][0] if "unfold" in pair.methods else 0.0
         return float(unfold_s + usual[pair.forward][1] + usual[pair.gradient][2])
 
-    return min((Kernels(a, b) for a in known for b in known), key=seconds)
+    return min((Kernels(a, b) for a in known for b in known), key=pair_s)
+
+
+def _time_method(
+    spec: LayerSpec, method: str, x: Tensor, weight: Tensor
+) -> tuple[float, float, float]:
+    """Return the seconds of unfolding, of the forward pass and of the gradient."""
+    made: list[Convolution] = []
+    outputs: list[Tensor] = []
+
+    def unfold() -> None:
+        made.append(Convolution(spec, Kernels(method, method), x, weight))
+
+    unfold_s = seconds(unfold, x.device)
+    forward_s = seconds(lambda: outputs.append(made[-1].forward()), x.device)
+    gradient_s = seconds(lambda: made[-1].weight_gradient(outputs[-1]), x.device)
+    return unfold_s, forward_s, gradient_s
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that some of the fast rule's work takes.
+
+    On a GPU it is recorded and replayed, as in training: launched one by one, small kernels would
+    take as long as their launches.
+    """
+    if device.type != "cuda":
+        return _once_s(work, device)
+
+    def nothing_returned() -> None:
+        work()
+
+    with warnings.catch_warnings():  # of recordings without a kernel, such as of a mere view
+        warnings.simplefilter("ignore")
+        replay = cuda_graph(nothing_returned)
+    replay()
+    start = clock(device)
+    for _ in range(_REPLAYS):
+        replay()
+    return (clock(device) - start) / _REPLAYS
+
+
+def _once_s(work: Callable[[], object], device: torch.device) -> float:
+    start = clock(device)
+    work()
+    return clock(device) - start
 
 
 def clock(device: torch.device) -> float:

@@ -16,7 +16,7 @@ from rayff.learning.chain import Chain, Crossing
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer, layer_state, restore_layer
 from rayff.learning.precision import DTYPES
-from rayff.learning.replay import Record, ReplayedStep, cuda_graph
+from rayff.learning.replay import Record, ReplayedEvaluation, ReplayedStep, cuda_graph
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
 from rayff.spec import Architecture, Kernels, Recipe
@@ -122,6 +122,7 @@ class LocalLearner:
         recordable = spec.rule == "fast" and summing is None and spec.recipe.optimizer != "sgd"
         self.record: Record | None = cuda_graph if recordable and device.type == "cuda" else None
         self.replayed: ReplayedStep | None = None
+        self.evaluations: dict[int, ReplayedEvaluation] = {}  # by the number of images
         self.optimizers = make_optimizers(self.chain.cwconvs(), spec.recipe)
         self.losses = [layer.spec.index for layer in self.chain.cwconvs()]
         restore(self.chain.cwconvs(), self.optimizers, states)
@@ -181,7 +182,14 @@ class LocalLearner:
 
     def classify(self, crossing: Crossing) -> tuple[Crossing, list[Tensor]]:
         """Return what goes on and each layer's goodness, (B, C) each; no dropout."""
-        return self.chain.evaluate(crossing, self.rules.classify)
+        if self.record is None:
+            return self.chain.evaluate(crossing, self.rules.classify)
+        images = len(crossing.features)
+        if images not in self.evaluations:
+            self.evaluations[images] = ReplayedEvaluation(
+                self.chain, self.rules.classify, crossing, self.record
+            )
+        return self.evaluations[images](crossing)
 
     def states(self) -> dict[int, dict[str, Tensor]]:
         """Return each layer's weight and its optimizer's state."""

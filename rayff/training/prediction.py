@@ -10,6 +10,7 @@ import torch
 
 from rayff.data.images import read_image
 from rayff.learning.backpropagation import Classifier
+from rayff.learning.precision import keep_bits
 from rayff.spec import UserError
 from rayff.spec.run import Device
 
@@ -59,4 +60,5 @@ def pick_device(name: Device) -> torch.device:
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_bits()
     return torch.device(name)

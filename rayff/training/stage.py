@@ -138,7 +138,8 @@ class Stage:
 
     def _evaluate(self, batches: Iterator[Batch]) -> tuple[Chunk | None, dict[str, Any]]:
         onward: Chunk = []
-        hits: NDArray[np.int64] | None = None
+        said: list[Tensor] = []
+        labels: list[Tensor] = []
         images = 0
         for batch in batches:
             if not len(batch.labels):
@@ -148,11 +149,14 @@ class Stage:
             goodness = (*batch.goodness, *own)
             images += len(batch.labels)
             if self.spec.is_last:
-                counts = window_hits(torch.stack(goodness), batch.labels)
-                hits = counts if hits is None else hits + counts
+                said.append(torch.stack(goodness))
+                labels.append(batch.labels)
             else:
                 onward.append(Batch(crossing=crossing, labels=batch.labels, goodness=goodness))
-        return None if self.spec.is_last else onward, {"images": images, "hits": hits}
+        if not self.spec.is_last:
+            return onward, {"images": images, "hits": None}
+        hits = window_hits(torch.cat(said, dim=1), torch.cat(labels)) if said else None
+        return None, {"images": images, "hits": hits}
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the safetensors bytes of every layer, by global number.

@@ -10,6 +10,7 @@ from rayff.learning.chain import Chain, Crossing
 from rayff.learning.fast import fast_rule
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer, layer_state
+from rayff.learning.precision import keep_bits
 from rayff.learning.replay import Record, ReplayedStep, cuda_graph, rerun
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
@@ -20,8 +21,12 @@ class Side:
     """A slice of a narrow resnet with its optimizers: it begins inside a block."""
 
     def __init__(self, device: torch.device, optimizer: str) -> None:
-        whole = architecture("resnet", num_classes=2, image_channels=1, width=4)
-        chain = Chain.build(whole[2:7], dropout=0.2, seed=3).to(device)
+        keep_bits()
+        # on a GPU bfloat16 and 20 channels, whose memory has gaps
+        on_gpu = device.type == "cuda"
+        width, dtype = (20, torch.bfloat16) if on_gpu else (4, torch.float32)
+        whole = architecture("resnet", num_classes=2, image_channels=1, width=width)
+        chain = Chain.build(whole[2:7], dropout=0.2, seed=3, dtype=dtype).to(device)
         self.chain = RULES["fast"].arrange(chain)
         recipe = Recipe(optimizer=optimizer, lr=0.01)  # type: ignore[arg-type]
         self.optimizers = {
@@ -53,8 +58,14 @@ class Side:
 
 def batch(number: int, device: torch.device) -> tuple[Crossing, Tensor, Share]:
     generator = torch.Generator().manual_seed(number)
-    features = torch.randn(6, 4, 32, 32, generator=generator).to(device)
-    shortcut = torch.randn(6, 4, 32, 32, generator=generator).to(device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    width = 20 if device.type == "cuda" else 4
+    features, shortcut = (
+        torch.randn(6, width, 32, 32, generator=generator)
+        .to(device, dtype)
+        .to(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
     labels = torch.randint(2, (6,), generator=generator).to(device)
     crossing = Crossing(features=features, shortcut=shortcut)
     return crossing, labels, Share(step=number, batch_size=6)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.learning.streams import DropoutStream, Share, weight_generator
+from rayff.learning.streams import DropoutStream, Share, drawn_bytes, weight_generator
 
 
 def mask(
@@ -125,9 +125,8 @@ def test_bytes_lie_as_channels_last_memory_does():
 def test_the_words_are_numpys():
     """A changed stream would let no older run resume with the same bits."""
     share = Share(step=5, batch_size=3, first=1)
-    drawn = DropoutStream(seed=1, layer_index=2, share=share).bytes(
-        torch.Size((2, 3, 5, 1)), torch.device("cpu")
-    )
+    state = DropoutStream(seed=1, layer_index=2, share=share).state(15, torch.device("cpu"))
+    drawn = drawn_bytes(state, torch.Size((2, 3, 5, 1)))
     key = np.random.SeedSequence(1, spawn_key=(2, 1, 5))
     words = np.random.PCG64DXSM(key).random_raw(6)
     assert drawn.flatten().tolist() == list(words.tobytes()[15:45])

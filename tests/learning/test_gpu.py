@@ -1,0 +1,216 @@
+"""The GPU's kernels: on a GPU where there is one, else in Triton's interpreter, much slower."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rayff.learning import convolution, fast, gpu
+from rayff.learning.chain import join
+from rayff.learning.streams import DropoutStream, Share, philox, philox_bytes
+from rayff.spec import LayerSpec, architecture
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WORD = 2**32 - 1
+
+with_kernels = pytest.mark.skipif(
+    not (ON_GPU or INTERPRETED), reason="runs in Triton's interpreter, in a process of its own"
+)
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+
+
+@pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the kernels run in this process")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_kernels_in_the_interpreter():
+    """Triton reads the variable when it is imported, which other tests may have done already."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    difference = (found.double() - expected.double()).norm()
+    return float(difference / expected.double().norm().clamp(min=1e-30))
+
+
+def features(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    made = torch.randn(*shape, device=DEVICE).to(dtype)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1)
+
+
+def gaps(tensor: Tensor) -> Tensor:
+    return gpu.with_gaps(tensor)[:, tensor.shape[1] :]
+
+
+def philox_of_one(key: int, counter: tuple[int, ...]) -> list[int]:
+    """Salmon et al. (2011), in whole numbers."""
+    low, high = key & WORD, key >> 32
+    a, b, c, d = counter
+    for _ in range(10):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (right >> 32) ^ b ^ low, right & WORD, (left >> 32) ^ d ^ high, left & WORD
+        low, high = (low + 0x9E3779B9) & WORD, (high + 0xBB67AE85) & WORD
+    return [a, b, c, d]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # the authors' known answers
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((WORD,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0_A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers(
+    counter: tuple[int, ...], key: int, words: tuple[int, ...]
+):
+    assert tuple(philox_of_one(key, counter)) == words
+    signed = torch.tensor(key - 2**64 if key >= 2**63 else key)
+    found = philox(signed, tuple(torch.tensor([word]) for word in counter))  # type: ignore[arg-type]
+    assert found.view(torch.int32).tolist()[0] == [
+        word - 2**32 if word >= 2**31 else word for word in words
+    ]
+
+
+def test_a_byte_stands_where_the_stream_says():
+    share = Share(step=7, batch_size=9, first=5)
+    state = DropoutStream(seed=3, layer_index=2, share=share).state(0, torch.device("cuda"))
+    drawn = philox_bytes(state, torch.Size((2, 20, 3, 2)))
+    key = int(state[0]) & (2**64 - 1)
+    for image, row, column, channel in ((0, 0, 0, 0), (1, 2, 1, 19), (0, 1, 1, 16), (1, 0, 0, 7)):
+        pixel = (5 + image) * 6 + row * 2 + column
+        words = philox_of_one(key, (pixel * 2 + channel // 16, 0, 7, 0))
+        byte = channel % 16
+        expected = words[byte // 4] >> (8 * (byte % 4)) & 255
+        assert drawn[image, row, column, channel] == expected
+
+
+@with_kernels
+@settings(max_examples=5 if ON_GPU else 15)  # a GPU compiles for each
+@given(
+    images=st.integers(1, 3),
+    classes=st.integers(2, 12),
+    group=st.integers(1, 12),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dropped=st.sampled_from([0, 51, 255]),
+    wide=st.booleans(),
+)
+def test_the_pointwise_pass_is_the_one_in_torch(
+    images: int, classes: int, group: int, size: tuple[int, int], dropped: int, wide: bool
+):
+    y = features(images, classes * group, *size)
+    labels = torch.arange(images, device=DEVICE) % classes
+    share = Share(step=2**33 + 5, batch_size=images + 4, first=3)
+    state = DropoutStream(seed=1, layer_index=4, share=share).state(0, torch.device("cuda"))
+    drawn = philox_bytes(state, y.shape).to(DEVICE) if dropped else None
+    with pytest.MonkeyPatch.context() as patched:
+        if wide:
+            patched.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+        found = gpu.pointwise(
+            gpu.pitched(y), classes, state.to(DEVICE) if dropped else None, dropped, labels, 5
+        )
+        evaluated = gpu.pointwise(gpu.pitched(y), classes, None, 0, None, 1)
+    if dropped:
+        assert torch.equal(gpu.drawn_bytes(state.to(DEVICE), y.shape), drawn)
+    expected = fast._torch_pointwise(last(y).double(), classes, drawn, dropped, labels, 5)
+    assert relative(last(found[0]), expected[0]) < 1e-5
+    assert relative(found[1], expected[1]) < 1e-6
+    assert relative(last(found[2]), expected[2]) < 1e-5
+    assert torch.equal(last(found[2]) != 0, expected[2] != 0)
+    assert relative(found[3], expected[3]) < 1e-5
+    assert not gaps(found[0]).any()
+    assert not gaps(found[2]).any()
+    undropped = fast._torch_pointwise(last(y).double(), classes, None, 0, None, 1)
+    assert relative(last(evaluated[0]), undropped[0]) < 1e-5
+    assert relative(evaluated[1], undropped[1]) < 1e-6
+    assert evaluated[2] is evaluated[3] is None
+
+
+@with_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_comes_through(bad: float):
+    y = features(2, 8, 2, 2)
+    y[1, 3, 0, 1] = bad
+    found, goodness, _, losses = gpu.pointwise(
+        y, 2, None, 0, torch.tensor([0, 1], device=DEVICE), 2
+    )
+    assert not goodness[1].isfinite().all()
+    assert not losses[1].isfinite()
+    assert losses[0].isfinite()
+    assert found[0].isfinite().all()
+
+
+@with_kernels
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("index", [2, 4, 6, 8, 14])
+def test_joins_have_the_bits_of_torchs(index: int, wide: bool, monkeypatch: pytest.MonkeyPatch):
+    spec = architecture("resnet", num_classes=2, image_channels=3, width=4).layers[index]
+    own = features(2, spec.out_channels, spec.out_size, spec.out_size)
+    shortcut = features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size)
+    with monkeypatch.context() as without:
+        without.setattr(gpu, "usable", lambda *tensors: False)
+        expected = join(own, shortcut, spec)
+    if wide:
+        monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    found = gpu.join(gpu.pitched(own), gpu.pitched(shortcut), spec)
+    assert torch.equal(found, expected)
+    assert not gaps(found).any()
+
+
+@with_kernels
+@pytest.mark.parametrize("channels", [3, 20])
+def test_pools_have_the_bits_of_torchs(channels: int):
+    square = features(2, channels, 4, 4)
+    assert torch.equal(gpu.pool(square), torch.nn.functional.avg_pool2d(square, 2))
+
+
+@with_kernels
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_patches_are_those_of_torch(
+    kernel: int, stride: int, channels: int, monkeypatch: pytest.MonkeyPatch
+):
+    spec = LayerSpec(
+        index=0,
+        in_channels=channels,
+        out_channels=8,
+        kernel_size=kernel,
+        stride=stride,
+        in_size=6,
+    )
+    x = features(2, channels, 6, 6)
+    expected = convolution.unfold(x.cpu(), spec)
+    assert torch.equal(gpu.unfold(x, spec).cpu(), expected)
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    assert torch.equal(gpu.unfold(gpu.pitched(x), spec).cpu(), expected)
+
+
+def test_filters_for_gaps_change_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    x, weight = features(2, 5, 6, 6), features(7, 5, 3, 3)
+    filters = gpu.filters_with_gaps(weight, gpu.pitched(x))
+    assert filters.shape == (16, 16, 3, 3)
+    found = torch.nn.functional.conv2d(gpu.with_gaps(gpu.pitched(x)), filters, padding=1)
+    assert relative(found[:, :7], torch.nn.functional.conv2d(x, weight, padding=1)) < 1e-6
+    assert not found[:, 7:].any()
