@@ -25,7 +25,7 @@ from rayff.cluster.transport import (
     unpack_message,
 )
 from rayff.data.images import ImageSet, Split
-from rayff.learning import amx, native
+from rayff.learning import amx, gpu, native
 from rayff.learning.precision import DTYPES, default_precision, keep_bits
 from rayff.partition.profile import Conditions, LayerTime, SummingTime, time_layers
 from rayff.spec import Architecture, RunSpec, parse_kernels
@@ -107,13 +107,14 @@ class StageActor:
             start = time.perf_counter()
             ray.get(ray.put(payload))
             seconds.append(time.perf_counter() - start)
-        on_cpu = self.device.type == "cpu" and run.rule == "fast"
+        on_cpu = self.device.type == "cpu"
+        missing = (native if on_cpu else gpu).missing() if run.rule == "fast" else None
         return Profile(
             precision=precision,
             times=times,
             seconds_per_byte=min(seconds) / _LINK_BYTES,
-            missing=native.missing() if on_cpu else None,
-            tiles=on_cpu and amx.missing() is None,
+            missing=missing,
+            tiles=on_cpu and run.rule == "fast" and amx.missing() is None,
         )
 
     def open_group(self) -> Address:

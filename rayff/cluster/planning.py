@@ -31,6 +31,11 @@ ASSUMED_SUMMING = {
 
 PATIENCE_S = 3.0
 """After which a user is told what takes so long."""
+_CPU_REMEDY = (
+    "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and from "
+    "which programs may run"
+)
+_GPU_REMEDY = "with Triton (pip install triton), a C compiler and Python's headers"
 
 
 def summing_backend(each: StageResources) -> str:
@@ -68,10 +73,10 @@ def measure(
     profiles = wait_for(calls, "timed the layers")
     profile = least_able(profiles)
     if profile.missing is not None:
+        remedy = _GPU_REMEDY if each.gpus else _CPU_REMEDY
         notify(
             f"the fast rule goes without its compiled kernels: {profile.missing}; it is faster "
-            "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and "
-            "from which programs may run"
+            f"{remedy}"
         )
     replicas = len(actors) if run.replicas == "auto" else max(run.replica_counts or (1,))
     backend = summing_backend(each)

@@ -15,13 +15,25 @@ from rayff.spec import Kernels, LayerSpec
 
 def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Return the methods that fit a layer there, the surest first."""
-    found = ["unfold"] if spec.kernel_size == 1 else ["conv", "unfold"]
+    found = ["unfold"] if must_unfold(spec, device, dtype) else ["conv", "unfold"]
     if device.type == "cpu" and native.missing() is None:
         if dtype in winograd.DTYPES and winograd.fits(spec):
             found.append("winograd")
         if dtype == torch.bfloat16 and amx.missing() is None:
             found.append("amx")
     return tuple(found)
+
+
+def must_unfold(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's gradient of the weights cannot be relied on.
+
+    That of a 1x1 kernel, which is a matrix product as it is, writes past the end of its memory
+    with channels-last tensors of some sizes (seen in torch 2.14). And of float32 with few channels
+    cuDNN multiplies the ten bits of tf32, even where that is forbidden (3 channels, 5x5 kernel:
+    an error of 7e-4; seen with torch 2.11 on an H200).
+    """
+    few = device.type == "cuda" and dtype == torch.float32 and spec.in_channels < 8
+    return spec.kernel_size == 1 or few
 
 
 def unfold(x: Tensor, spec: LayerSpec) -> Tensor:
@@ -47,9 +59,7 @@ class Convolution:
 
     def __init__(self, spec: LayerSpec, kernels: Kernels, x: Tensor, weight: Tensor) -> None:
         self.spec = spec
-        # A 1x1 kernel is a matrix product as it is; and torch's gradient of its weights writes
-        # past the end of its memory with channels-last tensors of some sizes (seen in 2.14).
-        if spec.kernel_size == 1:
+        if must_unfold(spec, x.device, x.dtype):
             kernels = Kernels(*("unfold" if each == "conv" else each for each in kernels.methods))
         self.kernels = kernels
         self.x = x

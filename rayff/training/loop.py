@@ -82,7 +82,7 @@ class EpochTally:
     timed_images: int = 0
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report], seconds: float) -> None:
-        """Add the result of a chunk that took `seconds` since the one before."""
+        """Add the result of a chunk, which the last stage left `seconds` after the one before."""
         self.busy_s = _sum(self.busy_s, _busy_s(reports))
         if isinstance(command, Train):
             losses = np.concatenate([report.loss_sums for report in reports])
@@ -130,24 +130,27 @@ class Loop:
         """
         start = self.keeper.progress
         tally, pace = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums)), Pace()
-        epoch_began = before = time.perf_counter()
-        first = True
+        epoch_began = time.perf_counter()
+        left_before: float | None = None
         commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
         for command, reports in pipeline.stream(commands):
             now = time.perf_counter()
+            # On the last stage's clock: by the driver's, a chunk computed while a snapshot
+            # was written would seem to have taken no time.
+            left = reports[-1].started_s + reports[-1].busy_s
+            seconds = left - (reports[0].started_s if left_before is None else left_before)
             self.keeper.timeline.add(command, reports)
             if isinstance(command, Snapshot):
                 self._snapshot(command, reports, tally)
-                before = time.perf_counter()
+                left_before = left
                 if not command.final and pace.stage_s and self.change(pace.stage_s):
                     return False
                 pace = Pace()
                 continue
-            if first:
+            if left_before is None:
                 self.keeper.add_event("running", epoch=command.epoch, stages=len(reports))
-                first = False
-            tally.add(command, reports, now - before)
-            before = now
+            tally.add(command, reports, seconds)
+            left_before = left
             if isinstance(command, Train):
                 pace.add(command, reports)
                 self.keeper.reached = command.step + len(command.batches)

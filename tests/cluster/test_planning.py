@@ -42,3 +42,17 @@ def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pyte
     )
     assert "cannot be used (Permission denied); it is faster with a C++ compiler" in missing
     assert "RAYFF_CACHE_DIR that can be written and from which programs may run" in missing
+
+
+def test_missing_kernels_of_a_gpu_have_their_own_remedy(monkeypatch: pytest.MonkeyPatch):
+    found = profile(missing="Failed to find C compiler")
+    monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []))
+    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [found])
+    monkeypatch.setattr(planning, "costs", lambda *_, **options: None)
+    actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
+    network = architecture("tinycnn", num_classes=10, image_channels=1, width=None)
+    told: list[str] = []
+    measure(RunSpec().resolved({}), network, StageResources(cpus=1, gpus=1), [actor], told.append)
+    (missing,) = told
+    assert "Failed to find C compiler; it is faster with Triton" in missing
+    assert "a C compiler" in missing

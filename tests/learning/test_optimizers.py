@@ -17,6 +17,7 @@ from rayff.learning.optimizers import (
     cosine_lr,
     layer_state,
     restore_layer,
+    step_together,
 )
 from rayff.learning.rule import local_step, plain_rule
 from rayff.spec import LayerSpec, Recipe, UserError
@@ -246,3 +247,26 @@ class TestMistakes:
             restore_layer(layer, optimizer, state)
         assert "layer 7" in str(caught.value)
         assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_together_have_the_bits_of_steps_one_by_one(optimizer: str):
+    recipe = recipe_of(optimizer)
+    ways = []
+    for together in (False, True):
+        layers = [small_layer(seed) for seed in range(3)]
+        optimizers = [LayerOptimizer(layer, recipe) for layer in layers]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for layer in layers:
+                layer.weight.grad = torch.randn(layer.weight.shape, generator=generator)
+            if together:
+                step_together(optimizers)
+            else:
+                for each in optimizers:
+                    each.step()
+        ways.append([layer_state(*pair) for pair in zip(layers, optimizers, strict=True)])
+    for one, other in zip(*ways, strict=True):
+        assert one.keys() == other.keys()
+        assert len(one) > 1
+        assert all(torch.equal(one[name], other[name]) for name in one)

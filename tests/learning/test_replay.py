@@ -11,7 +11,7 @@ from rayff.learning.fast import fast_rule
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer, layer_state
 from rayff.learning.precision import keep_bits
-from rayff.learning.replay import Record, ReplayedStep, cuda_graph, rerun
+from rayff.learning.replay import Record, ReplayedEvaluation, ReplayedStep, cuda_graph, rerun
 from rayff.learning.rules import RULES
 from rayff.learning.streams import Share
 from rayff.spec import Recipe, architecture
@@ -128,3 +128,20 @@ def test_the_batch_of_the_recording_is_not_learned_from():
     after = side.state()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(not after[name].any() for name in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize(("device", "record"), CASES)
+def test_recorded_evaluations_give_the_bits_of_evaluations(device: torch.device, record: Record):
+    side = Side(device, "adamw")
+    classify = RULES["fast"].classify
+    evaluation = ReplayedEvaluation(side.chain, classify, batch(99, device)[0], record)
+    kept = []
+    for number in range(3):
+        side.step(*batch(number, device))  # a recording sees the weights of the moment
+        crossing, _, _ = batch(10 + number, device)
+        expected, goodness = side.chain.evaluate(crossing, classify)
+        found, found_goodness = evaluation(crossing)
+        kept.append((found.features, expected.features.clone()))
+        kept.append((torch.stack(found_goodness), torch.stack(goodness)))
+        assert (found.shortcut is None) == (expected.shortcut is None)
+    assert all(torch.equal(*pair) for pair in kept)

@@ -78,8 +78,8 @@ class FakePipeline:
         images = len(command.batches[0])
         scale = images * (1 if command.step % BATCHES == 0 else 2)
         return [
-            Report(started_s=0, busy_s=1.0, images=images, loss_sums=(1.0 * scale, 2.0 * scale)),
-            Report(started_s=0, busy_s=0.5, images=images, loss_sums=(3.0 * scale, 4.0 * scale)),
+            self.report(2.0, busy_s=1.0, images=images, loss_sums=(1.0 * scale, 2.0 * scale)),
+            self.report(0.5, busy_s=0.5, images=images, loss_sums=(3.0 * scale, 4.0 * scale)),
         ]
 
     def evaluate(self, command: Evaluate) -> list[Report]:
@@ -87,9 +87,12 @@ class FakePipeline:
         images = len(command.batches[0])
         hits = np.array(self.VALID if command.split == "valid" else self.TEST)
         return [
-            Report(started_s=0, busy_s=0.5, images=images),
-            Report(started_s=0, busy_s=0.25, images=images, hits=hits),
+            self.report(1.0, busy_s=0.5, images=images),
+            self.report(0.25, busy_s=0.25, images=images, hits=hits),
         ]
+
+    def report(self, ago_s: float, **facts: Any) -> Report:
+        return Report(started_s=self.clock.now_s - ago_s, **facts)
 
     def snapshot(self) -> list[Report]:
         self.clock.now_s += 10
@@ -99,8 +102,8 @@ class FakePipeline:
         }
         first, last = ({i: states[i] for i in part} for part in ((0, 1), (2, 3)))
         return [
-            Report(started_s=0, busy_s=0, states=first),
-            Report(started_s=0, busy_s=0, states=last),
+            self.report(0.0, busy_s=0, states=first),
+            self.report(0.0, busy_s=0, states=last),
         ]
 
 

@@ -157,19 +157,19 @@ def kernels() -> Finding:
 
 
 def triton() -> Finding:
-    """Compile a function for the GPU, as the fast rule does."""
+    """Compile a kernel for the GPU and run it, as the fast rule does."""
     import torch
+
+    from rayff.learning import gpu
 
     if not torch.cuda.is_available():
         return ok("not needed without a GPU")
     start = time.perf_counter()
-    try:
-        compiled = torch.compile(lambda x: torch.relu(x) + 1)
-        compiled(torch.ones(64, device="cuda"))
-    except Exception as error:  # Triton's own, the C compiler's, or torch's
-        return fails(
-            f"torch.compile fails on the GPU ({one_line(error)})",
-            "install a C compiler and Python's headers (apt-get install gcc python3-dev), or use "
-            "--rule plain",
+    why = gpu.missing()
+    if why is not None:
+        return slow(
+            f"the GPU's kernels are missing: {why}",
+            "pip install triton, and a C compiler and Python's headers (apt-get install gcc "
+            "python3-dev)",
         )
-    return ok(f"torch.compile works, {time.perf_counter() - start:.1f} s")
+    return ok(f"the GPU's kernels run, after {time.perf_counter() - start:.1f} s")
