@@ -65,10 +65,10 @@ class Convolution:
         self.x = x
         self.weight = weight
         self.columns = unfold(x, spec) if "unfold" in kernels.methods else None
+        self.operands = x, weight
+        """As torch's own convolution gets them: on a GPU with the gaps of their memory."""
         if "conv" in kernels.methods and gpu.usable(x, weight):
-            self.x, self.filters = gpu.with_gaps(x), gpu.filters_with_gaps(weight, x)
-        else:
-            self.filters = weight
+            self.operands = gpu.with_gaps(x), gpu.filters_with_gaps(weight, x)
 
     def forward(self) -> Tensor:
         """Return the output, (B, K, H', W')."""
@@ -78,7 +78,7 @@ class Convolution:
         if self.kernels.forward == "amx":
             return amx.convolve(self.x, self.weight, spec)
         if self.kernels.forward == "conv":
-            y = F.conv2d(self.x, self.filters, None, spec.stride, spec.kernel_size // 2)
+            y = F.conv2d(*self.operands, None, spec.stride, spec.kernel_size // 2)
             return y[:, : spec.out_channels]
         assert self.columns is not None, "unfolded at the beginning"
         y = self.columns @ self.weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1).T
@@ -101,9 +101,10 @@ class Convolution:
     def _torch_gradient(self, gradient: Tensor) -> Tensor:
         if gpu.usable(gradient):
             gradient = gpu.with_gaps(gradient)
+        x, filters = self.operands
+        filters = filters[: gradient.shape[1]]
         stride, padding = [self.spec.stride] * 2, [self.spec.kernel_size // 2] * 2
-        filters = self.filters[: gradient.shape[1]]
         return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-            *(gradient, self.x, filters, None, stride, padding, [1, 1], False, [0, 0], 1),
+            *(gradient, x, filters, None, stride, padding, [1, 1], False, [0, 0], 1),
             [False, True, False],
         )[1]

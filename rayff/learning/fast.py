@@ -57,7 +57,7 @@ class FastStep:
         self.layer = layer
         x = x.detach().to(layer.dtype)
         if gpu.usable(x):
-            x = gpu.pool(x) if layer.spec.pool else x
+            x = gpu.pool(x) if layer.spec.pool else gpu.as_pitched(x)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
             x = F.avg_pool2d(x, 2) if layer.spec.pool else x

@@ -65,6 +65,15 @@ def pitched(features: Tensor) -> Tensor:
     return copy.copy_(features)
 
 
+def as_pitched(features: Tensor) -> Tensor:
+    """Return features that lie in pitched memory, and of others a copy that does.
+
+    So a convolution gives the same bits for features from the layer before and from another stage.
+    """
+    rows = _rows(features)
+    return rows if _pitch(rows) == pitch(rows.shape[1], rows.dtype) else pitched(rows)
+
+
 def with_gaps(features: Tensor) -> Tensor:
     """Return the features with the gaps of their memory as channels, (B, pitch, H, W)."""
     features = _rows(features)

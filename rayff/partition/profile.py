@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayff.learning import amx, native
+from rayff.learning import amx, gpu, native
 from rayff.learning.convolution import Convolution, methods
 from rayff.learning.fast import FastStep
 from rayff.learning.layer import CWConv
@@ -201,6 +201,8 @@ def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[
     shape = (images, spec.in_channels, spec.in_size, spec.in_size)
     x = torch.randn(shape, dtype=conditions.dtype, device=conditions.device)
     x = x.to(memory_format=RULES[conditions.rule].memory_format)
+    if conditions.rule == "fast" and gpu.usable(x):
+        x = gpu.pitched(x)
     labels = torch.arange(images, device=conditions.device) % conditions.num_classes
     return x, labels
 

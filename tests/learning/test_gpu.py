@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rayff.learning import convolution, fast, gpu
-from rayff.learning.chain import join
+from rayff.learning.chain import Chain, Crossing, join
+from rayff.learning.layer import CWConv
+from rayff.learning.optimizers import LayerOptimizer
+from rayff.learning.replay import ReplayedStep, rerun
+from rayff.learning.rule import Rule, plain_rule
+from rayff.learning.rules import RULES
 from rayff.learning.streams import DropoutStream, Share, philox, philox_bytes
-from rayff.spec import LayerSpec, architecture
+from rayff.spec import Kernels, LayerSpec, Recipe, architecture
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -214,3 +219,85 @@ def test_filters_for_gaps_change_no_number(monkeypatch: pytest.MonkeyPatch):
     found = torch.nn.functional.conv2d(gpu.with_gaps(gpu.pitched(x)), filters, padding=1)
     assert relative(found[:, :7], torch.nn.functional.conv2d(x, weight, padding=1)) < 1e-6
     assert not found[:, 7:].any()
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels do the work on any device, with gaps in float32 too."""
+    monkeypatch.setattr(gpu, "usable", lambda *tensors: True)
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+
+
+@with_kernels
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("kernels", ["conv", "unfold", "conv/unfold", "unfold/conv"])
+@pytest.mark.parametrize(
+    ("name", "first", "end"), [("resnet", 0, 2), ("resnet", 4, 7), ("vgg", 1, 4)]
+)
+def test_a_chain_learns_as_by_the_plain_rule(name: str, first: int, end: int, kernels: str):
+    network = architecture(name, num_classes=2, image_channels=3, width=6)[first:end]
+    pair = kernels.split("/")
+    chain = Chain.build(network, seed=1).to(DEVICE)
+    for layer in chain.cwconvs():
+        layer.kernels = Kernels(pair[0], pair[-1])
+    spec = network.layers[0]
+    x = features(2, spec.in_channels, spec.in_size, spec.in_size)
+    shortcut = None
+    if spec.join != "none":
+        shortcut = features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size)
+    entering = Crossing(features=x, shortcut=shortcut)
+    labels = torch.tensor([1, 0], device=DEVICE)
+    share = Share(step=0, batch_size=2)
+    found: dict[str, list[Tensor]] = {}
+    for rule, learn in (("plain", plain_rule), ("fast", fast.fast_rule)):
+
+        def visit(
+            layer: CWConv, entering: Tensor, rule: str = rule, learn: Rule = learn
+        ) -> Tensor:
+            left, loss = learn(layer, entering, labels, share)
+            found.setdefault(rule, []).extend((left, loss, layer.weight.grad))
+            return left
+
+        found.setdefault(rule, []).append(chain.walk(entering, visit).features)
+    for one, other in zip(found["fast"], found["plain"], strict=True):
+        assert relative(one, other) < 1e-5
+    said = [chain.evaluate(entering, classify) for classify in (fast.fast_forward, CWConv.forward)]
+    assert relative(said[0][0].features, said[1][0].features) < 1e-5
+    assert relative(torch.stack(said[0][1]), torch.stack(said[1][1])) < 1e-5
+
+
+@with_kernels
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("way", ["recorded", "pitched"])
+def test_a_step_has_the_same_bits_however_its_input_comes(way: str):
+    """From the layer before with gaps, from another stage without, and into a recording."""
+    network = architecture("resnet", num_classes=2, image_channels=3, width=6)[4:7]
+    spec = network.layers[0]
+    crossing = Crossing(
+        features=features(2, spec.in_channels, spec.in_size, spec.in_size),
+        shortcut=features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size),
+    )
+    labels, share = torch.tensor([1, 0], device=DEVICE), Share(step=0, batch_size=2)
+
+    def learned(way: str) -> list[Tensor]:
+        chain = RULES["fast"].arrange(Chain.build(network, seed=1).to(DEVICE))
+        optimizers = {
+            layer.spec.index: LayerOptimizer(layer, Recipe(lr=0.01)) for layer in chain.cwconvs()
+        }
+
+        def visit(layer: CWConv, x: Tensor) -> Tensor:
+            left, _ = fast.fast_rule(layer, x, labels, share)
+            optimizers[layer.spec.index].step()
+            return left
+
+        if way == "recorded":
+            ReplayedStep(chain, optimizers, crossing, labels, rerun)(crossing, labels, share)
+        elif way == "pitched":
+            shortcut = gpu.pitched(crossing.shortcut)
+            chain.walk(Crossing(features=gpu.pitched(crossing.features), shortcut=shortcut), visit)
+        else:
+            chain.walk(crossing, visit)
+        return [layer.weight.detach() for layer in chain.cwconvs()]
+
+    for one, other in zip(learned(way), learned("without gaps"), strict=True):
+        assert torch.equal(one, other)
