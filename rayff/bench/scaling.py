@@ -6,10 +6,12 @@ from the end of a few batches that fill the pipeline to the end of the last one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,8 @@ def measure(command: ScalingCommand) -> Outcome:
             run = _run(command, replicas=command.replicas)
             if sum(run.replica_counts or ()) <= room:
                 runs[f"replicas {command.replicas}"] = run
+        parts = command.replicas if f"replicas {command.replicas}" in runs else ""
+        apart = f"{parts} apart, without sums" if parts.isdigit() else ""
         measured: dict[str, list[Steady]] = {}
         plans: dict[str, Plan] = {}
         for name, run in runs.items():  # what the layers cost is found before the clock runs
@@ -130,6 +134,8 @@ def measure(command: ScalingCommand) -> Outcome:
             for name, run in runs.items():
                 _, steady = _train(run, steps=command.steps)
                 measured.setdefault(name, []).append(steady)
+            if apart:
+                measured.setdefault(apart, []).append(_train_apart(command))
             measured.setdefault(alone, []).append(_train_here(command, threads))
     _real(outcome, command, measured, plans)
     simulated = sorted({*(count for count in command.stages if count > room), *SIMULATED})
@@ -139,16 +145,16 @@ def measure(command: ScalingCommand) -> Outcome:
 
 
 def _run(command: ScalingCommand, **wishes: Any) -> RunSpec:
-    run = RunSpec(
-        arch=command.arch,
-        batch_size=command.batch_size,
-        precision=command.precision,
-        device="cpu",
-        cpus_per_stage=1,
-        chunk=1,
-        run_dir="bench",
-        **wishes,
-    ).resolved({})
+    settings: dict[str, Any] = {
+        "arch": command.arch,
+        "batch_size": command.batch_size,
+        "precision": command.precision,
+        "device": "cpu",
+        "cpus_per_stage": 1,
+        "chunk": 1,
+        "run_dir": "bench",
+    }
+    run = RunSpec(**{**settings, **wishes}).resolved({})
     network = architecture(command.arch, num_classes=10, image_channels=3)
     check_plan_wishes(run, len(network), command.batch_size)
     return run
@@ -183,6 +189,35 @@ def _train(run: RunSpec, steps: int) -> tuple[Plan, Steady]:
         if steps == 0:
             return plan, Steady(batch_s=0.0, busy=[])
         return plan, steady_state(pipeline, run, fill=plan.num_stages + 2, steps=steps)
+
+
+def _train_apart(command: ScalingCommand) -> Steady:
+    """Train single stages at once, each on its own part of a batch: what no replicas can beat.
+
+    They step all weights as replicas do, and add up nothing.
+    """
+    from rayff.cluster.training import open_pipeline
+
+    parts = int(command.replicas)
+    runs = [
+        _run(command, stages=1, batch_size=command.batch_size // parts, run_dir=f"bench-{part}")
+        for part in range(parts)
+    ]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(parts) as threads:
+        pipelines = [
+            stack.enter_context(open_pipeline(prepared(run), notify=lambda message: None))[1]
+            for run in runs
+        ]
+        steady = list(
+            threads.map(
+                lambda pipeline, run: steady_state(pipeline, run, fill=3, steps=command.steps),
+                *(pipelines, runs),
+            )
+        )
+    return Steady(
+        batch_s=max(each.batch_s for each in steady),
+        busy=[share for each in steady for share in each.busy],
+    )
 
 
 def _train_here(command: ScalingCommand, threads: int) -> Steady:
@@ -292,7 +327,8 @@ def _real(
         outcome.figures["two_stages_against_one_process"] = ratio
         outcome.notes.append(f"2 stages of one thread against {alone}: {ratio:.2f}x")
     outcome.notes.append(
-        "ceiling: all layers over the slowest stage, by the measured layer times, transfers free"
+        "ceiling: all layers over the slowest stage, by the measured layer times, transfers free; "
+        "apart: single stages at once, each with its part of a batch, which add up nothing"
     )
 
 

@@ -85,7 +85,7 @@ TASKS: dict[str, Task] = {
             class_names=_TEN_DIGITS,
             image_channels=1,
             valid_size=VALID_SIZE,
-            recipe={"batch_size": 16, "lr": 0.006, "lr_min": 0.0003, "epochs": 4},
+            recipe={"batch_size": 16, "lr": 0.012, "lr_min": 0.0003, "epochs": 6},
         ),
         Task(
             name="mnist",

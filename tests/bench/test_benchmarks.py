@@ -59,7 +59,8 @@ def test_pipelines_are_measured_and_larger_ones_simulated(tmp_path: Path):
     figures = json.loads(file.read_text())
     names = [row["pipeline"] for row in figures["measured"]]
     assert names[:3] == ["1 stage", "2 stages", "replicas 2"]
-    assert names[3].startswith("one process")
+    assert names[3] == "2 apart, without sums"
+    assert names[4].startswith("one process")
     for row in figures["measured"]:
         assert row["images_per_s"] == pytest.approx(4 / row["seconds_a_batch"][0])
         assert all(0 < share < 1.1 for share in row["busy"])

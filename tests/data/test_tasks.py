@@ -52,9 +52,9 @@ class TestTheTable:
     def test_digits_has_defaults_of_its_own(self):
         assert task_recipe("digits") == {
             "batch_size": 16,
-            "lr": 0.006,
+            "lr": 0.012,
             "lr_min": 0.0003,
-            "epochs": 4,
+            "epochs": 6,
         }
 
     def test_a_path_has_no_defaults_of_its_own(self, tmp_path):

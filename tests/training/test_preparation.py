@@ -216,7 +216,7 @@ class TestWhatIsPrepared:
 
     def test_the_tasks_own_recipe_stands_over_the_papers(self) -> None:
         run = prepare(RunSpec(task="digits", width=10, epochs=3), resume=False).run
-        assert (run.epochs, run.batch_size, run.lr, run.lr_min) == (3, 16, 0.006, 0.0003)
+        assert (run.epochs, run.batch_size, run.lr, run.lr_min) == (3, 16, 0.012, 0.0003)
 
     def test_a_resumed_run_where_there_is_no_checkpoint_yet(self, task: str) -> None:
         run = RunSpec(task=task, width=4, batch_size=32, run_dir="run")
