@@ -114,7 +114,7 @@ def _least(outcome: Outcome, network: Architecture, fast: Conditions) -> None:
     device, size, images = fast.device, fast.dtype.itemsize, fast.recipe.batch_size
     matrix = torch.randn(8192, 8192, dtype=fast.dtype, device=device)
     operations_per_s = 2 * 8192**3 / seconds(lambda: matrix @ matrix, device)
-    memory = torch.zeros(2**31, dtype=torch.uint8, device=device)
+    memory = torch.zeros(2**30, dtype=torch.uint8, device=device)
     copy = torch.empty_like(memory)
     bytes_per_s = 2 * memory.numel() / seconds(lambda: copy.copy_(memory), device)
     total_s = 0.0

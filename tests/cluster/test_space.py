@@ -199,7 +199,7 @@ class TestATrialThatCannotRunIsRefusedAtOnce:
     def test_and_the_longest_one_is_known(self) -> None:
         found = space(width=10, epochs=tune.grid_search([2, 9, 3])).fixed({}, ())
         assert check_points(found, TWO_CPUS) == 9
-        assert check_points(space(width=10).fixed({}, ()), TWO_CPUS) == 4, "the task's own"
+        assert check_points(space(width=10).fixed({}, ()), TWO_CPUS) == 6, "the task's own"
 
 
 class TestSchedulersAndSearchers:
