@@ -95,6 +95,9 @@ def test_packed_stages_share_a_node(
         if line == "train 0":
             where.extend([node_of(0), node_of(1)])
 
+    # until Ray has heard that the run before has ended, no node seems to have room for two
+    while ray.available_resources().get("CPU", 0) < 4:
+        time.sleep(0.1)
     run = RunSpec(**{**options, "epochs": 1}, stages=2, run_dir=str(tmp_path / "run"))
     train_watched(run, Watcher(act))
     assert where[0] == where[1]
