@@ -83,10 +83,10 @@ def statistics(
     rows, channels = part * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     inside = (rows < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
     places = y + image * PIXELS * PITCH + rows[:, None] * PITCH + channels[None, :]
-    value = tl.load(places, mask=inside, other=0.0)
+    value = tl.load(places, mask=inside, other=0.0).to(tl.float32)
     if DROPPED > 0:
         found = drawn(stream, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
-        value = tl.where(found >= DROPPED, value, 0.0)
+        value = tl.where(found >= DROPPED, value, value * 0.0)  # NaN comes through
         tl.store(places, value, mask=inside)
     h = active(value)
     count = tl.minimum(PIXELS - part * ROWS, ROWS)

@@ -153,12 +153,17 @@ def test_the_pointwise_pass_is_the_one_in_torch(
 
 
 @with_kernels
+@pytest.mark.parametrize("dropped", [0, 255])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_comes_through(bad: float):
+def test_what_is_not_finite_comes_through(bad: float, dropped: int):
     y = features(2, 8, 2, 2)
     y[1, 3, 0, 1] = bad
+    share = Share(step=0, batch_size=2)
+    state = DropoutStream(seed=1, layer_index=4, share=share).state(0, torch.device("cuda"))
+    assert philox_bytes(state, y.shape)[1, 0, 1, 3] < 255, "is dropped, where anything is"
     found, goodness, _, losses = gpu.pointwise(
-        y, 2, None, 0, torch.tensor([0, 1], device=DEVICE), 2
+        *(y, 2, state.to(DEVICE) if dropped else None, dropped),
+        *(torch.tensor([0, 1], device=DEVICE), 2),
     )
     assert not goodness[1].isfinite().all()
     assert not losses[1].isfinite()
