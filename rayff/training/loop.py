@@ -139,18 +139,17 @@ class Loop:
             # was written would seem to have taken no time.
             left = reports[-1].started_s + reports[-1].busy_s
             seconds = left - (reports[0].started_s if left_before is None else left_before)
+            first, left_before = left_before is None, left
             self.keeper.timeline.add(command, reports)
             if isinstance(command, Snapshot):
                 self._snapshot(command, reports, tally)
-                left_before = left
                 if not command.final and pace.stage_s and self.change(pace.stage_s):
                     return False
                 pace = Pace()
                 continue
-            if left_before is None:
+            if first:
                 self.keeper.add_event("running", epoch=command.epoch, stages=len(reports))
             tally.add(command, reports, seconds)
-            left_before = left
             if isinstance(command, Train):
                 pace.add(command, reports)
                 self.keeper.reached = command.step + len(command.batches)

@@ -55,7 +55,7 @@ def predict(
 
 
 def pick_device(name: Device) -> torch.device:
-    """Return the device of that name; auto is a GPU where there is one."""
+    """Return the device of that name, set to keep its bits; auto is a GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     if name == "auto":

@@ -27,16 +27,22 @@ def test_all_compute_as_the_least_able_can():
     assert least_able([able, without_compiler, without_tiles]) is without_compiler
 
 
-def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pytest.MonkeyPatch):
-    found = profile(missing="/cache/kernels.so cannot be used (Permission denied)")
-    monkeypatch.setattr(ray, "wait", lambda calls, timeout: ([], calls))
-    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [found])
+def told(monkeypatch: pytest.MonkeyPatch, why: str, *, gpus: float, ready: bool) -> list[str]:
+    """What a user is told while an actor measures that lacks the kernels."""
+    monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []) if ready else ([], calls))
+    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [profile(missing=why)])
     monkeypatch.setattr(planning, "costs", lambda *_, **options: None)
     actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
     network = architecture("tinycnn", num_classes=10, image_channels=1, width=None)
-    told: list[str] = []
-    measure(RunSpec().resolved({}), network, StageResources(cpus=1, gpus=0), [actor], told.append)
-    waiting, missing = told
+    said: list[str] = []
+    resources = StageResources(cpus=1, gpus=gpus)
+    measure(RunSpec().resolved({}), network, resources, [actor], said.append)
+    return said
+
+
+def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pytest.MonkeyPatch):
+    why = "/cache/kernels.so cannot be used (Permission denied)"
+    waiting, missing = told(monkeypatch, why, gpus=0, ready=False)
     assert (
         waiting == "waiting for the actors, which time the layers where this machine has not yet"
     )
@@ -45,14 +51,6 @@ def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pyte
 
 
 def test_missing_kernels_of_a_gpu_have_their_own_remedy(monkeypatch: pytest.MonkeyPatch):
-    found = profile(missing="Failed to find C compiler")
-    monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []))
-    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [found])
-    monkeypatch.setattr(planning, "costs", lambda *_, **options: None)
-    actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
-    network = architecture("tinycnn", num_classes=10, image_channels=1, width=None)
-    told: list[str] = []
-    measure(RunSpec().resolved({}), network, StageResources(cpus=1, gpus=1), [actor], told.append)
-    (missing,) = told
+    (missing,) = told(monkeypatch, "Failed to find C compiler", gpus=1, ready=True)
     assert "Failed to find C compiler; it is faster with Triton" in missing
     assert "a C compiler" in missing

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayff.learning import native
+from rayff.learning import fast, native
 from rayff.learning.convolution import methods
 from rayff.learning.fast import FastStep, fast_forward, fast_rule, pointwise
 from rayff.learning.layer import CWConv
@@ -247,9 +247,14 @@ def test_the_kernels_draw_the_bytes_of_the_stream(
     stream = DropoutStream(seed=3, layer_index=7, share=share)
     state = stream.state(y[0].numel(), y.device)
     labels = torch.zeros(images, dtype=torch.int64)
-    kept = drawn_bytes(state, y.shape) >= 100
+    drawn, exact = drawn_bytes(state, y.shape), y.permute(0, 2, 3, 1).double()
+    features, goodness, gradient, _ = fast._torch_pointwise(exact, 2, drawn, 100, labels, 4)
     found = pointwise(y, 2, state, 100, labels, 4)
-    assert torch.equal(found.gradient.permute(0, 2, 3, 1) != 0, kept)
+    assert torch.equal(found.gradient.permute(0, 2, 3, 1) != 0, drawn >= 100)
+    assert relative(found.goodness, goodness) < 1e-6
+    assert relative(found.gradient.permute(0, 2, 3, 1), gradient) < 1e-6
+    # groups of two nearly equal elements take float32's rounding far up
+    assert relative(found.features.permute(0, 2, 3, 1), features) < 1e-3
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
