@@ -1,7 +1,7 @@
 """Forward-Forward networks, trained as pipelines of Ray actors.
 
     >>> import rayff
-    >>> result = rayff.train(rayff.RunSpec(arch="tinycnn", task="digits"))
+    >>> result = rayff.train(rayff.TrainConfig(arch="tinycnn", task="digits"))
     >>> model = rayff.load(result.run_dir)          # a plain nn.Module
     >>> rayff.evaluate(result.run_dir).accuracy
 
@@ -17,18 +17,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rayff.spec import RunSpec, UserError
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from rayff.cluster.training import TrainResult
-    from rayff.learning.backpropagation import Classifier
-    from rayff.training.evaluation import Evaluation
+    from rayff.baselines.model import Classifier
+    from rayff.distributed.training import TrainResult
+    from rayff.engine.evaluation import Evaluation
 
-__all__ = ["RunSpec", "UserError", "evaluate", "load", "train"]
+__all__ = ["TrainConfig", "UserError", "evaluate", "load", "train"]
 
 
 def train(
-    config: RunSpec | Mapping[str, Any] | None = None, *, resume: bool = False, quiet: bool = False
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
 ) -> TrainResult:
     """Train a network as a pipeline of Ray actors, and show how it goes.
 
@@ -36,7 +40,7 @@ def train(
     starts a local one for the time of the training.
 
     Args:
-        config: the run, as a RunSpec or a mapping of its fields; by default `tinycnn` on the
+        config: the run, as a TrainConfig or a mapping of its fields; by default `tinycnn` on the
             embedded digits.
         resume: go on from the last checkpoint in `config.run_dir`.
         quiet: show nothing.
@@ -47,10 +51,10 @@ def train(
     Raises:
         UserError: a mistake in the run, with its remedy.
     """
-    from rayff.cluster.training import train as train_on_cluster
-    from rayff.training.view import observe, observe_quietly
+    from rayff.console.run_view import observe, observe_quietly
+    from rayff.distributed.training import train as train_on_cluster
 
-    run = config if isinstance(config, RunSpec) else RunSpec.from_dict(config or {})
+    run = config if isinstance(config, TrainConfig) else TrainConfig.from_dict(config or {})
     if quiet:
         return train_on_cluster(run, observe_quietly, resume=resume)
     return train_on_cluster(run, observe, resume=resume, notify=print)
@@ -65,14 +69,14 @@ def load(run_dir: str | PathLike[str]) -> Classifier:
     Raises:
         UserError: no run directory, no model in it yet, or a damaged one.
     """
-    from rayff.training.run_directory import RunDirectory
+    from rayff.runs.run_directory import RunDirectory
 
     return RunDirectory(Path(run_dir)).load_model()
 
 
 def evaluate(run_dir: str | PathLike[str], **options: Any) -> Evaluation:
-    """Evaluate a run's network; see `rayff.training.evaluation.evaluate` for the options."""
-    from rayff.training.evaluation import evaluate as evaluate_run
+    """Evaluate a run's network; see `rayff.engine.evaluation.evaluate` for the options."""
+    from rayff.engine.evaluation import evaluate as evaluate_run
 
     return evaluate_run(Path(run_dir), **options)
 

@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from rayff.spec import RunError, UserError, printable
+from rayff.config.errors import RunError, UserError
+from rayff.config.text import printable
 
 T = TypeVar("T")
 

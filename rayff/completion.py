@@ -16,8 +16,9 @@ import tyro
 
 import rayff
 from rayff.cli import parse, run_command
+from rayff.config.kernels import METHODS
 from rayff.data.tasks import TASKS
-from rayff.spec import METHODS, ZOO
+from rayff.models.zoo import ZOO
 
 DESCRIPTION = """\
 Print a script with which bash or zsh completes commands, flags and their values.
@@ -161,7 +162,7 @@ def commands() -> Iterator[str]:
 @functools.cache
 def known_values() -> dict[str, tuple[str, ...]]:
     """Return the names that an option of any text takes, by the option's name."""
-    from rayff.cluster.space import space_folders
+    from rayff.tune.space import space_folders
 
     spaces = {file.stem for folder in space_folders() for file in folder.glob("*.py")}
     return {

@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rayff.cli import parse, run_command
-from rayff.spec import UserError
-from rayff.spec.text import layer_range
-from rayff.training.files import write_atomically
+from rayff.config.errors import UserError
+from rayff.config.text import layer_range
+from rayff.runs.files import write_atomically
 
 if TYPE_CHECKING:
-    from rayff.training.evaluation import Evaluation
+    from rayff.engine.evaluation import Evaluation
 
 DESCRIPTION = """\
 Evaluate the trained network of a run on the task it was trained on.
@@ -66,7 +66,7 @@ class EvaluateCommand:
 def main(args: Sequence[str]) -> int:
     """Evaluate, print, and save where asked."""
     command = parse(EvaluateCommand, module="rayff.evaluate", description=DESCRIPTION, args=args)
-    from rayff.training.evaluation import evaluate
+    from rayff.engine.evaluation import evaluate
 
     evaluation = evaluate(
         Path(command.run),
@@ -104,7 +104,7 @@ def show(evaluation: Evaluation, split: str, console: Console) -> None:
         console.print("\nimages by true class (row) and predicted class (column)")
         console.print(matrix, crop=False, soft_wrap=not console.is_terminal)
         return
-    from rayff.training.evaluation import most_confused
+    from rayff.engine.evaluation import most_confused
 
     pairs = most_confused(evaluation.confusion, NUM_PAIRS)
     console.print(f"\nmost confused: images, true class, predicted class (top {len(pairs)})")

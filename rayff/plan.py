@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayff.cli import parse, run_command
-from rayff.spec import RunSpec
-from rayff.spec.run import Device, Precision, RuleName
+from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
 
 DESCRIPTION = """\
 Time the layers of a network on this cluster, and show where it would be cut.
@@ -58,17 +57,17 @@ class PlanCommand:
     json: bool = False
     """Print the plan as JSON."""
 
-    def run(self) -> RunSpec:
+    def run(self) -> TrainConfig:
         """Return the run that is planned."""
-        known = {field.name for field in dataclasses.fields(RunSpec)}
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return RunSpec(**{name: value for name, value in values.items() if name in known})
+        return TrainConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def main(args: Sequence[str]) -> int:
     """Time the layers and print the plan."""
     command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
-    from rayff.cluster.planning import plan_run
+    from rayff.distributed.planner import plan_run
 
     facts = plan_run(command.run(), notify=_tell)
     if command.json:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from rayff.cli import parse, run_command
-from rayff.spec import UserError, printable
+from rayff.config.errors import UserError
+from rayff.config.text import printable
 
 DESCRIPTION = """\
 Classify image files with the trained network of a run.
@@ -56,8 +57,8 @@ class PredictCommand:
 def main(args: Sequence[str]) -> int:
     """Predict and print."""
     command = parse(PredictCommand, module="rayff.predict", description=DESCRIPTION, args=args)
-    from rayff.training.prediction import pick_device, predict
-    from rayff.training.run_directory import RunDirectory
+    from rayff.engine.prediction import pick_device, predict
+    from rayff.runs.run_directory import RunDirectory
 
     device = pick_device(command.device)
     model = RunDirectory(Path(command.run)).load_model().to(device)

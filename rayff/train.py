@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayff.cli import parse, run_command
-from rayff.spec import RunSpec, UserError
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
 
 DESCRIPTION = """\
 Train a Forward-Forward network as a pipeline of Ray actors.
@@ -25,7 +26,7 @@ Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(RunSpec):
+class TrainCommand(TrainConfig):
     """The flags: those of a run, and how it starts."""
 
     resume: bool = False
@@ -42,8 +43,8 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     asked = _parse(args, TrainCommand())
     if asked.config is None and not asked.resume:
         return asked
-    from rayff.training.run_directory import RunDirectory, read_config
-    from rayff.training.storage import Storage
+    from rayff.runs.run_directory import RunDirectory, read_config
+    from rayff.runs.storage import Storage
 
     if asked.resume and asked.run_dir is None:
         raise UserError("--resume needs --run-dir: the folder of the run to go on with")
@@ -71,10 +72,12 @@ def _parse(args: Sequence[str], default: TrainCommand) -> TrainCommand:
 def main(args: Sequence[str]) -> int:
     """Train; return 0, or 128 plus the number of the signal that stopped the run early."""
     command = read_flags(args)
-    from rayff.cluster.training import train
-    from rayff.training.view import observe
+    from rayff.console.run_view import observe
+    from rayff.distributed.training import train
 
-    run = RunSpec(**{f.name: getattr(command, f.name) for f in dataclasses.fields(RunSpec)})
+    run = TrainConfig(
+        **{f.name: getattr(command, f.name) for f in dataclasses.fields(TrainConfig)}
+    )
     result = train(run, observe, resume=command.resume, notify=print)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from rayff.spec import RunSpec, architecture
-from rayff.training.run_directory import RunDirectory
+from rayff.config.train_config import TrainConfig
+from rayff.models.zoo import architecture
+from rayff.runs.run_directory import RunDirectory
 from tests.data.files import encoded, write_parquet
 
 CLASSES = ("red", "green", "blue")
@@ -68,7 +69,7 @@ def hand_set_weights() -> list[torch.Tensor]:
 def write_run(path: Path, task: Path, window: tuple[int, int] = (0, 0)) -> Path:
     """Leave in `path` what a training would."""
     directory = RunDirectory(path)
-    directory.create(RunSpec(arch="tinycnn", width=3, task=str(task)))
+    directory.create(TrainConfig(arch="tinycnn", width=3, task=str(task)))
     states = {
         index: np.frombuffer(save({"weight": weight}), dtype=np.uint8)
         for index, weight in enumerate(hand_set_weights())

@@ -31,10 +31,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
     """Small tensors want no threads, and bits are compared for one thread count."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A test that sets the number of threads does not change it for the next."""
+    before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -20,20 +20,22 @@ MODULES = {
 }
 
 BELOW: dict[str, set[str]] = {
-    "spec": set(),
-    "data": {"spec"},
-    "learning": {"spec"},
-    "partition": {"spec"},
-    "training": {"spec", "data", "learning", "partition"},
-    "pictures": {"spec", "data", "learning", "partition", "training"},
-    "cluster": {"spec", "data", "learning", "partition", "training"},
+    "config": set(),
+    "models": {"config"},
+    "kernels": {"config", "models"},
+    "learning": {"config", "models", "kernels"},
+    "partition": {"config", "models", "kernels", "learning"},
+    "data": {"config", "models", "kernels", "learning"},
+    "runs": {"config", "models", "kernels", "learning"},
 }
-"""What a room may import, beside itself. The commands and the benchmarks stand on all of them."""
-PROFILE = ("rayff.partition.profile", "learning")
-"""The one look aside: the profile times the layers."""
+"""What a room may import, beside itself."""
+BELOW["engine"] = BELOW["learning"] | {"learning", "partition", "data", "runs"}
+BELOW["distributed"] = BELOW["baselines"] = BELOW["console"] = BELOW["engine"] | {"engine"}
+for _room in ("tune", "report", "doctor"):
+    BELOW[_room] = BELOW["engine"] | {"engine", "distributed", "baselines", "console", "cli"}
 
-WITH_RAY = {"cluster", "bench", "train", "plan", "tune"}
-"""The rooms and commands that Ray belongs to."""
+WITH_RAY = {"distributed", "tune", "baselines", "doctor", "bench"}
+"""The rooms that Ray belongs to."""
 
 BLOCK_RAY = """
 import importlib, sys
@@ -89,8 +91,6 @@ def test_there_is_something_to_look_at():
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name) in BELOW])
 def test_a_room_imports_from_the_rooms_below_it_alone(module: str):
     allowed = BELOW[room(module)] | {room(module)}
-    if module == PROFILE[0]:
-        allowed = allowed | {PROFILE[1]}
     upward = [
         f"{MODULES[module]}:{line} imports {name}"
         for name, line in imports(MODULES[module])
@@ -99,38 +99,38 @@ def test_a_room_imports_from_the_rooms_below_it_alone(module: str):
     assert upward == []
 
 
-def test_the_spec_needs_the_standard_library_alone():
+def test_the_config_needs_the_standard_library_alone():
     others = {
         name.partition(".")[0]
         for module, path in MODULES.items()
-        if room(module) == "spec"
+        if room(module) == "config"
         for name, _ in imports(path)
     }
     assert others - {"rayff"} <= sys.stdlib_module_names
 
 
-def test_ray_is_imported_by_the_cluster_and_its_commands_alone():
+def test_ray_is_imported_by_its_rooms_alone():
     with_ray = {
         room(module)
         for module, path in MODULES.items()
         for name, _ in imports(path)
         if name.partition(".")[0] == "ray"
     }
-    assert "cluster" in with_ray
+    assert "distributed" in with_ray
     assert with_ray <= WITH_RAY
 
 
 def test_everything_else_is_imported_where_ray_is_not_installed():
     names = [name for name in MODULES if room(name) not in WITH_RAY]
     if importlib.util.find_spec("triton") is None:  # torch brings it where it is built for GPUs
-        names.remove("rayff.learning.triton_kernels")
-    assert "rayff.training.loop" in names
+        names.remove("rayff.kernels.triton_kernels")
+    assert "rayff.engine.loop" in names
     run_without_ray("for name in sys.argv[1:]: importlib.import_module(name)", *names)
 
 
 def test_the_block_does_block():
     with pytest.raises(AssertionError, match="ray is blocked"):
-        run_without_ray("import rayff.cluster.placement")
+        run_without_ray("import rayff.distributed.placement")
 
 
 def test_a_trained_network_is_loaded_where_ray_is_not_installed(tmp_path: Path):
@@ -141,13 +141,13 @@ import numpy as np, torch
 from safetensors.torch import save
 import rayff
 from rayff.learning.chain import Chain
-from rayff.spec import architecture
-from rayff.training.run_directory import RunDirectory
+from rayff.models.zoo import architecture
+from rayff.runs.run_directory import RunDirectory
 
 network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
 weights = [layer.weight.detach() for layer in Chain.build(network, seed=1).cwconvs()]
 directory = RunDirectory(pathlib.Path(sys.argv[1]))
-directory.create(rayff.RunSpec(width=2))
+directory.create(rayff.TrainConfig(width=2))
 directory.export_model(
     network,
     {i: np.frombuffer(save({"weight": weight}), np.uint8) for i, weight in enumerate(weights)},
@@ -169,14 +169,15 @@ def test_a_stage_learns_without_what_takes_a_second_to_import():
         """
 import sys
 import numpy as np, torch
-import rayff.cluster.training
+import rayff.distributed.training
 from rayff.data.images import ImageSet
-from rayff.spec import RunSpec, architecture
-from rayff.training.learner import StageSpec
-from rayff.training.messages import Snapshot, Train
-from rayff.training.stage import local_stage
+from rayff.config.train_config import TrainConfig
+from rayff.models.zoo import architecture
+from rayff.engine.learner import StageSpec
+from rayff.engine.commands import Snapshot, Train
+from rayff.engine.stage import local_stage
 
-run = RunSpec(arch="tinycnn", width=10).resolved({})
+run = TrainConfig(arch="tinycnn", width=10).resolved({})
 network = architecture("tinycnn", num_classes=10, image_channels=1, width=10)
 images = ImageSet(images=np.zeros((2, 1, 32, 32), np.uint8), labels=np.zeros(2, np.int64))
 stage = local_stage(

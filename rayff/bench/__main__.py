@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from rayff.cli import run_command
-from rayff.spec import UserError, nearest
+from rayff.config.errors import UserError, nearest
 
 COMMANDS = {
     "step": "one local step of each layer: plain rule against fast rule, by phase",

@@ -15,22 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayff.baselines.model import Backpropagation
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median
 from rayff.cli import parse
+from rayff.config.errors import UserError
+from rayff.config.recipe import Recipe, recipe
 from rayff.data.images import ImageSet, Split
 from rayff.data.order import batches, epoch_order
 from rayff.data.tasks import TaskData, load_task, task_recipe
-from rayff.learning import native
-from rayff.learning.backpropagation import Backpropagation
+from rayff.engine.commands import Evaluate, Indices, Train
+from rayff.engine.learner import StageSpec
+from rayff.engine.stage import local_stage
+from rayff.kernels import native
+from rayff.kernels.precision import DTYPES, default_precision
 from rayff.learning.chain import normalise
-from rayff.learning.precision import DTYPES, default_precision
-from rayff.learning.sip import best_window
+from rayff.learning.readout import best_window
+from rayff.models.zoo import architecture
 from rayff.partition.profile import Conditions, clock, time_layers
-from rayff.spec import Recipe, UserError, architecture
-from rayff.spec.recipe import recipe
-from rayff.training.learner import StageSpec
-from rayff.training.messages import Evaluate, Indices, Train
-from rayff.training.stage import local_stage
 
 DESCRIPTION = """\
 Train a network by Forward-Forward, and the same network with a linear head by backpropagation in
@@ -99,7 +100,7 @@ def main(args: Sequence[str]) -> int:
     if command.threads is not None:
         at_least_one(threads=command.threads)
         torch.set_num_threads(command.threads)
-    from rayff.training.prediction import pick_device
+    from rayff.engine.prediction import pick_device
 
     outcome = measure(command, pick_device(command.device))
     outcome.show()

@@ -29,9 +29,9 @@ from pathlib import Path
 
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median
 from rayff.cli import parse
-from rayff.cluster.local_nodes import LocalNodes
-from rayff.spec import RunError, UserError
-from rayff.training.keeper import EVENTS
+from rayff.config.errors import RunError, UserError
+from rayff.distributed.local_cluster import LocalNodes
+from rayff.runs.checkpoint_manager import EVENTS
 
 DESCRIPTION = """\
 Attack trainings: kill stages, nodes and the driver at random moments, and compare the final

@@ -21,10 +21,11 @@ import psutil
 
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median
 from rayff.cli import parse
-from rayff.cluster.pipeline import store_used
-from rayff.cluster.training import train
-from rayff.spec import RunSpec, UserError
-from rayff.training.view import observe_quietly
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
+from rayff.console.run_view import observe_quietly
+from rayff.distributed.pipeline import store_used
+from rayff.distributed.training import train
 
 DESCRIPTION = """\
 Train for a while and sample the memory of the driver, the stages and the object store.
@@ -83,7 +84,7 @@ def main(args: Sequence[str]) -> int:
         raise UserError("--minutes and --every-s must be more than 0")
     check_save(command.save)
     with tempfile.TemporaryDirectory(prefix="rayff-endurance-") as folder:
-        run = RunSpec(
+        run = TrainConfig(
             arch=command.arch,
             width=command.width,
             task=command.task,

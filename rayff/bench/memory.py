@@ -20,13 +20,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from rayff.baselines.model import Backpropagation
 from rayff.bench.outcome import Outcome, at_least_one, check_save
 from rayff.bench.step import whole_step
 from rayff.cli import parse
-from rayff.learning.backpropagation import Backpropagation
+from rayff.config.errors import UserError
+from rayff.config.kernels import Kernels, parse_kernels
+from rayff.config.recipe import recipe
+from rayff.models.architecture import Architecture
+from rayff.models.zoo import architecture
 from rayff.partition.profile import Conditions
-from rayff.spec import Architecture, Kernels, UserError, architecture, parse_kernels
-from rayff.spec.recipe import recipe
 
 DESCRIPTION = """\
 Measure the peak memory of a training step of deep networks: Forward-Forward, and backpropagation
@@ -65,7 +68,7 @@ def main(args: Sequence[str]) -> int:
     command = parse(MemoryCommand, module="rayff.bench memory", description=DESCRIPTION, args=args)
     at_least_one(batch_size=command.batch_size)
     check_save(command.save)
-    from rayff.training.prediction import pick_device
+    from rayff.engine.prediction import pick_device
 
     device = pick_device(command.device).type
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
@@ -131,7 +134,7 @@ def measure(command: MemoryCommand, device: str) -> Outcome:
 def largest_layer(network: Architecture) -> int:
     """Return the elements that enter, bypass and leave the largest layer, for an image."""
     return max(
-        network.crossing(position) + spec.out_channels * spec.out_size**2
+        network.boundary_elements(position) + spec.out_channels * spec.out_size**2
         for position, spec in enumerate(network.layers)
     )
 

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rayff.spec import UserError
-from rayff.training.files import write_atomically
+from rayff.config.errors import UserError
+from rayff.runs.files import write_atomically
 
 
 def machine() -> dict[str, Any]:

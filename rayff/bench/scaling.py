@@ -21,21 +21,22 @@ import torch
 
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median, spread
 from rayff.cli import parse
+from rayff.config.train_config import Precision, TrainConfig
 from rayff.data.images import ImageSet
 from rayff.data.tasks import TaskData
-from rayff.learning.precision import DTYPES, default_precision
-from rayff.partition.cuts import Costs, Division, balanced_cuts, balanced_division
+from rayff.engine.commands import Report, Train
+from rayff.engine.learner import StageSpec
+from rayff.engine.pipeline import LocalPipeline, Pipeline
+from rayff.engine.preparation import Prepared, check_plan_wishes
+from rayff.engine.stage import local_stage
+from rayff.kernels.precision import DTYPES, default_precision
+from rayff.models.architecture import IMAGE_SIZE
+from rayff.models.zoo import architecture
+from rayff.partition.boundaries import Costs, Division, balanced_boundaries, balanced_division
 from rayff.partition.plan import Plan
 from rayff.partition.profile import Conditions, time_layers
 from rayff.partition.simulation import simulate
-from rayff.spec import IMAGE_SIZE, RunSpec, architecture
-from rayff.spec.run import Precision
-from rayff.training.learner import StageSpec
-from rayff.training.messages import Report, Train
-from rayff.training.pipeline import LocalPipeline, Pipeline
-from rayff.training.preparation import Prepared, check_plan_wishes
-from rayff.training.run_directory import RunDirectory
-from rayff.training.stage import local_stage
+from rayff.runs.run_directory import RunDirectory
 
 DESCRIPTION = """\
 Train real pipelines on made-up images, one CPU and thread a stage: images/s, speed-up over one
@@ -107,8 +108,8 @@ def main(args: Sequence[str]) -> int:
 
 def measure(command: ScalingCommand) -> Outcome:
     """Return the benchmark's tables and figures."""
-    from rayff.cluster.placement import nodes
-    from rayff.cluster.session import ray_session
+    from rayff.distributed.placement import nodes
+    from rayff.distributed.session import ray_session
 
     outcome = Outcome("scaling", dataclasses.asdict(command))
     with ray_session():
@@ -144,7 +145,7 @@ def measure(command: ScalingCommand) -> Outcome:
     return outcome
 
 
-def _run(command: ScalingCommand, **wishes: Any) -> RunSpec:
+def _run(command: ScalingCommand, **wishes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "arch": command.arch,
         "batch_size": command.batch_size,
@@ -154,13 +155,13 @@ def _run(command: ScalingCommand, **wishes: Any) -> RunSpec:
         "chunk": 1,
         "run_dir": "bench",
     }
-    run = RunSpec(**{**settings, **wishes}).resolved({})
+    run = TrainConfig(**{**settings, **wishes}).resolved({})
     network = architecture(command.arch, num_classes=10, image_channels=3)
     check_plan_wishes(run, len(network), command.batch_size)
     return run
 
 
-def prepared(run: RunSpec) -> Prepared:
+def prepared(run: TrainConfig) -> Prepared:
     """Return a run on made-up images, with which nothing is written."""
     network = architecture(run.arch, num_classes=10, image_channels=3)
     size = run.batch_size or 1
@@ -181,9 +182,9 @@ def prepared(run: RunSpec) -> Prepared:
     )
 
 
-def _train(run: RunSpec, steps: int) -> tuple[Plan, Steady]:
+def _train(run: TrainConfig, steps: int) -> tuple[Plan, Steady]:
     """Train through actors; return their plan and the steady state."""
-    from rayff.cluster.training import open_pipeline
+    from rayff.distributed.training import open_pipeline
 
     with open_pipeline(prepared(run), notify=lambda message: None) as (plan, pipeline):
         if steps == 0:
@@ -196,7 +197,7 @@ def _train_apart(command: ScalingCommand) -> Steady:
 
     They step all weights as replicas do, and add up nothing.
     """
-    from rayff.cluster.training import open_pipeline
+    from rayff.distributed.training import open_pipeline
 
     parts = int(command.replicas)
     runs = [
@@ -245,7 +246,7 @@ def _train_here(command: ScalingCommand, threads: int) -> Steady:
         torch.set_num_threads(before)
 
 
-def steady_state(pipeline: Pipeline, run: RunSpec, *, fill: int, steps: int) -> Steady:
+def steady_state(pipeline: Pipeline, run: TrainConfig, *, fill: int, steps: int) -> Steady:
     """Train on `fill` batches and then on `steps` more, which count."""
     indices = np.arange(run.batch_size or 1)
     commands = (
@@ -267,7 +268,7 @@ def steady_state(pipeline: Pipeline, run: RunSpec, *, fill: int, steps: int) -> 
 def ceiling(costs: Costs, plan: Plan) -> float:
     """Return the speed-up if stages only computed: all layers over the slowest stage."""
     free = dataclasses.replace(
-        costs, crossing_s=[0.0] * len(costs.layer_s), summing_s=[0.0] * len(costs.layer_s)
+        costs, boundary_s=[0.0] * len(costs.layer_s), all_reduce_s=[0.0] * len(costs.layer_s)
     )
     return free.speedup(plan.cuts, plan.replicas)
 
@@ -345,7 +346,7 @@ def _simulated(
     one = simulate(costs, (), batch_size=command.batch_size, num_chunks=SIMULATED_BATCHES)
     for count in counts:
         stages = min(count, layers)
-        alone = Division(cuts=balanced_cuts(costs, (1,) * stages), replicas=(1,) * stages)
+        alone = Division(cuts=balanced_boundaries(costs, (1,) * stages), replicas=(1,) * stages)
         both = balanced_division(costs, count, command.batch_size)
         for name, division in (("cuts alone", alone), ("cuts and replicas", both)):
             played = simulate(

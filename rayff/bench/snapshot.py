@@ -14,10 +14,10 @@ import numpy as np
 from rayff.bench.outcome import Outcome, at_least_one, check_save, median, spread
 from rayff.bench.scaling import prepared
 from rayff.cli import parse
-from rayff.spec import RunSpec
-from rayff.training.checkpoint import Checkpoint, Progress
-from rayff.training.keeper import Keeper
-from rayff.training.messages import Command, Snapshot, Train
+from rayff.config.train_config import TrainConfig
+from rayff.engine.commands import Command, Snapshot, Train
+from rayff.runs.checkpoint import Checkpoint, Progress
+from rayff.runs.checkpoint_manager import RunRecorder
 
 DESCRIPTION = """\
 Time a pipeline with and without a snapshot on the way, which is copied aside, sent to the driver
@@ -79,10 +79,10 @@ class _Silent:
 
 def measure(command: SnapshotCommand, run_dir: Path) -> Outcome:
     """Return the benchmark's table and figures."""
-    from rayff.cluster.session import ray_session
-    from rayff.cluster.training import open_pipeline
+    from rayff.distributed.session import ray_session
+    from rayff.distributed.training import open_pipeline
 
-    run = RunSpec(
+    run = TrainConfig(
         arch=command.arch,
         batch_size=command.batch_size,
         stages=command.stages,
@@ -94,7 +94,7 @@ def measure(command: SnapshotCommand, run_dir: Path) -> Outcome:
     with ray_session(), open_pipeline(made, notify=print) as (plan, pipeline):
         made = made.settled(plan.precision, plan.kernels)
         made.directory.create(made.run)
-        with Keeper(made, _Silent()) as keeper:
+        with RunRecorder(made, _Silent()) as recorder:
             ends: list[float] = []
             writes: list[float] = []
             size = 0
@@ -103,7 +103,7 @@ def measure(command: SnapshotCommand, run_dir: Path) -> Outcome:
                     began = time.perf_counter()
                     states = {i: state for r in reports for i, state in r.states.items()}
                     size = sum(state.nbytes for state in states.values())
-                    keeper.add_snapshot(
+                    recorder.add_snapshot(
                         Checkpoint(step=asked.batch, progress=Progress(), states=states),
                         final=False,
                     )

@@ -13,12 +13,18 @@ import torch
 
 from rayff.bench.outcome import Outcome, at_least_one, check_save, in_turns, median, spread
 from rayff.cli import parse
-from rayff.learning.chain import Crossing, normalise
-from rayff.learning.convolution import Convolution
-from rayff.learning.fast import FastStep
+from rayff.config.kernels import Kernels
+from rayff.config.recipe import recipe
+from rayff.engine.commands import Batch
+from rayff.engine.learner import LocalLearner, StageSpec
+from rayff.kernels.convolution import Convolution
+from rayff.kernels.precision import DTYPES, default_precision
+from rayff.learning.analytic import FastStep
+from rayff.learning.chain import Activations, normalise
+from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.precision import DTYPES, default_precision
-from rayff.learning.streams import Share
+from rayff.models.architecture import IMAGE_SIZE, Architecture, LayerSpec
+from rayff.models.zoo import architecture
 from rayff.partition.profile import (
     Conditions,
     LayerTime,
@@ -28,10 +34,6 @@ from rayff.partition.profile import (
     time_layer,
     time_layers,
 )
-from rayff.spec import IMAGE_SIZE, Architecture, Kernels, LayerSpec, architecture
-from rayff.spec.recipe import recipe
-from rayff.training.learner import LocalLearner, StageSpec
-from rayff.training.messages import Batch
 
 DESCRIPTION = """\
 Time one local step of a network in this process: the plain rule in float32 against the fast rule.
@@ -74,7 +76,7 @@ def main(args: Sequence[str]) -> int:
     if command.threads is not None:
         at_least_one(threads=command.threads)
         torch.set_num_threads(command.threads)
-    from rayff.training.prediction import pick_device
+    from rayff.engine.prediction import pick_device
 
     outcome = measure(command, pick_device(command.device))
     outcome.show()
@@ -261,7 +263,7 @@ def whole_step(
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
         labels = torch.arange(images, device=device) % conditions.num_classes
         batch = Batch(
-            crossing=Crossing(features=normalise(pixels, conditions.dtype)), labels=labels
+            activations=Activations(features=normalise(pixels, conditions.dtype)), labels=labels
         )
         start = clock(device)
         learner.learn(batch, Share(step=next(steps), batch_size=images))

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from rayff.spec import IMAGE_SIZE, UserError
+from rayff.config.errors import UserError
+from rayff.models.architecture import IMAGE_SIZE
 
 Split = Literal["train", "valid", "test"]
 

@@ -18,8 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayff.config.errors import UserError
+from rayff.config.text import is_plain
 from rayff.data.images import ImageSet, decode_image, is_grey
-from rayff.spec import IMAGE_SIZE, UserError, is_plain
+from rayff.models.architecture import IMAGE_SIZE
 
 MAX_CLASSES = 2**16
 """Classes that labels without names may number at most; a label beyond is a mistake."""

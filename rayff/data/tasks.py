@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayff.config.errors import UserError, nearest
 from rayff.data import parquet
 from rayff.data.digits import VALID_SIZE, read_digits
 from rayff.data.images import ImageSet, Split
 from rayff.data.order import holdout
 from rayff.data.torchvision_files import read_torchvision, torchvision_folder
-from rayff.spec import UserError, nearest
 
 DEFAULT_DOWNLOAD_DIR = Path("~/.cache/rayff")
 """Where `--download` puts the data when no folder is given."""

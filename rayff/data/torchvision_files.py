@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rayff.config.errors import UserError
 from rayff.data.images import ImageSet, to_array
-from rayff.spec import IMAGE_SIZE, UserError
+from rayff.models.architecture import IMAGE_SIZE
 
 
 def torchvision_folder(class_name: str, root: Path) -> Path:

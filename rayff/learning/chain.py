@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayff.learning import gpu
+from rayff.kernels import gpu
 from rayff.learning.layer import CWConv
-from rayff.spec import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, LayerSpec
 
 Visit = Callable[[CWConv, Tensor], Tensor]
 """What happens to a layer that a batch passes: it takes the features and returns the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crossing:
+class Activations:
     """What goes from one layer to the next, and so over a cut."""
 
     features: Tensor
@@ -80,9 +80,9 @@ class Chain(nn.Module):
         """Return the layers with their own type."""
         return [layer for layer in self.layers if isinstance(layer, CWConv)]
 
-    def walk(self, crossing: Crossing, visit: Visit) -> Crossing:
+    def walk(self, activations: Activations, visit: Visit) -> Activations:
         """Take a batch through all layers, shortcuts included; `visit` decides what each does."""
-        features, shortcut = crossing.features, crossing.shortcut
+        features, shortcut = activations.features, activations.shortcut
         for layer in self.cwconvs():
             if layer.spec.opens_block:
                 shortcut = features
@@ -90,7 +90,7 @@ class Chain(nn.Module):
             if layer.spec.join != "none":
                 assert shortcut is not None, "a block that joins was opened before"
                 features, shortcut = join(features, shortcut.detach(), layer.spec), None
-        return Crossing(features=features, shortcut=shortcut)
+        return Activations(features=features, shortcut=shortcut)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,9 +100,9 @@ class Chain(nn.Module):
     @torch.no_grad()
     def evaluate(
         self,
-        crossing: Crossing,
+        activations: Activations,
         classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]] = CWConv.forward,
-    ) -> tuple[Crossing, list[Tensor]]:
+    ) -> tuple[Activations, list[Tensor]]:
         """Return what leaves the chain and each layer's goodness, (B, C) each; no dropout."""
         goodness: list[Tensor] = []
 
@@ -111,7 +111,7 @@ class Chain(nn.Module):
             goodness.append(layer_goodness)
             return features
 
-        return self.walk(crossing, visit), goodness
+        return self.walk(activations, visit), goodness
 
 
 class ForwardForward(nn.Module):
@@ -142,7 +142,7 @@ class ForwardForward(nn.Module):
         return self.chain.cwconvs()[0].weight
 
     @property
-    def num_voices(self) -> int:
+    def num_classifiers(self) -> int:
         """Layers that say a class: all of them."""
         return len(self.chain)
 
@@ -152,13 +152,13 @@ class ForwardForward(nn.Module):
         return self.window[1] + 1
 
     @torch.no_grad()
-    def goodness(self, images: Tensor, num_voices: int | None = None) -> Tensor:
-        """Return the goodness of the first `num_voices` layers, (L, B, C).
+    def goodness(self, images: Tensor, num_classifiers: int | None = None) -> Tensor:
+        """Return the goodness of the first `num_classifiers` layers, (L, B, C).
 
         `images` are uint8, (B, K, 32, 32).
         """
-        crossing = Crossing(features=normalise(images, self.chain.dtype))
-        return torch.stack(self.chain[:num_voices].evaluate(crossing)[1])
+        activations = Activations(features=normalise(images, self.chain.dtype))
+        return torch.stack(self.chain[:num_classifiers].evaluate(activations)[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the summed goodness of the window, (B, C): the logits of the classes."""
@@ -177,10 +177,10 @@ class ForwardForward(nn.Module):
             the probabilities, (C,), and the number of layers that were computed.
         """
         first, last = self.window
-        crossing = Crossing(features=normalise(image[None], self.chain.dtype))
+        activations = Activations(features=normalise(image[None], self.chain.dtype))
         total = torch.zeros(self.chain.architecture.num_classes, device=image.device)
         for index in range(last + 1):
-            crossing, (goodness,) = self.chain[index : index + 1].evaluate(crossing)
+            activations, (goodness,) = self.chain[index : index + 1].evaluate(activations)
             if index >= first:
                 total = total + goodness[0]
                 if total.softmax(dim=0).max() >= threshold:

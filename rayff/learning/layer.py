@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayff.learning.streams import DropoutStream, Share, weight_generator
-from rayff.spec import Kernels, LayerSpec
+from rayff.config.kernels import Kernels
+from rayff.learning.generators import DropoutGenerator, Share, weight_generator
+from rayff.models.architecture import LayerSpec
 
 
 class CWConv(nn.Module):
@@ -43,14 +44,14 @@ class CWConv(nn.Module):
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         self.weight = nn.Parameter(weight)
 
-    def dropout_stream(self, share: Share) -> DropoutStream:
+    def dropout_generator(self, share: Share) -> DropoutGenerator:
         """Return where the random bytes of dropout come from with a share of a batch."""
-        return DropoutStream(seed=self.seed, layer_index=self.spec.index, share=share)
+        return DropoutGenerator(seed=self.seed, layer_index=self.spec.index, share=share)
 
     def dropout_state(self, share: Share, device: torch.device) -> Tensor:
         """Return the state of that stream for the device's kernels, in the host's memory."""
         spec = self.spec
-        return self.dropout_stream(share).state(spec.out_channels * spec.out_size**2, device)
+        return self.dropout_generator(share).state(spec.out_channels * spec.out_size**2, device)
 
     def activation(self, x: Tensor, share: Share | None = None) -> Tensor:
         """Return h = dropout(relu(conv(x))), (B, K, H, W); no dropout where `share` is None."""
@@ -62,7 +63,7 @@ class CWConv(nn.Module):
         h = h.to(self.weight.dtype)
         if share is None or self.dropped == 0:
             return h
-        kept = self.dropout_stream(share).keep_mask(h, self.dropped)
+        kept = self.dropout_generator(share).keep_mask(h, self.dropped)
         return h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
 
     def goodness(self, h: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from rayff.config.errors import UserError
+from rayff.config.recipe import OptimizerName, Recipe
 from rayff.learning.layer import CWConv
-from rayff.spec import Recipe, UserError
-from rayff.spec.recipe import OptimizerName
 
 _OPTIMIZER = "optimizer."
 _STATE: dict[OptimizerName, tuple[str, ...]] = {
@@ -31,7 +31,7 @@ class LayerOptimizer:
     import torch's compiler when they are first used, a second and 150 MiB in every actor.
 
     On a GPU those of Adam's kind keep their learning rate and their count of steps in its
-    memory, so that a recorded step finds them there (see rayff.learning.replay).
+    memory, so that a recorded step finds them there (see rayff.learning.recorded).
 
     Args:
         layer: what has parameters.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayff.learning.analytic import fast_forward, fast_rule
+from rayff.learning.autograd import Rule, plain_rule
 from rayff.learning.chain import Chain
-from rayff.learning.fast import fast_forward, fast_rule
 from rayff.learning.layer import CWConv
-from rayff.learning.rule import Rule, plain_rule
 
 
 @dataclass(frozen=True, kw_only=True)

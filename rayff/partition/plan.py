@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rayff.partition.cuts import Costs, balanced_cuts, balanced_division
-from rayff.spec import Architecture, Kernels, RunSpec
-from rayff.spec.recipe import Method
-from rayff.spec.run import Precision
-from rayff.spec.text import plural
+from rayff.config.kernels import Kernels
+from rayff.config.recipe import Method
+from rayff.config.text import plural
+from rayff.config.train_config import Precision, TrainConfig
+from rayff.models.architecture import Architecture
+from rayff.partition.boundaries import Costs, balanced_boundaries, balanced_division
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ class Plan:
 
 
 def make_plan(
-    run: RunSpec,
+    run: TrainConfig,
     network: Architecture,
     resources: StageResources,
     measured: Measured,
@@ -145,7 +146,7 @@ def make_plan(
         cuts, replicas = best.cuts, best.replicas
     else:
         replicas = run.replica_counts or (1,) * num_actors
-        cuts = balanced_cuts(measured.costs, replicas) if run.cuts is None else run.cuts
+        cuts = balanced_boundaries(measured.costs, replicas) if run.cuts is None else run.cuts
     return Plan(
         architecture=network,
         cuts=cuts,
@@ -173,7 +174,7 @@ def rebalanced(plan: Plan, stage_s: Sequence[float]) -> Plan:
         stage_s: seconds of each stage for a batch, as measured.
     """
     slowness = [found / max(s, 1e-9) for found, s in zip(stage_s, plan.stages_s, strict=True)]
-    cuts = balanced_cuts(plan.costs, plan.replicas, slowness)
+    cuts = balanced_boundaries(plan.costs, plan.replicas, slowness)
     then = plan.costs.stages_s(cuts, plan.replicas)
     slowest = max(s * times for s, times in zip(then, slowness, strict=True))
     if slowest > (1 - REBALANCE_GAIN) * max(stage_s):
@@ -189,7 +190,7 @@ CHUNK_BYTES = 64 * 2**20
 
 def default_chunk(plan: Plan, *, batch_size: int, bytes_per_element: int) -> int:
     """Return how many batches a message takes when nobody says."""
-    crossing = max((plan.architecture.crossing(cut) for cut in plan.cuts), default=0)
-    by_bytes = CHUNK_BYTES // max(1, crossing * batch_size * bytes_per_element)
+    activations = max((plan.architecture.boundary_elements(cut) for cut in plan.cuts), default=0)
+    by_bytes = CHUNK_BYTES // max(1, activations * batch_size * bytes_per_element)
     by_time = CHUNK_S / max(1e-6, max(plan.stages_s))
     return max(1, min(64, int(by_time), by_bytes))

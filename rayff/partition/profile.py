@@ -21,16 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayff.learning import amx, gpu, native
-from rayff.learning.convolution import Convolution, methods
-from rayff.learning.fast import FastStep
+from rayff.config.errors import UserError
+from rayff.config.kernels import Kernels
+from rayff.config.recipe import Recipe
+from rayff.kernels import amx, gpu, native
+from rayff.kernels.convolution import Convolution, methods
+from rayff.learning.analytic import FastStep
+from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer
-from rayff.learning.replay import cuda_graph
+from rayff.learning.recorded import cuda_graph
 from rayff.learning.rules import RULES
-from rayff.learning.streams import Share
-from rayff.partition.cuts import Costs
-from rayff.spec import Architecture, Kernels, LayerSpec, Recipe, UserError
+from rayff.models.architecture import Architecture, LayerSpec
+from rayff.partition.boundaries import Costs
 
 FORMAT = 5
 _SAMPLE = 128
@@ -318,7 +321,7 @@ def _from_json(entry: dict[str, Any]) -> LayerTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummingTime:
+class AllReduceTime:
     """What it takes to send a gradient once between replicas; a sum sends it 2(r - 1)/r times."""
 
     call_s: float
@@ -334,7 +337,7 @@ def costs(
     batch_size: int,
     bytes_per_element: int,
     seconds_per_byte: float,
-    summing: SummingTime,
+    all_reduce: AllReduceTime,
 ) -> Costs:
     """Return the costs of a batch.
 
@@ -344,18 +347,18 @@ def costs(
         batch_size: images of a batch.
         bytes_per_element: of features.
         seconds_per_byte: of a transfer between stages.
-        summing: of gradients between replicas; a weight's has 4 bytes.
+        all_reduce: of gradients between replicas; a weight's has 4 bytes.
     """
-    crossing = [
-        architecture.crossing(cut) * batch_size * bytes_per_element * seconds_per_byte
+    activations = [
+        architecture.boundary_elements(cut) * batch_size * bytes_per_element * seconds_per_byte
         for cut in range(1, len(architecture))
     ]
     return Costs(
         layer_s=[time.images_s for time in times],
-        crossing_s=[0.0, *crossing],
+        boundary_s=[0.0, *activations],
         step_s=[time.optimizer_s for time in times],
-        summing_s=[
-            summing.call_s + 4 * layer.num_weights * summing.byte_s
+        all_reduce_s=[
+            all_reduce.call_s + 4 * layer.num_weights * all_reduce.byte_s
             for layer in architecture.layers
         ],
     )

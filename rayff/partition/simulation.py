@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rayff.partition.cuts import Costs
+from rayff.partition.boundaries import Costs
 
 Span = tuple[float, float]
 """Begin and end in seconds."""
@@ -86,8 +86,8 @@ def simulate(
     working, link_s = costs, [0.0] * len(cuts)
     if overlap:  # between R and S replicas the fewer ends carry the larger pieces
         ends = zip(cuts, counts, counts[1:], strict=False)
-        link_s = [chunk * costs.crossing_s[cut] / min(pair) for cut, *pair in ends]
-        working = dataclasses.replace(costs, crossing_s=[0.0] * len(costs.crossing_s))
+        link_s = [chunk * costs.boundary_s[cut] / min(pair) for cut, *pair in ends]
+        working = dataclasses.replace(costs, boundary_s=[0.0] * len(costs.boundary_s))
     stage_s = [chunk * seconds for seconds in working.stages_s(cuts, counts)]
     stages = spans(stage_s, num_chunks, link_s=link_s, window=window)
     total_s = stages[-1][-1][1]

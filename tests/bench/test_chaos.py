@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayff.bench import chaos
-from rayff.spec import UserError
+from rayff.config.errors import UserError
 
 
 @pytest.mark.ray

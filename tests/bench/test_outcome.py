@@ -6,7 +6,7 @@ import pytest
 
 from rayff.bench import __main__ as program
 from rayff.bench.outcome import Outcome, at_least_one, check_save, in_turns, machine, spread
-from rayff.spec import UserError
+from rayff.config.errors import UserError
 
 
 def test_works_take_turns_after_a_warm_up():

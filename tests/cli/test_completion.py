@@ -14,7 +14,7 @@ import pytest
 
 from rayff.bench.__main__ import COMMANDS as BENCHMARKS
 from rayff.completion import commands, main, places, script
-from rayff.spec import ZOO
+from rayff.models.zoo import ZOO
 
 BASH, ZSH = shutil.which("bash"), shutil.which("zsh")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import rayff
-from rayff.spec import UserError
-from rayff.training.checkup.finding import Check, Finding, fails, note, ok, slow
+from rayff.config.errors import UserError
+from rayff.doctor.check import Check, CheckResult, fails, note, ok, slow
 
 doctor = __import__("rayff.doctor").doctor
 
@@ -61,7 +61,7 @@ class TestMadeUpChecks:
         monkeypatch.setattr(doctor, "checks", made_up)
 
     @pytest.mark.parametrize(
-        ("finding", "code", "summary"),
+        ("result", "code", "summary"),
         [
             (ok("good"), 0, "all 1 checks are well"),
             (note("less", "more"), 0, "all 1 checks are well"),
@@ -72,20 +72,20 @@ class TestMadeUpChecks:
     )
     def test_only_a_failure_makes_the_exit_code(
         self,
-        finding: Finding,
+        result: CheckResult,
         code: int,
         summary: str,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        self.have(monkeypatch, thing=lambda: finding)
+        self.have(monkeypatch, thing=lambda: result)
         assert doctor.main([]) == code
         assert capsys.readouterr().out.splitlines()[-1] == summary
 
     def test_one_that_breaks_does_not_end_the_others(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def broken() -> Finding:
+        def broken() -> CheckResult:
             raise OSError("no such thing")
 
         self.have(monkeypatch, first=broken, second=lambda: ok("good"))
@@ -104,7 +104,7 @@ class TestMadeUpChecks:
     def test_a_signal_ends_it_behind_the_check_that_is_under_way(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def interrupted() -> Finding:
+        def interrupted() -> CheckResult:
             signal.raise_signal(signal.SIGINT)
             return ok("went on")
 
@@ -126,7 +126,7 @@ class TestMadeUpChecks:
 
 
 def test_a_ray_that_cannot_be_imported_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rayff.cluster.checkup", None)
+    monkeypatch.setitem(sys.modules, "rayff.doctor.cluster", None)
     *_, (name, check) = doctor.checks(doctor.DoctorCommand())
     assert name == "Ray"
     assert check().state == "fails"

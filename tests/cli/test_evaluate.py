@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rayff.config.errors import UserError
 from rayff.evaluate import main
-from rayff.spec import UserError
 from tests.colour_run import write_run, write_task
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from rayff.cli import parse
-from rayff.spec import RunSpec, UserError
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def test_optional_flags_read_what_they_hold() -> None:
 
 def test_dashes_and_underscores_are_the_same() -> None:
     for flag in ("--batch-size", "--batch_size"):
-        run = parse(RunSpec, module="m", description="", args=[flag, "7"])
+        run = parse(TrainConfig, module="m", description="", args=[flag, "7"])
         assert run.batch_size == 7
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rayff.config.errors import UserError
 from rayff.predict import main
-from rayff.spec import UserError
 from tests.colour_run import write_image, write_run, write_task
 
 ROOT = math.sqrt(5) / 2

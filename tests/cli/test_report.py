@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rayff.report import main
-from rayff.spec import UserError
-from rayff.training.timeline import FILE
-from tests.pictures.runs import write_run, write_search
+from rayff.config.errors import UserError
+from rayff.report.__main__ import main
+from rayff.runs.timeline import FILE
+from tests.report.runs import write_run, write_search
 
 PICTURES = {
     *("accuracy", "loss-by-layer", "valid-by-layer", "test-by-layer", "windows", "depth"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rayff.report import main
-from tests.pictures.runs import write_run, write_search
+from rayff.report.__main__ import main
+from tests.report.runs import write_run, write_search
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

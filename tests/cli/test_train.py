@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import rayff
-from rayff.spec import RunSpec, UserError
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
+from rayff.runs.metrics import read_metrics
 from rayff.train import main
-from rayff.training.records import read_metrics
+from tests.engine.local_run import train as train_here
 from tests.tasks import write_tiny_task
-from tests.training.local_run import train as train_here
 
 TINY = ["--arch", "tinycnn", "--width", "4", "--batch-size", "16", "--lr", "0.01"]
 PATIENCE_S = 120
@@ -265,8 +266,8 @@ class TestACompleteRunThatIsResumed:
         def begin() -> None:
             raise RuntimeError("Ray is started")
 
-        monkeypatch.setattr("rayff.cluster.training.ray_session", begin)
-        train_here(RunSpec(**self.OPTIONS, task=task, run_dir=str(tmp_path / "run")))
+        monkeypatch.setattr("rayff.distributed.training.ray_session", begin)
+        train_here(TrainConfig(**self.OPTIONS, task=task, run_dir=str(tmp_path / "run")))
         return tmp_path / "run"
 
     def test_says_its_accuracy(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

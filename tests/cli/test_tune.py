@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rayff.spec import UserError
-from rayff.tune import main, read_options
+from rayff.config.errors import UserError
+from rayff.tune.__main__ import main, read_options
 
 
 class TestAMistake:

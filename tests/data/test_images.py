@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayff.config.errors import UserError
 from rayff.data.images import ImageSet, decode_image, read_image
-from rayff.spec.errors import UserError
 from tests.data.files import encoded, png, random_pixels
 
 

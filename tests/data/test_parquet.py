@@ -3,6 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayff.config.errors import UserError
 from rayff.data.parquet import (
     class_names,
     find_splits,
@@ -10,7 +11,6 @@ from rayff.data.parquet import (
     parquet_files,
     read_split,
 )
-from rayff.spec.errors import UserError
 from tests.data.files import (
     encoded,
     image_structs,

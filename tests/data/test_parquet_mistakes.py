@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayff.config.errors import UserError
 from rayff.data.parquet import class_names, find_splits, image_channels, read_labels, read_split
-from rayff.spec.errors import UserError
 from tests.data.files import image_structs, png, write_columns, write_parquet
 
 

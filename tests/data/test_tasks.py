@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
+from rayff.config.errors import UserError
 from rayff.data.tasks import TASKS, Task, load_task, task_recipe
-from rayff.spec.errors import UserError
 from tests.data.files import random_pixels, write_mnist, write_parquet
 
 

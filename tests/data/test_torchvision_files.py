@@ -6,8 +6,8 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
+from rayff.config.errors import UserError
 from rayff.data.torchvision_files import read_torchvision, torchvision_folder
-from rayff.spec.errors import UserError
 from tests.data.files import write_idx, write_mnist
 
 NO_NETWORK = "<urlopen error [Errno -3] Temporary failure in name resolution>"

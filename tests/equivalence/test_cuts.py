@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import rayff
-from rayff.spec import RunSpec, parse_kernels
-from rayff.training.keeper import Keeper
-from rayff.training.learner import StageSpec
-from rayff.training.loop import Loop
-from rayff.training.pipeline import LocalPipeline
-from rayff.training.preparation import prepare
-from rayff.training.run_directory import RunDirectory
-from rayff.training.stage import local_stage
-from rayff.training.stop import StopRequest
+from rayff.config.kernels import parse_kernels
+from rayff.config.train_config import TrainConfig
+from rayff.engine.learner import StageSpec
+from rayff.engine.loop import Loop
+from rayff.engine.pipeline import LocalPipeline
+from rayff.engine.preparation import prepare
+from rayff.engine.stage import local_stage
+from rayff.engine.stop import StopRequest
+from rayff.runs.checkpoint_manager import RunRecorder
+from rayff.runs.run_directory import RunDirectory
 from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
 
@@ -55,7 +56,7 @@ class Silent:
     def on_restart(self, stage_names: Any, progress: Any) -> None: ...
 
 
-def train_in_one_process(run: RunSpec) -> Path:
+def train_in_one_process(run: TrainConfig) -> Path:
     """Train with the plain pipeline: one stage, one thread, no Ray."""
     prepared = prepare(run, resume=False)
     precision = run.precision or "fp32"
@@ -75,13 +76,13 @@ def train_in_one_process(run: RunSpec) -> Path:
     torch.set_num_threads(1)
     try:
         pipeline = LocalPipeline([local_stage(spec, torch.device("cpu"), prepared.splits)])
-        with Keeper(prepared, Silent()) as keeper:
+        with RunRecorder(prepared, Silent()) as recorder:
             loop = Loop(
                 prepared=prepared,
                 schedule=prepared.schedule(chunk=1),
                 cuts=(),
-                observer=Silent(),
-                keeper=keeper,
+                callback=Silent(),
+                recorder=recorder,
             )
             loop.train(pipeline, StopRequest())
     finally:
@@ -103,7 +104,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def one_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    return train_in_one_process(RunSpec(**RUN, task=task, run_dir=str(run_dir)))
+    return train_in_one_process(TrainConfig(**RUN, task=task, run_dir=str(run_dir)))
 
 
 @pytest.mark.ray
@@ -131,7 +132,7 @@ class TestEveryPlanGivesTheSameBits:
         one_process: Path,
         tmp_path: Path,
     ) -> None:
-        run = RunSpec(**RUN, **plan, task=task, run_dir=str(tmp_path / "run"))
+        run = TrainConfig(**RUN, **plan, task=task, run_dir=str(tmp_path / "run"))
         result = rayff.train(run, quiet=True)
         for step in (3, 6):
             expected = layer_files(one_process, step)
@@ -146,7 +147,7 @@ class TestEveryPlanGivesTheSameBits:
     def test_by_the_plain_rule_and_in_bfloat16_too(
         self, how: dict[str, Any], cluster: None, task: str, tmp_path: Path
     ) -> None:
-        run = RunSpec(**{**RUN, **how, "epochs": 1}, task=task, run_dir=str(tmp_path / "one"))
+        run = TrainConfig(**{**RUN, **how, "epochs": 1}, task=task, run_dir=str(tmp_path / "one"))
         expected = layer_files(train_in_one_process(run), 3)
         cut = dataclasses.replace(run, cuts=(3, 8), chunk=2, run_dir=str(tmp_path / "run"))
         result = rayff.train(cut, quiet=True)
@@ -158,13 +159,13 @@ class TestEveryPlanGivesTheSameBits:
     ) -> None:
         run_dir = tmp_path / "run"
         found = {**RUN, "kernels": None, "precision": None}
-        rayff.train(RunSpec(**found, task=task, stages=2, run_dir=str(run_dir)), quiet=True)
+        rayff.train(TrainConfig(**found, task=task, stages=2, run_dir=str(run_dir)), quiet=True)
         whole = layer_files(run_dir, 6)
         config = RunDirectory(run_dir).read_config()
         assert config.precision in ("fp32", "bf16")
         assert len(parse_kernels(config.kernels or "")) == 17
         shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
-        again = RunSpec(**found, task=task, stages=3, run_dir=str(run_dir))
+        again = TrainConfig(**found, task=task, stages=3, run_dir=str(run_dir))
         rayff.train(again, resume=True, quiet=True)
         assert RunDirectory(run_dir).read_config().kernels == config.kernels
         assert layer_files(run_dir, 6) == whole
@@ -173,11 +174,11 @@ class TestEveryPlanGivesTheSameBits:
         self, cluster: None, task: str, one_process: Path, tmp_path: Path
     ) -> None:
         run_dir = tmp_path / "run"
-        whole = RunSpec(**RUN, task=task, stages=4, run_dir=str(run_dir))
+        whole = TrainConfig(**RUN, task=task, stages=4, run_dir=str(run_dir))
         rayff.train(whole, quiet=True)
         shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
 
-        again = RunSpec(**RUN, task=task, stages=2, run_dir=str(run_dir))
+        again = TrainConfig(**RUN, task=task, stages=2, run_dir=str(run_dir))
         result = rayff.train(again, resume=True, quiet=True)
 
         assert [record.epoch for record in result.records] == [1, 2]

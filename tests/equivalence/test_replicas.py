@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 
 import rayff
-from rayff.spec import RunSpec
+from rayff.config.train_config import TrainConfig
 from tests.equivalence.test_cuts import layer_files, train_in_one_process
 from tests.ray_instance import local_ray
 from tests.tasks import write_tiny_task
@@ -45,7 +45,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def one_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    return train_in_one_process(RunSpec(**RUN, task=task, run_dir=str(run_dir)))
+    return train_in_one_process(TrainConfig(**RUN, task=task, run_dir=str(run_dir)))
 
 
 def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
@@ -83,7 +83,7 @@ def test_replicas_learn_what_one_process_learns(
 ) -> None:
     """That replicas have the same bits is checked by every snapshot of the run itself."""
     result = rayff.train(
-        RunSpec(**RUN, **plan, task=task, run_dir=str(tmp_path / "run")), quiet=True
+        TrainConfig(**RUN, **plan, task=task, run_dir=str(tmp_path / "run")), quiet=True
     )
     assert all(len(record.stage_busy) == 2 for record in result.records)
     for step in (3, 6):
@@ -92,12 +92,12 @@ def test_replicas_learn_what_one_process_learns(
 
 def test_a_run_resumes_with_other_replicas(task: str, one_process: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first = RunSpec(**RUN, task=task, replicas="2,1", run_dir=str(run_dir))
+    first = TrainConfig(**RUN, task=task, replicas="2,1", run_dir=str(run_dir))
     rayff.train(first, quiet=True)
     for path in (run_dir / "checkpoints" / "step-00000006").iterdir():
         path.unlink()
     (run_dir / "checkpoints" / "step-00000006").rmdir()
-    again = RunSpec(**RUN, task=task, stages=1, run_dir=str(run_dir))
+    again = TrainConfig(**RUN, task=task, stages=1, run_dir=str(run_dir))
     result = rayff.train(again, resume=True, quiet=True)
     assert [len(record.stage_busy) for record in result.records] == [2, 1]
     assert_alike(layer_files(run_dir, 6), layer_files(one_process, 6))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 
-from rayff.spec import UserError
+from rayff.config.errors import UserError
 
 T = TypeVar("T")
 

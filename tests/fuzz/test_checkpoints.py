@@ -16,18 +16,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayff.config.errors import TrainingDiverged, UserError
+from rayff.config.train_config import TrainConfig
 from rayff.data.tasks import TaskData, load_task
-from rayff.spec import RunSpec, TrainingDiverged, UserError
-from rayff.training import preparation
-from rayff.training.messages import Train
-from rayff.training.preparation import Prepared, prepare
+from rayff.engine import preparation
+from rayff.engine.commands import Train
+from rayff.engine.preparation import Prepared, prepare
+from tests.engine.local_run import local_pipeline, train
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.fuzz.tensors import broken_tensors
 from tests.tasks import write_tiny_task
-from tests.training.local_run import local_pipeline, train
 
-RUN = RunSpec(
+RUN = TrainConfig(
     arch="tinycnn", width=4, epochs=2, batch_size=32, lr=0.01, rule="plain", precision="fp32"
 )
 
@@ -36,7 +37,7 @@ RUN = RunSpec(
 class Run:
     """A training that was stopped in the middle of an epoch, and its one checkpoint."""
 
-    spec: RunSpec
+    spec: TrainConfig
     checkpoint: Path
 
     @functools.cached_property

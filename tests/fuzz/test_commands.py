@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rayff.cluster.training as cluster
+import rayff.distributed.training as cluster
 from rayff.cli import run_command
-from rayff.spec import RunSpec
+from rayff.config.train_config import TrainConfig
 from tests.colour_run import write_image, write_run, write_task
+from tests.engine.local_run import train as train_locally
 from tests.fuzz.checks import cases, tree
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.tasks import write_tiny_task
-from tests.training.local_run import train as train_locally
 
 Main = Callable[[Sequence[str]], int]
 
@@ -69,7 +69,7 @@ def run(
 
 
 class TestTrain:
-    CONFIG = RunSpec(arch="tinycnn", width=10, epochs=1, cuts=(2,)).to_dict()
+    CONFIG = TrainConfig(arch="tinycnn", width=10, epochs=1, cuts=(2,)).to_dict()
 
     @cases(60)
     @given(data=st.data())
@@ -89,7 +89,7 @@ class TestTrain:
         """A run directory with a checkpoint and the metrics of an epoch."""
         folder = tmp_path_factory.mktemp("train")
         task = write_tiny_task(folder / "task", num_train=8)
-        spec = RunSpec(
+        spec = TrainConfig(
             arch="tinycnn", width=4, task=task, epochs=2, batch_size=8, rule="plain", lr=0.01
         )
         path = folder / "run"

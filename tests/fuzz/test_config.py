@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayff.config.train_config import TrainConfig
 from rayff.data import tasks
 from rayff.data.digits import read_digits
-from rayff.spec import RunSpec
-from rayff.training.preparation import prepare
-from rayff.training.run_directory import read_config
+from rayff.engine.preparation import prepare
+from rayff.runs.run_directory import read_config
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import VALUES, broken_bytes, broken_json
 
-RUN = RunSpec(
+RUN = TrainConfig(
     arch="resnet", width=10, epochs=3, lr=0.1, cuts=(5, 9), replicas="1,2,1", kernels="unfold/conv"
 )
 CONFIG = RUN.to_dict()
@@ -27,7 +27,7 @@ def check(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     run = read_or_refused(lambda: read_config(path), folder)
     if run is not None:  # what is read can be written and read again
-        assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+        assert TrainConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
         read_or_refused(lambda: prepare(run, resume=False), folder)
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rayff.config.errors import UserError
 from rayff.data.images import FORMATS, MAX_PIXELS, decode_image, is_grey, read_image
-from rayff.spec import UserError
 from tests.data.files import random_pixels
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.training import records
-from rayff.training.records import EpochRecord, read_metrics
+from rayff.runs import metrics as records
+from rayff.runs.metrics import EpochRecord, read_metrics
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes, broken_json
-from tests.training.test_records import record, write
+from tests.runs.test_metrics import record, write
 
 ROWS = [dataclasses.asdict(record(epoch)) for epoch in (1, 2, 3)]
 

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayff.config.train_config import TrainConfig
 from rayff.learning.chain import ForwardForward
-from rayff.spec import RunSpec, architecture
-from rayff.training.run_directory import RunDirectory
+from rayff.models.zoo import architecture
+from rayff.runs.run_directory import RunDirectory
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.fuzz.tensors import broken_tensors, joined, parts
-from tests.training.test_run_directory import CLASSES, export, snapshot
+from tests.runs.test_run_directory import CLASSES, export, snapshot
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 
@@ -22,7 +23,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "run")
-    directory.create(RunSpec(arch="tinycnn", width=4, task="some/task"))
+    directory.create(TrainConfig(arch="tinycnn", width=4, task="some/task"))
     export(directory)
     return directory
 
@@ -31,7 +32,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 def blocks(tmp_path: Path) -> RunDirectory:
     """A network with shortcuts of both kinds."""
     directory = RunDirectory(tmp_path / "blocks")
-    directory.create(RunSpec(arch="resnet", width=4, task="some/task"))
+    directory.create(TrainConfig(arch="resnet", width=4, task="some/task"))
     network = architecture("resnet", num_classes=4, image_channels=1, width=4)
     layers = [torch.randn(layer.weight_shape) for layer in network.layers]
     directory.export_model(

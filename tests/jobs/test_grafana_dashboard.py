@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rayff.cluster.metrics import GAUGES, RUN_COUNTERS, STAGE_COUNTERS
+from rayff.distributed.ray_metrics import GAUGES, RUN_COUNTERS, STAGE_COUNTERS
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "jobs" / "grafana-dashboard.json").read_text()

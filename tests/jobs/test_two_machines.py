@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayff.cluster.local_nodes import SYSTEM
+from rayff.distributed.local_cluster import SYSTEM
 from tests.cli.test_train import layer_files
-from tests.cluster.test_recovery import events
+from tests.distributed.test_controller import events
 from tests.jobs.ray_nodes import (
     PATIENCE_S,
     environment,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rayff.spec import LayerSpec
+from rayff.models.architecture import LayerSpec
 
 Array = NDArray[np.float64]
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayff.learning.chain import Chain, Crossing, ForwardForward, join, normalise
+from rayff.learning.chain import Activations, Chain, ForwardForward, join, normalise
 from rayff.learning.layer import CWConv
-from rayff.spec import Architecture, LayerSpec, architecture
-from rayff.spec.zoo import Row, chain
-from tests.spec.test_zoo import TABLES
+from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.zoo import Row, architecture, chain
+from tests.models.test_zoo import TABLES
 
 CLASSES = 2
 
@@ -90,15 +90,15 @@ class TestJoins:
         e = cw(cw(d, w[9], 2), w[10]) + F.avg_pool2d(d, 2)
         f = torch.cat((cw(cw(e, w[11]), w[12]), e), dim=1)
         for end, expected in ((3, a), (5, b), (7, c), (9, d), (11, e), (13, f)):
-            crossing, _ = layers[:end].evaluate(Crossing(features=normalise(images)))
-            assert torch.equal(crossing.features, expected)
-            assert crossing.shortcut is None
+            activations, _ = layers[:end].evaluate(Activations(features=normalise(images)))
+            assert torch.equal(activations.features, expected)
+            assert activations.shortcut is None
 
     def test_a_block_that_widens_and_shrinks_concatenates_the_pooled_shortcut(self):
         layers = Chain.build(narrow("resnet20"), seed=2)
         w = [layer.weight.detach() for layer in layers.cwconvs()]
         x = torch.randn(2, 4, 32, 32)
-        out, _ = layers[7:9].evaluate(Crossing(features=x))
+        out, _ = layers[7:9].evaluate(Activations(features=x))
         by_hand = torch.cat((cw(cw(x, w[7], 2), w[8]), F.avg_pool2d(x, 2)), dim=1)
         assert torch.equal(out.features, by_hand)
 
@@ -112,7 +112,7 @@ def entering(layers: Chain, images: Tensor) -> list[tuple[int, ...]]:
         return layer(x)[0]
 
     with torch.no_grad():
-        out = layers.walk(Crossing(features=normalise(images)), visit)
+        out = layers.walk(Activations(features=normalise(images)), visit)
     return [*shapes, tuple(out.features.shape)]
 
 
@@ -146,32 +146,32 @@ class TestShapes:
     @pytest.mark.parametrize("name", ["resnet", "resnet20", "vgg"])
     def test_every_layer_gives_a_goodness_for_each_class(self, name: str):
         network = narrow(name, 2)
-        _, goodness = Chain.build(network).evaluate(Crossing(features=normalise(pixels(3))))
+        _, goodness = Chain.build(network).evaluate(Activations(features=normalise(pixels(3))))
         assert [tuple(each.shape) for each in goodness] == [(3, CLASSES)] * len(network)
 
     @pytest.mark.parametrize("name", ["resnet", "vgg", "resnet20"])
     def test_a_cut_is_crossed_by_as_many_elements_as_the_architecture_says(self, name: str):
         network = narrow(name, 2)
-        crossing = Crossing(features=normalise(pixels()))
+        activations = Activations(features=normalise(pixels()))
         layers = Chain.build(network)
         for position in range(len(network)):
-            crosses = crossing.features[0].numel()
-            if crossing.shortcut is not None:
-                crosses += crossing.shortcut[0].numel()
-            assert network.crossing(position) == crosses, f"before layer {position}"
-            crossing, _ = layers[position : position + 1].evaluate(crossing)
+            crosses = activations.features[0].numel()
+            if activations.shortcut is not None:
+                crosses += activations.shortcut[0].numel()
+            assert network.boundary_elements(position) == crosses, f"before layer {position}"
+            activations, _ = layers[position : position + 1].evaluate(activations)
 
 
 class TestSlices:
     def evaluate_in_parts(
         self, layers: Chain, images: Tensor, cuts: list[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        crossing, goodness = Crossing(features=normalise(images, layers.dtype)), []
+        activations, goodness = Activations(features=normalise(images, layers.dtype)), []
         bounds = [0, *cuts, len(layers)]
         for start, end in zip(bounds, bounds[1:], strict=False):
-            crossing, more = layers[start:end].evaluate(crossing)
+            activations, more = layers[start:end].evaluate(activations)
             goodness += more
-        return crossing.features, goodness
+        return activations.features, goodness
 
     @settings(max_examples=20)
     @given(data=st.data())
@@ -180,7 +180,7 @@ class TestSlices:
         layers = Chain.build(narrow("resnet", 2), dtype=dtype)
         cuts = data.draw(st.lists(st.integers(1, 16), unique=True).map(sorted))
         images = pixels()
-        whole, goodness = layers.evaluate(Crossing(features=normalise(images, dtype)))
+        whole, goodness = layers.evaluate(Activations(features=normalise(images, dtype)))
         features, parts = self.evaluate_in_parts(layers, images, cuts)
         assert torch.equal(features, whole.features)
         assert torch.equal(torch.stack(parts), torch.stack(goodness))
@@ -188,7 +188,7 @@ class TestSlices:
     @pytest.mark.parametrize("name", ["resnet", "resnet20", "tinycnn"])
     def test_layer_by_layer_gives_the_bits_of_the_whole(self, name: str):
         layers, images = Chain.build(narrow(name, 2)), pixels()
-        whole, goodness = layers.evaluate(Crossing(features=normalise(images)))
+        whole, goodness = layers.evaluate(Activations(features=normalise(images)))
         features, parts = self.evaluate_in_parts(layers, images, list(range(1, len(layers))))
         assert torch.equal(features, whole.features)
         assert torch.equal(torch.stack(parts), torch.stack(goodness))
@@ -208,10 +208,10 @@ class TestSlices:
 
     def test_evaluating_drops_nothing_and_leaves_no_graph(self):
         layers, images = Chain.build(narrow("tinycnn", 2), dropout=0.5), pixels()
-        crossing, goodness = layers.evaluate(Crossing(features=normalise(images)))
-        sure = Chain.build(narrow("tinycnn", 2)).evaluate(Crossing(features=normalise(images)))
-        assert torch.equal(crossing.features, sure[0].features)
-        assert not crossing.features.requires_grad
+        activations, goodness = layers.evaluate(Activations(features=normalise(images)))
+        sure = Chain.build(narrow("tinycnn", 2)).evaluate(Activations(features=normalise(images)))
+        assert torch.equal(activations.features, sure[0].features)
+        assert not activations.features.requires_grad
         assert not any(each.requires_grad for each in goodness)
 
 
@@ -219,7 +219,7 @@ class TestForwardForward:
     @pytest.mark.parametrize("window", [(0, 0), (0, 3), (1, 2), (3, 3)])
     def test_the_logits_are_the_goodness_summed_over_the_window(self, window: tuple[int, int]):
         layers, images = Chain.build(narrow("tinycnn")), pixels(3)
-        _, goodness = layers.evaluate(Crossing(features=normalise(images)))
+        _, goodness = layers.evaluate(Activations(features=normalise(images)))
         first, last = window
         by_hand = sum(each.double() for each in goodness[first : last + 1])
         model = ForwardForward(layers, window, ("no", "yes"))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from rayff.learning.autograd import local_step, plain_rule
+from rayff.learning.generators import DropoutGenerator, Share
 from rayff.learning.layer import CWConv
-from rayff.learning.rule import local_step, plain_rule
-from rayff.learning.streams import DropoutStream, Share
-from rayff.spec import LayerSpec
+from rayff.models.architecture import LayerSpec
 from tests.learning import direct
 
 CLASSES = 3
@@ -55,7 +55,7 @@ def test_a_step_is_what_the_formulas_say(shape: str, dropout: float):
     layer, x = layer_of(spec, dropout), images_for(spec)
     dropped = {0.0: 0, 0.2: 51, 0.75: 192}[dropout]
     out = (len(LABELS), 6, spec.out_size, spec.out_size)
-    stream = DropoutStream(seed=11, layer_index=5, share=whole(9))
+    stream = DropoutGenerator(seed=11, layer_index=5, share=whole(9))
     mask = stream.keep_mask(torch.empty(out), dropped).numpy()
     expected = direct.step(
         x.numpy(),

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayff.learning.chain import Chain, Crossing
+from rayff.config.recipe import Recipe
+from rayff.learning.autograd import local_step, plain_rule
+from rayff.learning.chain import Activations, Chain
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer
-from rayff.learning.rule import local_step, plain_rule
-from rayff.spec import Recipe
-from rayff.spec.zoo import Row, chain
+from rayff.models.zoo import Row, chain
 
 CLASSES = 2
 ROWS = [
@@ -48,7 +48,7 @@ def train(
             own = 1 - labels if perturbed else labels
             return local_step(plain_rule, layer, optimizers[layer], x, own, step)[0]
 
-        layers.walk(Crossing(features=images), visit)
+        layers.walk(Activations(features=images), visit)
     return [layer.weight.detach() for layer in layers.cwconvs()], entered
 
 
@@ -79,10 +79,10 @@ def test_features_travel_without_a_graph_even_where_the_layers_keep_one():
     def visit(layer: CWConv, x: Tensor) -> Tensor:
         return layer.features(layer.activation(x))
 
-    crossing = layers[:2].walk(Crossing(features=torch.randn(2, 1, 32, 32)), visit)
-    assert not crossing.features.requires_grad
-    assert crossing.shortcut is not None
-    assert not crossing.shortcut.requires_grad
+    activations = layers[:2].walk(Activations(features=torch.randn(2, 1, 32, 32)), visit)
+    assert not activations.features.requires_grad
+    assert activations.shortcut is not None
+    assert not activations.shortcut.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["add", "concat"])
@@ -91,6 +91,6 @@ def test_the_shortcut_is_detached_where_it_joins(kind):
     layers = Chain.build(chain("block", rows, CLASSES, image_channels=2))
     inner = layers[1:]  # the block was opened on the other side of a cut
     shortcut = torch.randn(1, 2, 32, 32, requires_grad=True)
-    entering = Crossing(features=torch.randn(1, 2, 32, 32), shortcut=shortcut)
+    entering = Activations(features=torch.randn(1, 2, 32, 32), shortcut=shortcut)
     out = inner.walk(entering, lambda layer, x: layer(x)[0])
     assert not out.features.requires_grad

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from rayff.config.errors import UserError
+from rayff.config.recipe import Recipe
+from rayff.learning.autograd import local_step, plain_rule
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import (
     LayerOptimizer,
@@ -19,8 +22,7 @@ from rayff.learning.optimizers import (
     restore_layer,
     step_together,
 )
-from rayff.learning.rule import local_step, plain_rule
-from rayff.spec import LayerSpec, Recipe, UserError
+from rayff.models.architecture import LayerSpec
 
 OPTIMIZERS = ["adamw", "adam", "sgd"]
 

@@ -3,9 +3,12 @@ from typing import Any
 
 import pytest
 
-from rayff.partition.cuts import Costs
+from rayff.config.kernels import Kernels
+from rayff.config.train_config import TrainConfig
+from rayff.models.architecture import Architecture
+from rayff.models.zoo import architecture
+from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Measured, Plan, StageResources, default_chunk, make_plan
-from rayff.spec import Architecture, Kernels, RunSpec, architecture
 
 
 def plan(
@@ -22,7 +25,7 @@ def plan(
         cuts=cuts,
         replicas=replicas or (1,) * (len(cuts) + 1),
         resources=StageResources(cpus=cpus, gpus=0),
-        costs=Costs(layer_s=layer_s, crossing_s=[0.0] * len(network)),
+        costs=Costs(layer_s=layer_s, boundary_s=[0.0] * len(network)),
         precision="fp32",
         kernels=(Kernels(),) * len(network),
     )
@@ -119,11 +122,11 @@ class TestMakePlan:
         replicas: tuple[int, ...],
     ):
         found = make_plan(
-            RunSpec(**asked),
+            TrainConfig(**asked),
             tinycnn,
             StageResources(cpus=1, gpus=0),
             Measured(
-                costs=Costs(layer_s=[3.0, 1.0, 1.0, 1.0], crossing_s=[0.0] * 4),
+                costs=Costs(layer_s=[3.0, 1.0, 1.0, 1.0], boundary_s=[0.0] * 4),
                 precision="bf16",
                 kernels=(Kernels("conv", "unfold"),) * 4,
             ),

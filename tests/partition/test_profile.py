@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from rayff.learning import native
-from rayff.learning.convolution import methods
+from rayff.config.errors import UserError
+from rayff.config.kernels import Kernels, parse_kernels
+from rayff.config.recipe import Recipe
+from rayff.kernels import native
+from rayff.kernels.convolution import methods
+from rayff.models.zoo import architecture
 from rayff.partition import profile
-from rayff.partition.profile import Conditions, LayerTime, SummingTime, costs, time_layers
-from rayff.spec import Kernels, Recipe, UserError, architecture, parse_kernels
+from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, costs, time_layers
 
 TINYCNN = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
 RESNET = architecture("resnet", num_classes=2, image_channels=3, width=2)
@@ -168,13 +171,13 @@ def test_transfers_and_gradients_cost_their_bytes_at_the_measured_speed():
         batch_size=8,
         bytes_per_element=2,
         seconds_per_byte=1e-9,
-        summing=SummingTime(call_s=0.25, byte_s=1e-6),
+        all_reduce=AllReduceTime(call_s=0.25, byte_s=1e-6),
     )
     assert found.layer_s == [float(index) + 6 for index in range(17)]
     assert found.step_s == [0.5 * index for index in range(17)]
-    assert found.summing_s[1] == pytest.approx(0.25 + 100 * 100 * 9 * 4 * 1e-6)
-    assert len(found.crossing_s) == 17
-    assert found.crossing_s[0] == 0
-    assert found.crossing_s[5] == pytest.approx(200 * 32 * 32 * 8 * 2 * 1e-9)
-    assert found.crossing_s[6] == pytest.approx((200 * 16 * 16 + 200 * 32 * 32) * 8 * 2 * 1e-9)
-    assert found.crossing_s[16] == pytest.approx(800 * 4 * 4 * 8 * 2 * 1e-9)
+    assert found.all_reduce_s[1] == pytest.approx(0.25 + 100 * 100 * 9 * 4 * 1e-6)
+    assert len(found.boundary_s) == 17
+    assert found.boundary_s[0] == 0
+    assert found.boundary_s[5] == pytest.approx(200 * 32 * 32 * 8 * 2 * 1e-9)
+    assert found.boundary_s[6] == pytest.approx((200 * 16 * 16 + 200 * 32 * 32) * 8 * 2 * 1e-9)
+    assert found.boundary_s[16] == pytest.approx(800 * 4 * 4 * 8 * 2 * 1e-9)

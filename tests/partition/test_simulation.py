@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.partition.cuts import Costs
+from rayff.partition.boundaries import Costs
 from rayff.partition.simulation import simulate, spans
 
 
@@ -71,9 +71,9 @@ class TestSpans:
 class TestSimulate:
     COSTS = Costs(
         layer_s=[4.0, 8.0, 2.0],
-        crossing_s=[0.0, 1.0, 2.0],
+        boundary_s=[0.0, 1.0, 2.0],
         step_s=[0.5, 0.5, 0.5],
-        summing_s=[0.0, 1.0, 0.0],
+        all_reduce_s=[0.0, 1.0, 0.0],
     )
 
     def test_transfers_add_to_the_work(self):
@@ -89,7 +89,7 @@ class TestSimulate:
         assert found.total_s == pytest.approx(4.5 + 1 + 5.5 + 2 + 2.5 + 3 * 5.5)
 
     def test_links_between_replicas_carry_pieces(self):
-        some = Costs(layer_s=[0.0, 0.0], crossing_s=[0.0, 6.0])
+        some = Costs(layer_s=[0.0, 0.0], boundary_s=[0.0, 6.0])
         for replicas, link_s in (((1, 3), 6.0), ((2, 3), 3.0), ((3, 3), 2.0)):
             found = simulate(some, (1,), replicas, batch_size=1, num_chunks=1, overlap=True)
             assert found.total_s == pytest.approx(link_s)

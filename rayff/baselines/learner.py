@@ -1,0 +1,90 @@
+"""Backpropagation as a stage learns it: the whole network, one tape, the losses of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayff.baselines.model import Backpropagation
+from rayff.config.recipe import Method
+from rayff.engine.commands import Batch
+from rayff.engine.learner import StageSpec, States, make_optimizers, restore
+from rayff.learning.chain import Activations
+from rayff.learning.generators import Share
+from rayff.learning.optimizers import layer_state
+
+
+class EndToEndLearner:
+    """A network that learns from the sum of its heads' losses.
+
+    Args:
+        spec: the whole network and how it learns; rule and kernels are not used.
+        method: bp or bp-deepsup.
+        device: where it computes.
+        states: to go on from a snapshot.
+        distribute: wraps the network so that its gradients are the mean over all workers.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        method: Method,
+        device: torch.device,
+        states: States | None = None,
+        distribute: Callable[[nn.Module], nn.Module] = lambda network: network,
+    ) -> None:
+        self.workers = spec.replica.count
+        network = Backpropagation(
+            spec.architecture,
+            dropout=spec.recipe.dropout,
+            seed=spec.seed,
+            deep_supervision=method == "bp-deepsup",
+        )
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.layers = self.network.parts()
+        self.losses = [layer.spec.index for layer in self.layers if layer.head is not None]
+        self.optimizers = make_optimizers(self.layers, spec.recipe)
+        restore(self.layers, self.optimizers, states)
+        self.distributed = distribute(self.network)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the steps to come."""
+        for optimizer in self.optimizers.values():
+            optimizer.set_lr(lr)
+
+    def learn(self, batch: Batch, share: Share) -> tuple[Activations, list[Tensor]]:
+        """Take one step with the share of a batch; its part of each head's loss comes back.
+
+        A part is the sum over the share's images by the images of the batch, so that parts add
+        up to the batch's loss. The gradients of the workers are averaged, hence the factor.
+        """
+        self.network.train()
+        logits = self.distributed(_image_format(batch.activations.features), share)
+        targets = batch.labels.expand(len(logits), -1)
+        by_image = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        losses: Tensor = by_image.sum(dim=1) / share.batch_size
+        (losses.sum() * self.workers).backward()  # type: ignore[no-untyped-call]
+        for layer in self.layers:
+            self.optimizers[layer.spec.index].step()
+        self.network.zero_grad()
+        return batch.activations, list(losses.detach())
+
+    @torch.no_grad()
+    def classify(self, activations: Activations) -> tuple[Activations, list[Tensor]]:
+        """Return the images as they came and each head's logits, (B, C) each; no dropout."""
+        self.network.eval()
+        return activations, list(self.network(_image_format(activations.features)))
+
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """Return each layer's weight and head with their optimizer's state."""
+        return {
+            layer.spec.index: layer_state(layer, self.optimizers[layer.spec.index])
+            for layer in self.layers
+        }
+
+
+def _image_format(images: Tensor) -> Tensor:
+    return images.to(memory_format=torch.channels_last)

@@ -1,0 +1,367 @@
+"""The workers of backpropagation: Ray Train's TorchTrainer, driven like a pipeline of one stage.
+
+    command -1-> inbox of each worker -2-> [worker] -3-> answers, of all workers -4-> result
+
+TorchTrainer places the workers, joins them in a process group and wraps the network (DDP). (1, 4)
+What they do comes from the driver, command by command, so that the loop, snapshots, signals and
+recovery are those of Forward-Forward. (2, 3) Ray's queues; small but for a snapshot.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+from ray.util.queue import Empty, Queue
+from torch import nn
+
+from rayff.baselines.learner import EndToEndLearner
+from rayff.config.errors import UserError
+from rayff.config.text import plural
+from rayff.config.train_config import Placement, Precision, TrainConfig
+from rayff.distributed.failures import StageFailedError
+from rayff.distributed.placement import RESERVE_TIMEOUT_S, NoRoomError, bundle
+from rayff.distributed.planner import all_reduce_backend
+from rayff.engine.commands import Batch, Command
+from rayff.engine.learner import StageSpec, States
+from rayff.engine.pipeline import Result
+from rayff.engine.preparation import Prepared
+from rayff.engine.replicas import Replica, merge
+from rayff.engine.stage import Stage
+from rayff.kernels.precision import DTYPES, default_precision, set_deterministic
+from rayff.learning.chain import Activations
+from rayff.learning.generators import Share
+from rayff.models.architecture import Architecture
+from rayff.partition.boundaries import Costs
+from rayff.partition.plan import Measured, Plan, StageResources
+
+LOOKOUT_S = 0.5
+"""How often the driver, while it waits for an answer, looks whether the workers are alive."""
+NOTICE_S = 20.0
+"""After which a user is told that workers are waited for; they take some seconds anyway."""
+_FAREWELL_S = 20.0
+_TIMED_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStep:
+    """Time a training step, and say which precision suits the device."""
+
+    run: TrainConfig
+    network: Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetUp:
+    """Build the network: fresh, or from the layers of a snapshot."""
+
+    run: TrainConfig
+    """With its precision."""
+    network: Architecture
+    data: list[Any]
+    """One reference to the images of every split."""
+    states: list[Any]
+    """One reference to the layers of a snapshot, or none."""
+
+
+Message = TimeStep | SetUp | Command
+
+
+class Worker:
+    """One of the workers.
+
+    Args:
+        device: where it computes.
+        replica: which of the workers it is.
+    """
+
+    def __init__(self, device: torch.device, replica: Replica) -> None:
+        self.device = device
+        self.replica = replica
+        self.stage: Stage | None = None
+
+    def handle(self, message: Message) -> Any:
+        """Do what the driver says and return what it wants to know."""
+        if isinstance(message, TimeStep):
+            return self._time_step(message.run, message.network)
+        if isinstance(message, SetUp):
+            self._set_up(message)
+            return None
+        assert self.stage is not None, "set_up comes before the first command"
+        _, report = self.stage.handle(message, None)
+        return report
+
+    def _spec(self, run: TrainConfig, network: Architecture, precision: Precision) -> StageSpec:
+        return StageSpec(
+            architecture=network,
+            is_last=True,
+            recipe=run.recipe({}),
+            seed=run.seed,
+            precision=precision,
+            replica=self.replica,
+        )
+
+    def _set_up(self, message: SetUp) -> None:
+        run = message.run
+        assert run.precision is not None, "settled before training"
+        self.stage = None  # free the one before first
+        spec = self._spec(run, message.network, run.precision)
+        states = ray.get(message.states[0]) if message.states else None
+        learner = EndToEndLearner(spec, run.method, self.device, states, distributed)
+        self.stage = Stage(spec, self.device, learner, ray.get(message.data[0]))
+
+    def _time_step(self, run: TrainConfig, network: Architecture) -> tuple[Precision, float]:
+        """Return the precision and the seconds that a batch takes, by a few of its images."""
+        precision = run.precision or default_precision(self.device)
+        spec = self._spec(run, network, precision)
+        learner = EndToEndLearner(spec, run.method, self.device)
+        share = len(self.replica.rows(spec.recipe.batch_size))
+        images = max(1, min(share, _TIMED_IMAGES))
+        pixels = torch.randn(
+            *(images, network.image_channels, 32, 32), device=self.device, dtype=DTYPES[precision]
+        )
+        labels = torch.zeros(images, dtype=torch.int64, device=self.device)
+        batch = Batch(activations=Activations(features=pixels), labels=labels)
+        seconds = []
+        for step in range(3):
+            start = time.perf_counter()
+            learner.learn(batch, Share(step=step, batch_size=images))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+        return precision, min(seconds) * share / images
+
+
+def distributed(network: nn.Module) -> nn.Module:
+    """Wrap a network so that its gradients are the mean over all workers, where there are more."""
+    wrapped: nn.Module = ray.train.torch.prepare_model(network)
+    return wrapped
+
+
+def work(config: dict[str, Any]) -> None:
+    """Carry out what comes, until nothing more does; runs on every worker."""
+    torch.set_num_threads(config["threads"])
+    set_deterministic()
+    context = ray.train.get_context()
+    replica = Replica(index=context.get_world_rank(), count=context.get_world_size())
+    worker = Worker(ray.train.torch.get_device(), replica)
+    inbox, answers = config["inboxes"][replica.index], config["answers"]
+    while (message := inbox.get()) is not None:
+        try:
+            answer = worker.handle(message)
+        except UserError as error:
+            answer = error
+        answers.put((replica.index, answer))
+
+
+@dataclass
+class Workers:
+    """Workers that were started; they can be set up again and again."""
+
+    num_actors: int
+    resources: StageResources
+    """Of each."""
+    inboxes: list[Queue]
+    answers: Queue
+    fit: Fit
+    _waiting: list[deque[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = [deque() for _ in range(self.num_actors)]
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Where each is, which TorchTrainer decides: nothing is said of it."""
+        return ()
+
+    def has_room_beside(self, more: int, placement: Placement) -> bool:
+        """Return False: as many workers as at the start divide each batch."""
+        return False
+
+    def measure(
+        self, run: TrainConfig, network: Architecture, notify: Callable[[str], None]
+    ) -> Measured:
+        """Wait for the workers, and time a step on all of them at once."""
+        self.tell(TimeStep(run=run, network=network))
+        precision, seconds = max(self.hear(notify), key=lambda found: float(found[1]))
+        even = [seconds / len(network)] * len(network)
+        costs = Costs(layer_s=even, boundary_s=[0.0] * len(network))
+        return Measured(costs=costs, precision=precision, kernels=())
+
+    def set_up(
+        self,
+        prepared: Prepared,
+        plan: Plan,
+        states: States | None,
+        *,
+        window: int,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> WorkerPipeline:
+        """Give every worker the network and the data, and the layers of a snapshot."""
+        data = [ray.put(prepared.splits)]
+        kept = [] if states is None else [ray.put(states)]
+        self.tell(SetUp(run=prepared.run, network=plan.architecture, data=data, states=kept))
+        self.hear(warn)
+        return WorkerPipeline(self, window)
+
+    def tell(self, message: Message) -> None:
+        """Give every worker a message."""
+        try:
+            for inbox in self.inboxes:
+                inbox.put(message)
+        except RayError as error:
+            raise StageFailedError("a worker's queue", error) from error
+
+    def hear(self, notify: Callable[[str], None] | None = None) -> list[Any]:
+        """Return what each worker answers to the oldest message that it has not answered.
+
+        Args:
+            notify: is told when it takes long, where that may be for want of resources.
+
+        Raises:
+            UserError: a worker raised it.
+            StageFailedError: a worker died.
+            NoRoomError: the workers did not start in time.
+        """
+        start = told = time.monotonic()
+        while not all(self._waiting):
+            try:
+                rank, answer = self.answers.get(timeout=LOOKOUT_S)
+                self._waiting[rank].append(answer)
+            except Empty:
+                self.fit.check()
+                now = time.monotonic()
+                if notify is None or now - told < NOTICE_S:
+                    continue
+                told = now
+                wanted = f"{plural(self.num_actors, 'worker')} of {self.resources}"
+                if now - start > RESERVE_TIMEOUT_S:
+                    raise NoRoomError(
+                        f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}; use fewer --workers or "
+                        "come back later"
+                    ) from None
+                notify(f"waiting for {wanted}")
+            except RayError as error:
+                self.fit.check()
+                raise StageFailedError("a worker's queue", error) from error
+        heard = [waiting.popleft() for waiting in self._waiting]
+        for answer in heard:
+            if isinstance(answer, UserError):
+                raise answer
+        return heard
+
+
+class Fit:
+    """TorchTrainer at work, in a thread: it returns when the workers have nothing more to do."""
+
+    def __init__(self, trainer: ray.train.torch.TorchTrainer) -> None:
+        self._trainer = trainer
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="torch-trainer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # noqa: BLE001  it belongs to the thread that asks
+            self._error = error
+
+    def check(self) -> None:
+        """Raise a StageFailedError where the workers are no more."""
+        if not self._thread.is_alive():
+            failures: dict[int, Exception] = getattr(self._error, "worker_failures", {})
+            for rank, cause in sorted(failures.items()):
+                raise StageFailedError(f"worker {rank}", cause) from self._error
+            raise StageFailedError("the group of workers", self._error) from self._error
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the workers are gone, though not for ever."""
+        self._thread.join(seconds)
+
+
+class WorkerPipeline:
+    """The workers as a pipeline of one stage with replicas.
+
+    Args:
+        workers: set up.
+        window: commands in flight at most.
+    """
+
+    def __init__(self, workers: Workers, window: int) -> None:
+        self.workers = workers
+        self.window = window
+        self._flying: deque[Command] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that the workers have and have not answered."""
+        return len(self._flying)
+
+    def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
+        """Carry out commands in order and give back their results in the same order.
+
+        Raises:
+            UserError: a worker raised it.
+            StageFailedError: a worker died.
+            RunError: the workers' weights differ.
+        """
+        for command in commands:
+            self._flying.append(command)
+            self.workers.tell(command)
+            while len(self._flying) >= self.window:
+                yield self._land()
+        while self._flying:
+            yield self._land()
+
+    def _land(self) -> Result:
+        reports = [merge(self.workers.hear())]
+        return self._flying.popleft(), reports
+
+
+@contextmanager
+def open_workers(
+    prepared: Prepared,
+    each: StageResources,
+    count: int,
+    notify: Callable[[str], None],
+    patience_s: float = RESERVE_TIMEOUT_S,
+) -> Iterator[Workers]:
+    """Start the workers; they are gone at the end, also after a failure."""
+    name = prepared.directory.name
+    options = {"num_cpus": 0}
+    queues = [Queue(actor_options=options) for _ in range(count + 1)]
+    config = {"inboxes": queues[:count], "answers": queues[count], "threads": each.threads}
+    with tempfile.TemporaryDirectory() as scratch:  # TorchTrainer wants one; nothing stays in it
+        trainer = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config=config,
+            torch_config=ray.train.torch.TorchConfig(backend=all_reduce_backend(each)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=count,
+                use_gpu=each.gpus > 0,
+                resources_per_worker=bundle(each),
+                placement_strategy=prepared.run.placement.upper(),
+            ),
+            run_config=ray.train.RunConfig(name=name, storage_path=scratch),
+        )
+        fit = Fit(trainer)
+        try:
+            yield Workers(count, each, queues[:count], queues[count], fit)
+            for inbox in queues[:count]:
+                inbox.put(None)
+            fit.wait(_FAREWELL_S)
+        finally:
+            for queue in queues:
+                queue.shutdown(force=True)
+            fit.wait(_FAREWELL_S)

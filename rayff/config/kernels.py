@@ -1,0 +1,64 @@
+"""Which way each layer's convolution is computed: data that a run carries, so that it repeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayff.config.errors import UserError, nearest
+
+METHODS = ("conv", "unfold", "winograd", "amx")
+"""torch's convolution; the input unfolded and a matrix product; Winograd's transforms; products by
+the tile units of a processor (bfloat16)."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How one layer computes its convolution and the gradient of its weights."""
+
+    forward: str = "conv"
+    gradient: str = "conv"
+
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Both ways."""
+        return self.forward, self.gradient
+
+    def __str__(self) -> str:
+        same = self.forward == self.gradient
+        return self.forward if same else f"{self.forward}/{self.gradient}"
+
+
+def format_kernels(kernels: tuple[Kernels, ...]) -> str:
+    """Return the kernels of all layers as `--kernels` takes them."""
+    return ",".join(map(str, kernels))
+
+
+def parse_kernels(text: str, num_layers: int | None = None) -> tuple[Kernels, ...]:
+    """Read "winograd/unfold,conv,...": forward and gradient of each layer, or one for all.
+
+    Args:
+        text: one entry, or one a layer; an entry without a slash is both.
+        num_layers: layers of the network; None where it is not known yet.
+
+    Raises:
+        UserError: an unknown method, or another number of entries.
+    """
+    found = []
+    for entry in text.split(","):
+        methods = entry.strip().split("/")
+        for method in methods:
+            if method not in METHODS or len(methods) > 2:
+                hint = "" if method in METHODS else nearest(method, METHODS)
+                raise UserError(
+                    f"--kernels: unknown {entry!r}{hint}; an entry is "
+                    f"FORWARD/GRADIENT, each of {', '.join(METHODS)}"
+                )
+        found.append(Kernels(methods[0], methods[-1]))
+    if num_layers is None or len(found) == num_layers:
+        return tuple(found)
+    if len(found) != 1:
+        raise UserError(
+            f"--kernels names {len(found)} layers, but the network has {num_layers}; give one "
+            "entry a layer, or a single one for all"
+        )
+    return tuple(found * num_layers)

@@ -1,0 +1,1 @@
+"""Live views of runs and searches on a terminal."""

@@ -1,0 +1,201 @@
+"""The stage actor: a thin shell around a plain Stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from rayff.config.kernels import parse_kernels
+from rayff.config.text import layer_range
+from rayff.config.train_config import Precision, TrainConfig
+from rayff.data.images import ImageSet, Split
+from rayff.distributed.replica_group import Address, ReplicaGroup, use_own_interface
+from rayff.distributed.transport import (
+    Direct,
+    Message,
+    SentBatch,
+    as_tensors,
+    message_bytes,
+    pack_chunk,
+    unpack_message,
+)
+from rayff.engine.commands import Chunk, Command, Report, Snapshot
+from rayff.engine.learner import StageSpec
+from rayff.engine.replicas import join, split
+from rayff.engine.stage import Stage, local_stage
+from rayff.kernels import amx, gpu, native
+from rayff.kernels.precision import DTYPES, default_precision, set_deterministic
+from rayff.models.architecture import Architecture
+from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, time_layers
+
+_LINK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What an actor finds out about the layers."""
+
+    precision: Precision
+    times: list[LayerTime]
+    """Of each layer."""
+    seconds_per_byte: float
+    """To the object store and back."""
+    missing: str | None
+    """Why the compiled kernels are missing, or None where they are here or not wanted."""
+    tiles: bool
+    """Whether the processor's tile units can be used."""
+
+
+class StageActor:
+    """Owns a stage, or one replica of it; its methods run in the order called.
+
+    It starts without layers, so that it can time them where they will run, and gets its slice
+    of the chain once the cuts are known.
+
+    Args:
+        threads: torch threads.
+        device: "cpu" or "cuda"; Ray has made the GPUs of others invisible.
+    """
+
+    def __init__(self, threads: int, device: str) -> None:
+        torch.set_num_threads(threads)
+        use_own_interface()
+        set_deterministic()
+        self.device = torch.device(device)
+        self.group = ReplicaGroup(self.device)
+        self.stage: Stage | None = None
+        self.reports: deque[Report] = deque()
+
+    def __repr__(self) -> str:
+        """Name its layers and replica, in Ray's logs and above a traceback."""
+        if self.stage is None:
+            return "StageActor(no layers yet)"
+        layers, replica = self.stage.spec.architecture.layers, self.stage.spec.replica
+        which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
+        return f"StageActor({layer_range(layers[0].index, layers[-1].index)}{which})"
+
+    def profile(self, run: TrainConfig, architecture: Architecture, neighbours: int) -> Profile:
+        """Time the layers as the run wants them, and the object store.
+
+        Args:
+            run: with its recipe written out.
+            architecture: all layers.
+            neighbours: other actors that do the same at this moment.
+        """
+        precision = run.precision or default_precision(self.device)
+        conditions = Conditions(
+            recipe=run.recipe({}),
+            num_classes=architecture.num_classes,
+            device=self.device,
+            dtype=DTYPES[precision],
+            rule=run.rule,
+            neighbours=neighbours,
+        )
+        kernels = None if run.kernels is None else parse_kernels(run.kernels, len(architecture))
+        times = time_layers(architecture, conditions, kernels)
+        payload = np.zeros(_LINK_BYTES, dtype=np.uint8)
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            ray.get(ray.put(payload))
+            seconds.append(time.perf_counter() - start)
+        on_cpu = self.device.type == "cpu"
+        missing = (native if on_cpu else gpu).missing() if run.rule == "fast" else None
+        return Profile(
+            precision=precision,
+            times=times,
+            seconds_per_byte=min(seconds) / _LINK_BYTES,
+            missing=missing,
+            tiles=on_cpu and run.rule == "fast" and amx.missing() is None,
+        )
+
+    def open_group(self) -> Address:
+        """Open the store where the replicas of the stage meet."""
+        return self.group.open()
+
+    def enter_group(self, address: Address, rank: int, size: int, backend: str) -> None:
+        """Meet the other replicas of the stage."""
+        self.group.enter(address, rank, size, backend)
+
+    def leave_group(self) -> None:
+        """Leave the other replicas."""
+        self.group.leave()
+
+    def time_all_reduce(self) -> AllReduceTime:
+        """Time the all_reduce of gradients among the actors of the group."""
+        return self.group.time_all_reduce()
+
+    def set_up(
+        self,
+        spec: StageSpec,
+        data: Mapping[Split, ImageSet] | None,
+        states: Mapping[int, NDArray[np.uint8]] | None,
+    ) -> None:
+        """Build the stage: fresh, or from the layers of a snapshot."""
+        self.stage = None  # free the one before first
+        all_reduce = self.group if spec.replica.count > 1 else None
+        self.stage = local_stage(spec, self.device, data, states, all_reduce)
+
+    def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
+        """Carry out a command; messages go on through the object store.
+
+        Args:
+            command: what to do.
+            receivers: replicas of the next stage; 0 where nothing goes on.
+            pieces: messages of the replicas of the stage before that have something for it.
+
+        Returns:
+            a message for each receiver of its images, and the report; the report alone where
+            nothing goes on.
+        """
+        chunk, report = self._handle(command, pieces)
+        if receivers == 0:
+            return report
+        assert self.stage is not None
+        assert chunk is not None
+        assert not isinstance(command, Snapshot)
+        sizes = [len(indices) for indices in command.batches]
+        parts = split(chunk, sizes, self.stage.spec.replica, receivers)
+        messages = [pack_chunk(part) for part in parts]
+        return (*messages, _with_bytes(report, *messages))
+
+    def send(self, command: Command, *pieces: Message) -> list[SentBatch[Direct]]:
+        """Carry out a command; the message goes on as tensors, device to device."""
+        chunk, report = self._handle(command, pieces)
+        message = as_tensors(chunk)
+        self.reports.append(_with_bytes(report, message))
+        return message
+
+    def report(self) -> Report:
+        """Return the report of the oldest `send` that has not been asked for."""
+        return self.reports.popleft()
+
+    def _handle(self, command: Command, pieces: Sequence[Message]) -> tuple[Chunk | None, Report]:
+        assert self.stage is not None, "set_up comes before the first command"
+        chunks = [unpack_message(piece, self.device) for piece in pieces]
+        return self.stage.handle(command, join(chunks) if chunks else None)
+
+
+def _with_bytes(report: Report, *messages: Message) -> Report:
+    """Return the report with the size of what goes on."""
+    return dataclasses.replace(report, sent_bytes=sum(map(message_bytes, messages)))
+
+
+def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:
+    """Return the actor class with its resources; it never restarts by itself.
+
+    A restarted stage would have lost its layers and would go on with fresh ones, so a death is
+    an error that the driver sees.
+    """
+    wrap: Any = ray.remote
+    actor = wrap(max_restarts=0, max_task_retries=0, **transport_options)(StageActor)
+    return actor.options(**options)

@@ -1,0 +1,1 @@
+"""Stages, commands, schedule and loop: one training on any pipeline, without Ray."""

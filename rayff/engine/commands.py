@@ -1,0 +1,88 @@
+"""What the driver tells the stages, and what they answer.
+
+A stage handles its commands in the order called, so the order of commands *is* the schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayff.data.images import Split
+from rayff.learning.chain import Activations
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Let every layer learn from each batch of the chunk, one after the other."""
+
+    epoch: int
+    step: int
+    """Number of the chunk's first batch, counted from 0 over the whole run."""
+    lr: float
+    batches: tuple[Indices, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Count what each window of layers classifies rightly."""
+
+    epoch: int
+    split: Split
+    batches: tuple[Indices, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Copy the state of every layer as it is between two batches."""
+
+    epoch: int
+    batch: int
+    """Batches of the epoch that the layers have seen."""
+    final: bool = False
+    """Nothing comes after it."""
+
+
+Command = Train | Evaluate | Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch on its way from one stage to the next."""
+
+    activations: Activations
+    labels: Tensor
+    """(B,); no images at all where there are fewer of them than replicas."""
+    goodness: tuple[Tensor, ...] = ()
+    """Of all layers so far, (B, C) each; filled by Evaluate alone."""
+
+
+Chunk = list[Batch]
+"""A few consecutive batches in one message: they share its cost and change no result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a stage says of one command: small numbers, or the bytes of a snapshot."""
+
+    started_s: float
+    """Wall-clock time (seconds since the epoch) at which the stage began."""
+    busy_s: float
+    """Seconds from there to the end, the wait for its input not included; of several replicas the
+    mean, which has the waits for one another's gradients in it."""
+    images: int = 0
+    sent_bytes: int = 0
+    """Of the tensors that went on to the next stage."""
+    loss_sums: tuple[float, ...] = ()
+    """Sum over the images of the loss of each layer of the stage (Train)."""
+    hits: NDArray[np.int64] | None = None
+    """Images that each window classifies rightly, (L, L) (Evaluate, last stage)."""
+    states: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """The safetensors file of each layer of the stage, by global number (Snapshot, replica 0)."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """sha256 of each layer's file, by global number (Snapshot, of each of several replicas)."""

@@ -1,0 +1,136 @@
+"""Replicas of a stage: who sees which images of a batch, and what they say together.
+
+    stage of 2          stage of 3, a batch of 12
+
+    rows 0-5   --0-3--> rows 0-3
+               \\-4-5-> rows 4-7
+    rows 6-11  --6-7-/
+               -8-11--> rows 8-11
+
+Each replica sees one share of every batch. A stage sends each replica behind it the piece of its
+rows that the other one sees. Who sends to whom depends on the numbers of replicas alone; how many
+rows a piece has depends on the batch, and may be none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayff.config.errors import RunError
+from rayff.engine.commands import Batch, Chunk, Report
+from rayff.learning.chain import Activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One of the actors of a stage."""
+
+    index: int = 0
+    count: int = 1
+    """Replicas of the stage."""
+
+    def rows(self, batch_size: int) -> range:
+        """Return the positions in a batch of the images that it sees."""
+        first = batch_size * self.index // self.count
+        return range(first, batch_size * (self.index + 1) // self.count)
+
+    def receivers(self, count: int) -> range:
+        """Return which of the `count` replicas of the next stage see some of its images.
+
+        Those are the replicas whose share, as a fraction of a batch, overlaps its own.
+        """
+        return range(self.index * count // self.count, -(-(self.index + 1) * count // self.count))
+
+
+def split(chunk: Chunk, sizes: Sequence[int], sender: Replica, receivers: int) -> list[Chunk]:
+    """Return the piece of a chunk for each of the sender's receivers.
+
+    Args:
+        chunk: the sender's rows of each batch.
+        sizes: images of each whole batch.
+        sender: who sends.
+        receivers: replicas of the next stage.
+    """
+    if sender.count == receivers == 1:
+        return [chunk]
+    return [
+        [
+            _rows(batch, sender.rows(size), Replica(index=index, count=receivers).rows(size))
+            for batch, size in zip(chunk, sizes, strict=True)
+        ]
+        for index in sender.receivers(receivers)
+    ]
+
+
+def _rows(batch: Batch, own: range, wanted: range) -> Batch:
+    """Return those of a batch's rows, which are `own` of the whole one, that are wanted."""
+    first, end = max(own.start, wanted.start), min(own.stop, wanted.stop)
+    some = slice(first - own.start, max(first, end) - own.start)
+    activations, shortcut = batch.activations, batch.activations.shortcut
+    return Batch(
+        activations=Activations(
+            features=activations.features[some],
+            shortcut=None if shortcut is None else shortcut[some],
+        ),
+        labels=batch.labels[some],
+        goodness=tuple(goodness[some] for goodness in batch.goodness),
+    )
+
+
+def join(pieces: Sequence[Chunk]) -> Chunk:
+    """Return the chunk whose pieces came from several senders, in their order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return [_joined(batches) for batches in zip(*pieces, strict=True)]
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    some = [batch for batch in batches if len(batch.labels)] or batches[:1]
+    if len(some) == 1:
+        return some[0]
+    shortcuts = [b.activations.shortcut for b in some if b.activations.shortcut is not None]
+    return Batch(
+        activations=Activations(
+            features=torch.cat([batch.activations.features for batch in some]),
+            shortcut=torch.cat(shortcuts) if shortcuts else None,
+        ),
+        labels=torch.cat([batch.labels for batch in some]),
+        goodness=tuple(map(_cat, zip(*(batch.goodness for batch in some), strict=True))),
+    )
+
+
+def _cat(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(tensors)
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """Return what the replicas of a stage say together.
+
+    Raises:
+        RunError: their weights differ, which they never should.
+    """
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    for layer, digest in first.digests.items():
+        if any(report.digests[layer] != digest for report in reports):
+            raise RunError(
+                f"the replicas of layer {layer} no longer have the same weights: the last "
+                "checkpoint stays, go on with --resume (with --replicas for one actor a stage, if "
+                "it happens again)"
+            )
+    hits = [report.hits for report in reports if report.hits is not None]
+    return dataclasses.replace(
+        first,
+        started_s=min(report.started_s for report in reports),
+        busy_s=sum(report.busy_s for report in reports) / len(reports),
+        images=sum(report.images for report in reports),
+        sent_bytes=sum(report.sent_bytes for report in reports),
+        loss_sums=tuple(map(sum, zip(*(report.loss_sums for report in reports), strict=True))),
+        hits=sum(hits[1:], start=hits[0]) if hits else None,
+    )

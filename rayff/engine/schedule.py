@@ -1,0 +1,95 @@
+"""The order of a run's commands: a pure function of the run and of where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayff.config.errors import UserError
+from rayff.config.recipe import Recipe
+from rayff.data.images import Split
+from rayff.data.order import batches, epoch_order
+from rayff.engine.commands import Command, Evaluate, Indices, Snapshot, Train
+from rayff.learning.optimizers import cosine_lr
+
+EVALUATION_BATCH = 128
+"""Images of an evaluation batch at least; it needs less memory than a training batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Everything that the order of commands depends on."""
+
+    recipe: Recipe
+    seed: int
+    num_images: dict[Split, int]
+    chunk: int
+    """Batches in a command."""
+    checkpoint_every: int
+    """Epochs from one snapshot to the next."""
+
+    def __post_init__(self) -> None:
+        if self.recipe.batch_size > self.num_images["train"]:
+            raise UserError(
+                f"--batch-size {self.recipe.batch_size} is larger than the "
+                f"{self.num_images['train']:,} training images; choose a smaller one"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch; the last may be smaller."""
+        return -(-self.num_images["train"] // self.recipe.batch_size)
+
+    def lr(self, epoch: int) -> float:
+        """Return the learning rate of an epoch counted from 0."""
+        return cosine_lr(self.recipe, epoch)
+
+    def commands(
+        self, epoch: int = 0, batch: int = 0, *, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Command]:
+        """Yield the commands from batch `batch` of epoch `epoch` to the final snapshot.
+
+        Each epoch trains, evaluates on the validation and the test images, and is followed by a
+        snapshot where one is due. Once `stop` says so, a final snapshot of the place reached
+        ends the run; an epoch whose evaluation it interrupts is evaluated again on resumption. A
+        run that is complete yields its final snapshot again, which writes what is missing of it.
+        """
+        if epoch == self.recipe.epochs:
+            yield Snapshot(epoch=epoch, batch=0, final=True)
+        for current in range(epoch, self.recipe.epochs):
+            begin = batch if current == epoch else 0
+            order = epoch_order(self.num_images["train"], seed=self.seed, epoch=current)
+            todo = batches(order, self.recipe.batch_size)
+            lr = self.lr(current)
+            for position in range(begin, len(todo), self.chunk):
+                if stop():
+                    yield Snapshot(epoch=current, batch=position, final=True)
+                    return
+                yield Train(
+                    epoch=current,
+                    step=current * len(todo) + position,
+                    lr=lr,
+                    batches=tuple(todo[position : position + self.chunk]),
+                )
+            for evaluation in self._evaluations(current):
+                if stop():
+                    yield Snapshot(epoch=current, batch=len(todo), final=True)
+                    return
+                yield evaluation
+            last = current + 1 == self.recipe.epochs
+            if last or (current + 1) % self.checkpoint_every == 0:
+                yield Snapshot(epoch=current + 1, batch=0, final=last)
+
+    def _evaluations(self, epoch: int) -> Iterator[Evaluate]:
+        size = max(self.recipe.batch_size, EVALUATION_BATCH)
+        splits: tuple[Split, ...] = ("valid", "test")
+        for split in splits:
+            for chunk in _chunks(batches(np.arange(self.num_images[split]), size), self.chunk):
+                yield Evaluate(epoch=epoch, split=split, batches=chunk)
+
+
+def _chunks(items: Sequence[Indices], size: int) -> Iterator[tuple[Indices, ...]]:
+    for start in range(0, len(items), size):
+        yield tuple(items[start : start + size])

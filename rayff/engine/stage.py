@@ -1,0 +1,192 @@
+"""A slice of the chain that learns: the same object in one process and inside an actor."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from rayff.config.errors import TrainingDiverged
+from rayff.data.images import ImageSet, Split
+from rayff.engine.all_reduce import AllReduce
+from rayff.engine.commands import (
+    Batch,
+    Chunk,
+    Command,
+    Indices,
+    Report,
+    Snapshot,
+    Train,
+)
+from rayff.engine.learner import Learner, LocalLearner, StageSpec, States
+from rayff.kernels.precision import DTYPES
+from rayff.learning.chain import Activations, normalise
+from rayff.learning.generators import Share
+from rayff.learning.optimizers import is_parameter
+from rayff.learning.readout import window_hits
+
+
+class Stage:
+    """Consecutive layers that learn; the first stage also holds the data.
+
+    Args:
+        spec: the slice and how it learns.
+        device: where it computes.
+        learner: the layers themselves.
+        data: images and labels of every split (first stage only), or None.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        device: torch.device,
+        learner: Learner,
+        data: Mapping[Split, ImageSet] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.learner = learner
+        self.next_step = 0
+        # a private copy: what arrives may be memory of the object store, which a view would pin
+        self.data = {
+            split: (
+                torch.tensor(images.images, device=device),
+                torch.tensor(images.labels, device=device),
+            )
+            for split, images in (data or {}).items()
+        }
+
+    def handle(self, command: Command, chunk: Chunk | None) -> tuple[Chunk | None, Report]:
+        """Carry out one command.
+
+        Args:
+            command: what to do.
+            chunk: the stage's share of each batch that comes from the stage before; None at the
+                first stage.
+
+        Returns:
+            the batches for the next stage (None where nothing goes on) and the report.
+
+        Raises:
+            TrainingDiverged: a loss is not finite, or would not be in the next batch.
+        """
+        started_s, start = time.time(), time.perf_counter()
+        onward, facts = self._carry_out(command, chunk)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        busy_s = time.perf_counter() - start
+        return onward, Report(started_s=started_s, busy_s=busy_s, **facts)
+
+    def _carry_out(
+        self, command: Command, chunk: Chunk | None
+    ) -> tuple[Chunk | None, dict[str, Any]]:
+        if isinstance(command, Snapshot):
+            return None, self._snapshot()
+        split: Split = "train" if isinstance(command, Train) else command.split
+        batches = self._enter(split, command.batches) if chunk is None else iter(chunk)
+        if isinstance(command, Train):
+            return self._train(command, batches)
+        return self._evaluate(batches)
+
+    def _enter(self, split: Split, batches: tuple[Indices, ...]) -> Iterator[Batch]:
+        """Pick its share of the batches from the data, normalised on the device."""
+        images, labels = self.data[split]
+        for indices in batches:
+            rows = self.spec.replica.rows(len(indices))
+            where = torch.from_numpy(indices[rows.start : rows.stop])
+            where = where.to(self.device, non_blocking=True)
+            activations = Activations(
+                features=normalise(images[where], DTYPES[self.spec.precision])
+            )
+            yield Batch(activations=activations, labels=labels[where])
+
+    def _train(
+        self, command: Train, batches: Iterator[Batch]
+    ) -> tuple[Chunk | None, dict[str, Any]]:
+        self.learner.set_lr(command.lr)
+        onward: Chunk = []
+        losses: list[Tensor] = []
+        images = 0
+        for offset, (indices, batch) in enumerate(zip(command.batches, batches, strict=True)):
+            first = self.spec.replica.rows(len(indices)).start
+            share = Share(step=command.step + offset, batch_size=len(indices), first=first)
+            activations, layer_losses = self.learner.learn(batch, share)
+            losses += layer_losses
+            images += len(batch.labels)
+            if not self.spec.is_last:
+                onward.append(Batch(activations=activations, labels=batch.labels))
+        sizes = [len(indices) for indices in command.batches]
+        self.next_step = command.step + len(sizes)
+        table = torch.stack(losses).view(len(sizes), len(self.learner.losses)).double().cpu()
+        self._check_finite(table, command.step)
+        sums = (table * torch.tensor(sizes, dtype=torch.float64)[:, None]).sum(dim=0)
+        return onward or None, {"images": images, "loss_sums": tuple(sums.tolist())}
+
+    def _check_finite(self, losses: Tensor, step: int) -> None:
+        """Raise TrainingDiverged for the first loss of (batches, layers) that is not finite."""
+        broken = (~losses.isfinite()).nonzero()
+        if len(broken):
+            offset, position = broken[0].tolist()
+            index = self.learner.losses[position]
+            raise TrainingDiverged(index, step + offset, losses[offset, position].item())
+
+    def _evaluate(self, batches: Iterator[Batch]) -> tuple[Chunk | None, dict[str, Any]]:
+        onward: Chunk = []
+        said: list[Tensor] = []
+        labels: list[Tensor] = []
+        images = 0
+        for batch in batches:
+            if not len(batch.labels):
+                onward.append(batch)
+                continue
+            activations, own = self.learner.classify(batch.activations)
+            goodness = (*batch.goodness, *own)
+            images += len(batch.labels)
+            if self.spec.is_last:
+                said.append(torch.stack(goodness))
+                labels.append(batch.labels)
+            else:
+                onward.append(
+                    Batch(activations=activations, labels=batch.labels, goodness=goodness)
+                )
+        if not self.spec.is_last:
+            return onward, {"images": images, "hits": None}
+        hits = window_hits(torch.cat(said, dim=1), torch.cat(labels)) if said else None
+        return None, {"images": images, "hits": hits}
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Return the safetensors bytes of every layer, by global number.
+
+        Weights that the last batch broke do not take the place of the last good checkpoint. Of
+        several replicas the first sends the bytes, and all of them a digest.
+        """
+        states: dict[int, NDArray[np.uint8]] = {}
+        for index, state in self.learner.states().items():
+            if not all(value.isfinite().all() for n, value in state.items() if is_parameter(n)):
+                raise TrainingDiverged(index, self.next_step, math.nan)
+            states[index] = np.frombuffer(save(state), dtype=np.uint8)
+        if self.spec.replica.count == 1:
+            return {"states": states}
+        digests = {
+            index: hashlib.sha256(state.data).hexdigest() for index, state in states.items()
+        }
+        return {"states": {} if self.spec.replica.index else states, "digests": digests}
+
+
+def local_stage(
+    spec: StageSpec,
+    device: torch.device,
+    data: Mapping[Split, ImageSet] | None = None,
+    states: States | None = None,
+    all_reduce: AllReduce | None = None,
+) -> Stage:
+    """Return a stage that learns by Forward-Forward; see LocalLearner."""
+    return Stage(spec, device, LocalLearner(spec, device, states, all_reduce), data)

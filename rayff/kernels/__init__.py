@@ -1,0 +1,1 @@
+"""How one layer computes fast: convolution backends, the pointwise pass, CUDA graphs."""

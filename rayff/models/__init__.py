@@ -1,0 +1,1 @@
+"""Architectures as plain data: tables of layers, nothing of torch."""

@@ -1,0 +1,198 @@
+"""The architectures, as tables that read like the paper's.
+
+A row is one layer; channels are multiples of the network's width, which is the number of
+channels of its first layer. Names follow the ResNet that a network mirrors, whose number counts
+a linear head that a Forward-Forward network does not have: `resnet34` has 33 layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rayff.config.errors import UserError, nearest
+from rayff.models.architecture import IMAGE_SIZE, Architecture, Join, LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of an architecture table; the rest of a LayerSpec follows from the lines before."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    pool: bool = False
+    opens_block: bool = False
+    join: Join = "none"
+
+
+def chain(name: str, rows: Iterable[Row], num_classes: int, image_channels: int) -> Architecture:
+    """Fill in channels and sizes row by row."""
+    layers: list[LayerSpec] = []
+    channels, size, shortcut = image_channels, IMAGE_SIZE, (0, 0)
+    for index, row in enumerate(rows):
+        if row.opens_block:
+            shortcut = (channels, size)
+        layer = LayerSpec(
+            index=index,
+            in_channels=channels,
+            out_channels=row.channels,
+            kernel_size=row.kernel,
+            in_size=size,
+            stride=row.stride,
+            pool=row.pool,
+            opens_block=row.opens_block,
+            join=row.join,
+            shortcut_channels=shortcut[0],
+            shortcut_size=shortcut[1],
+        )
+        layers.append(layer)
+        channels, size = layer.feature_channels, layer.out_size
+        if row.join != "none":
+            shortcut = (0, 0)
+    return Architecture(name=name, num_classes=num_classes, layers=tuple(layers))
+
+
+def resnet(width: int) -> list[Row]:
+    """17 layers: a stem and four groups of two blocks.
+
+    A group's first block adds its shortcut, its second concatenates it and so doubles the
+    channels for the next group; behind the last group nothing is left to join.
+    """
+    rows = [Row(channels=width)]
+    for group in range(4):
+        planes = width * 2**group
+        rows += [
+            Row(channels=planes, stride=1 if group == 0 else 2, opens_block=True),
+            Row(channels=planes, join="add"),
+            Row(channels=planes, opens_block=group < 3),
+            Row(channels=planes, join="concat" if group < 3 else "none"),
+        ]
+    return rows
+
+
+def deep_resnet(width: int, blocks: tuple[int, ...]) -> list[Row]:
+    """Return a stem and groups of two-layer blocks."""
+
+    def block(planes: int, stride: int, before: int) -> list[Row]:
+        return [
+            Row(channels=planes, stride=stride, opens_block=True),
+            _closing(planes, before, kernel=3),
+        ]
+
+    return _grouped(width, blocks, block, expansion=1)
+
+
+def bottleneck_resnet(width: int, blocks: tuple[int, ...]) -> list[Row]:
+    """Return a stem and groups of 1x1, 3x3, 1x1 blocks that leave four times the planes."""
+
+    def block(planes: int, stride: int, before: int) -> list[Row]:
+        return [
+            Row(channels=planes, kernel=1, opens_block=True),
+            Row(channels=planes, stride=stride),
+            _closing(4 * planes, before, kernel=1),
+        ]
+
+    return _grouped(width, blocks, block, expansion=4)
+
+
+def _grouped(
+    width: int,
+    blocks: tuple[int, ...],
+    block: Callable[[int, int, int], list[Row]],
+    expansion: int,
+) -> list[Row]:
+    """Return a stem and groups of blocks; each group doubles the planes and halves the pixels.
+
+    `block` makes the rows of one block from its planes, its stride and the channels before it. A
+    group's first block widens: its last layer gives only the channels that are new, and the
+    concatenated shortcut brings the others.
+    """
+    rows, before = [Row(channels=width)], width
+    for group, num_blocks in enumerate(blocks):
+        planes = width * 2**group
+        for position in range(num_blocks):
+            stride = 2 if group > 0 and position == 0 else 1
+            rows += block(planes, stride, before)
+            before = expansion * planes
+    return rows
+
+
+def _closing(channels_after: int, channels_before: int, kernel: int) -> Row:
+    """Return a block's last layer: added where the channels match, else concatenated."""
+    if channels_after == channels_before:
+        return Row(channels=channels_after, kernel=kernel, join="add")
+    return Row(channels=channels_after - channels_before, kernel=kernel, join="concat")
+
+
+def plain(width: int) -> list[Row]:
+    """17 layers as in `resnet`, without shortcuts."""
+    rows = [Row(channels=width)]
+    for group in range(4):
+        planes = width * 2**group
+        rows += [Row(channels=planes, stride=1 if group == 0 else 2)]
+        rows += [Row(channels=planes)] * 3
+    return rows
+
+
+def vgg(width: int) -> list[Row]:
+    """14 layers: 1, 1 | pool 2 x3 | pool 4 x3 | pool 8 x3 | pool 8 x3 times the width."""
+    rows = [Row(channels=width)] * 2
+    for factor in (2, 4, 8, 8):
+        rows += [Row(channels=factor * width, pool=True)]
+        rows += [Row(channels=factor * width)] * 2
+    return rows
+
+
+def tinycnn(width: int) -> list[Row]:
+    """4 layers: 5x5 | pool 5x5 | pool 3x3 | 3x3."""
+    return [
+        Row(channels=width, kernel=5),
+        Row(channels=2 * width, kernel=5, pool=True),
+        Row(channels=4 * width, kernel=3, pool=True),
+        Row(channels=4 * width, kernel=3),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A named architecture: its table and its width."""
+
+    rows: Callable[[int], list[Row]]
+    width: int
+
+
+ZOO: dict[str, Entry] = {
+    "resnet": Entry(rows=resnet, width=100),
+    "vgg": Entry(rows=vgg, width=70),
+    "tinycnn": Entry(rows=tinycnn, width=100),
+    "resnet20": Entry(rows=lambda width: deep_resnet(width, (3, 3, 3)), width=100),
+    "resnet34": Entry(rows=lambda width: deep_resnet(width, (3, 4, 6, 3)), width=100),
+    "resnet101": Entry(rows=lambda width: bottleneck_resnet(width, (3, 4, 23, 3)), width=70),
+    "resnet_large": Entry(rows=resnet, width=300),
+    "plain17": Entry(rows=plain, width=100),
+}
+
+
+def architecture(
+    name: str, *, num_classes: int, image_channels: int, width: int | None = None
+) -> Architecture:
+    """Return the architecture called `name` for C = `num_classes` and 1 or 3 input channels.
+
+    Raises:
+        UserError: unknown name, channels that the classes do not divide, or other input channels.
+    """
+    if name not in ZOO:
+        raise UserError(
+            f"unknown architecture {name!r}{nearest(name, ZOO)}; known are {', '.join(ZOO)}"
+        )
+    if image_channels not in (1, 3):
+        raise UserError(
+            f"layer 0 of {name!r} takes images of 1 or 3 channels, not {image_channels}; "
+            "convert the images to grey or RGB"
+        )
+    entry = ZOO[name]
+    width = entry.width if width is None else width
+    if width < 1:
+        raise UserError(f"--width must be 1 or more, not {width}")
+    return chain(name, entry.rows(width), num_classes, image_channels)

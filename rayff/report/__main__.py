@@ -1,0 +1,81 @@
+"""python -m rayff.report: one page with pictures of a run, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rayff.cli import parse, run_command
+from rayff.config.errors import UserError
+
+DESCRIPTION = """\
+Write report.html with pictures of a run: how it learned, what it confuses, what its stages did.
+
+The page needs no other file and no network; its pictures are also in report/ beside it. Several
+runs are shown side by side. A search's folder is shown with all its trials.
+
+Examples:
+  python -m rayff.report runs/first
+  python -m rayff.report runs/first runs/second --out comparison
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """The flags."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")]] = ()
+    """The run directories, one or more, or a search's folder."""
+    out: str | None = None
+    """Folder to write report.html and report/ to. Default: the run's own; for several runs the
+    working directory."""
+    data_dir: str | None = None
+    """Folder that holds the task's data. Default: the one the run was trained from."""
+    limit: int | None = None
+    """Test images to classify at most, for the mistakes; 0 for none. Default: all."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to classify them; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("no run is given: name one run directory or more, such as runs/first")
+        if self.limit is not None and self.limit < 0:
+            raise UserError(f"--limit must be a number of 0 or more, not {self.limit}")
+        if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"--out {self.out} is a file; name a folder")
+
+
+def main(args: Sequence[str]) -> int:
+    """Read everything, draw it, and write the page last."""
+    command = parse(ReportCommand, module="rayff.report", description=DESCRIPTION, args=args)
+    from rayff.report.comparison import comparison_page
+    from rayff.report.run_report import run_page
+    from rayff.report.search_report import search_page
+    from rayff.report.sources import is_search, read_run, read_search
+
+    folders = [Path(run) for run in command.runs]
+    searches = [folder for folder in folders if is_search(folder)]
+    if searches and len(folders) > 1:
+        raise UserError(f"{searches[0]} is a search, which has a report of its own: name it alone")
+    if searches:
+        page = search_page(folders[0], read_search(folders[0]))
+    elif len(folders) > 1:
+        page = comparison_page([read_run(folder) for folder in folders])
+    else:
+        page = run_page(
+            read_run(folders[0]),
+            data_dir=None if command.data_dir is None else Path(command.data_dir),
+            device=command.device,
+            limit=command.limit,
+        )
+    own = folders[0] if len(folders) == 1 else Path()
+    print(page.write(own if command.out is None else Path(command.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

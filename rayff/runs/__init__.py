@@ -1,0 +1,1 @@
+"""What a run leaves: run directory, checkpoints, metrics, timeline, the copy in a storage."""

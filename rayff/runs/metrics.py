@@ -1,0 +1,198 @@
+"""What a run records of each epoch, and the files it goes to: Parquet, CSV, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+
+from rayff.config.errors import UserError
+from rayff.config.text import layer_range
+from rayff.runs.files import write_atomically
+
+METRICS_FILE = "metrics.parquet"
+"""File of a run directory that has its records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of the metrics; accuracies are in percent, lists go by layer or by stage."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Batches since the run began."""
+    lr: float
+    train_loss: float
+    """Mean over the images and the layers."""
+    valid_accuracy: float
+    """With the SIP window."""
+    test_accuracy: float
+    """With the SIP window, which the validation images chose."""
+    sip_first: int
+    sip_last: int
+    images_per_s: float
+    """Training images a second; evaluation is not counted."""
+    elapsed_s: float
+    """Seconds of the epoch, evaluation included."""
+    layer_loss: list[float]
+    layer_valid_accuracy: list[float]
+    layer_test_accuracy: list[float]
+    stage_busy: list[float]
+    """Share of the epoch that each stage computed, 0 to 1."""
+    cuts: list[int]
+    sip_accuracy: list[list[float]]
+    """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
+
+    @property
+    def has_window(self) -> bool:
+        """Whether several layers say a class, as in all but plain backpropagation."""
+        return len(self.layer_loss) > 1
+
+    @property
+    def reached(self) -> str:
+        """What the network gets right, in words."""
+        layers = f" with {layer_range(self.sip_first, self.sip_last)}" if self.has_window else ""
+        return (
+            f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
+            f"(epoch {self.epoch})"
+        )
+
+
+_ARROW = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "list[float]": pa.list_(pa.float64()),
+    "list[int]": pa.list_(pa.int64()),
+    "list[list[float]]": pa.list_(pa.list_(pa.float64())),
+}
+_SCHEMA = pa.schema(
+    [(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(EpochRecord)]
+)
+
+
+class Metrics:
+    """The records of a run, written anew after each epoch; close it as a context manager.
+
+    Args:
+        directory: the run directory.
+        tensorboard: whether TensorBoard events are written too.
+    """
+
+    def __init__(self, directory: Path, *, tensorboard: bool = True) -> None:
+        self.directory = directory
+        self.records: list[EpochRecord] = []
+        events = directory / "tensorboard"
+        self._events = SummaryWriter(str(events)) if tensorboard else None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def load(self, epochs: int) -> None:
+        """Read back the records of the first `epochs` epochs, to go on behind them."""
+        path = self.directory / METRICS_FILE
+        if path.exists():
+            rows = read_metrics(path)
+            self.records = [row for row in rows if row.epoch <= epochs]
+
+    def go_back(self, epochs: int) -> None:
+        """Forget all but the first `epochs` epochs, which will be trained again."""
+        self.records = [row for row in self.records if row.epoch <= epochs]
+
+    def window(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Return the SIP window of the newest epoch, or `default` before the first."""
+        if not self.records:
+            return default
+        return self.records[-1].sip_first, self.records[-1].sip_last
+
+    def append(self, record: EpochRecord) -> None:
+        """Add an epoch to metrics.parquet, metrics.csv and, if wanted, the TensorBoard events."""
+        self.records.append(record)
+        rows = [dataclasses.asdict(row) for row in self.records]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+        write_atomically(self.directory / METRICS_FILE, sink.getvalue())
+        write_atomically(self.directory / "metrics.csv", _csv(rows).encode())
+        if self._events is not None:
+            for name, value in scalars(record).items():
+                self._events.add_scalar(name, value, record.epoch)
+            self._events.flush()
+
+
+def scalars(record: EpochRecord) -> dict[str, float]:
+    """Return what of a record is drawn over the epochs; a list has NAME/0, NAME/1, ..."""
+    values: dict[str, float] = {}
+    for name, value in dataclasses.asdict(record).items():
+        if name in ("epoch", "step", "cuts", "sip_accuracy"):
+            continue
+        if isinstance(value, list):
+            values |= {f"{name}/{position}": each for position, each in enumerate(value)}
+        else:
+            values[name] = value
+    return values
+
+
+def read_metrics(path: Path) -> list[EpochRecord]:
+    """Read the records of a metrics.parquet; UserError where it is none."""
+    try:
+        table = pq.read_table(path)
+        if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
+            raise ValueError(f"its columns are not those of {', '.join(_SCHEMA.names)}")
+        records = [EpochRecord(**row) for row in table.to_pylist()]
+        for before, record in zip([None, *records], records, strict=False):
+            _check(record, 0 if before is None else before.epoch)
+        return records
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is no metrics file of a run: {reason}; move it away to go on without its rows"
+        ) from error
+
+
+def _check(record: EpochRecord, epoch_before: int) -> None:
+    """Raise a ValueError where a record is none that a run could have written."""
+    layers = len(record.layer_loss)
+    numbers = _flat(list(dataclasses.asdict(record).values()))
+    if not all(value is not None and math.isfinite(value) for value in numbers):
+        raise ValueError(f"a number of epoch {record.epoch} is missing or not finite")
+    if record.epoch <= epoch_before:
+        raise ValueError(f"epoch {record.epoch} comes behind epoch {epoch_before}")
+    if not 0 <= record.sip_first <= record.sip_last < layers:
+        raise ValueError(
+            f"epoch {record.epoch} has {layers} layers and the window "
+            f"{record.sip_first}-{record.sip_last}"
+        )
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    """Return the numbers in nested lists."""
+    return [
+        number
+        for value in values
+        for number in (_flat(value) if isinstance(value, list) else [value])
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as CSV; lists are JSON in one cell, and the SIP matrix is left out."""
+    names = [name for name in rows[0] if name != "sip_accuracy"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = (row[name] for name in names)
+        writer.writerow([json.dumps(c) if isinstance(c, list) else c for c in cells])
+    return text.getvalue()

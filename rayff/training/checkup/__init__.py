@@ -1,1 +1,0 @@
-"""What the doctor looks at where no Ray is needed: the machine, its software, its places."""

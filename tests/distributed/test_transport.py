@@ -1,0 +1,97 @@
+"""What is packed comes out the same, and shares its memory where it can."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from rayff.distributed.transport import (
+    Message,
+    as_tensors,
+    call_name,
+    message_bytes,
+    pack,
+    pack_chunk,
+    unpack,
+    unpack_message,
+)
+from rayff.engine.commands import Batch, Chunk, Evaluate, Snapshot, Train
+from rayff.learning.chain import Activations
+
+CPU = torch.device("cpu")
+
+
+class TestATensor:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+    @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 3), (1,)])
+    def test_comes_out_bit_for_bit(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        tensor = (torch.randn(shape) * 100).to(dtype)
+        back = unpack(pack(tensor), CPU)
+        assert back.dtype == dtype
+        assert back.shape == tensor.shape
+        assert torch.equal(back, tensor)
+
+    def test_keeps_its_memory_format(self) -> None:
+        tensor = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
+        packed = pack(tensor)
+        assert packed.array.flags.c_contiguous
+        back = unpack(packed, CPU)
+        assert back.stride() == tensor.stride()
+        assert torch.equal(back, tensor)
+
+    def test_that_is_not_contiguous_is_copied_right(self) -> None:
+        tensor = torch.arange(24).view(2, 3, 4).transpose(1, 2)[:, 1:]
+        assert torch.equal(unpack(pack(tensor), CPU), tensor)
+
+    def test_shares_its_memory_both_ways(self) -> None:
+        tensor = torch.zeros(4, dtype=torch.bfloat16)
+        packed = pack(tensor)
+        back = unpack(packed, CPU)
+        tensor[0] = 1
+        assert back[0] == 1
+
+    def test_needs_no_gradient(self) -> None:
+        tensor = torch.ones(2, requires_grad=True)
+        assert isinstance(pack(tensor).array, np.ndarray)
+
+
+class TestAChunk:
+    @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
+    def test_comes_out_whole(self, way: Callable[[Chunk], Message]) -> None:
+        chunk = [
+            Batch(
+                activations=Activations(
+                    features=torch.randn(2, 3, 4, 4),
+                    shortcut=torch.randn(2, 3, 8, 8) if shortcut else None,
+                ),
+                labels=torch.tensor([1, 0]),
+                goodness=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
+            )
+            for shortcut in (0, 1)
+        ]
+        back = unpack_message(way(chunk), CPU)
+        for was, now in zip(chunk, back, strict=True):
+            assert torch.equal(now.activations.features, was.activations.features)
+            assert torch.equal(now.labels, was.labels)
+            assert len(now.goodness) == len(was.goodness)
+            assert all(map(torch.equal, now.goodness, was.goodness))
+        assert back[0].activations.shortcut is None
+        assert back[1].activations.shortcut is not None
+        assert torch.equal(back[1].activations.shortcut, chunk[1].activations.shortcut)
+
+    @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
+    def test_weighs_what_its_tensors_do(self, way: Callable[[Chunk], Message]) -> None:
+        features = torch.zeros(3, 4, 2, 2, dtype=torch.bfloat16)
+        for shortcut, goodness in ((None, ()), (features, (torch.zeros(3, 2),))):
+            activations = Activations(features=features, shortcut=shortcut)
+            batch = Batch(activations=activations, labels=torch.arange(3), goodness=goodness)
+            each = 96 + 24 + (96 + 24 if goodness else 0)
+            assert message_bytes(way([batch, batch])) == 2 * each
+
+
+def test_calls_have_few_names() -> None:
+    train = [Train(epoch=e, step=9 * e, lr=0.1, batches=()) for e in range(3)]
+    assert {call_name(command) for command in train} == {"StageActor.train"}
+    assert call_name(Evaluate(epoch=1, split="valid", batches=())) == "StageActor.evaluate valid"
+    assert call_name(Snapshot(epoch=1, batch=2)) == "StageActor.snapshot"

@@ -1,0 +1,314 @@
+"""The GPU's kernels: on a GPU where there is one, else in Triton's interpreter, much slower."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rayff.config.kernels import Kernels
+from rayff.config.recipe import Recipe
+from rayff.kernels import convolution, gpu
+from rayff.learning import analytic as fast
+from rayff.learning.autograd import Rule, plain_rule
+from rayff.learning.chain import Activations, Chain, join
+from rayff.learning.generators import DropoutGenerator, Share, philox, philox_bytes
+from rayff.learning.layer import CWConv
+from rayff.learning.optimizers import LayerOptimizer
+from rayff.learning.recorded import RecordedStep, rerun
+from rayff.learning.rules import RULES
+from rayff.models.architecture import LayerSpec
+from rayff.models.zoo import architecture
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WORD = 2**32 - 1
+
+with_kernels = pytest.mark.skipif(
+    not (ON_GPU or INTERPRETED), reason="runs in Triton's interpreter, in a process of its own"
+)
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+
+
+@pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the kernels run in this process")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_kernels_in_the_interpreter():
+    """Triton reads the variable when it is imported, which other tests may have done already."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    difference = (found.double() - expected.double()).norm()
+    return float(difference / expected.double().norm().clamp(min=1e-30))
+
+
+def features(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    made = torch.randn(*shape, device=DEVICE).to(dtype)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1)
+
+
+def gaps(tensor: Tensor) -> Tensor:
+    return gpu.with_gaps(tensor)[:, tensor.shape[1] :]
+
+
+def philox_of_one(key: int, counter: tuple[int, ...]) -> list[int]:
+    """Salmon et al. (2011), in whole numbers."""
+    low, high = key & WORD, key >> 32
+    a, b, c, d = counter
+    for _ in range(10):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (right >> 32) ^ b ^ low, right & WORD, (left >> 32) ^ d ^ high, left & WORD
+        low, high = (low + 0x9E3779B9) & WORD, (high + 0xBB67AE85) & WORD
+    return [a, b, c, d]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # the authors' known answers
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((WORD,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0_A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers(
+    counter: tuple[int, ...], key: int, words: tuple[int, ...]
+):
+    assert tuple(philox_of_one(key, counter)) == words
+    signed = torch.tensor(key - 2**64 if key >= 2**63 else key)
+    found = philox(signed, tuple(torch.tensor([word]) for word in counter))  # type: ignore[arg-type]
+    assert found.view(torch.int32).tolist()[0] == [
+        word - 2**32 if word >= 2**31 else word for word in words
+    ]
+
+
+def test_a_byte_stands_where_the_stream_says():
+    share = Share(step=7, batch_size=9, first=5)
+    state = DropoutGenerator(seed=3, layer_index=2, share=share).state(0, torch.device("cuda"))
+    drawn = philox_bytes(state, torch.Size((2, 20, 3, 2)))
+    key = int(state[0]) & (2**64 - 1)
+    for image, row, column, channel in ((0, 0, 0, 0), (1, 2, 1, 19), (0, 1, 1, 16), (1, 0, 0, 7)):
+        pixel = (5 + image) * 6 + row * 2 + column
+        words = philox_of_one(key, (pixel * 2 + channel // 16, 0, 7, 0))
+        byte = channel % 16
+        expected = words[byte // 4] >> (8 * (byte % 4)) & 255
+        assert drawn[image, row, column, channel] == expected
+
+
+@with_kernels
+@settings(max_examples=5 if ON_GPU else 15)  # a GPU compiles for each
+@given(
+    images=st.integers(1, 3),
+    classes=st.integers(2, 12),
+    group=st.integers(1, 12),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dropped=st.sampled_from([0, 51, 255]),
+    wide=st.booleans(),
+)
+def test_the_pointwise_pass_is_the_one_in_torch(
+    images: int, classes: int, group: int, size: tuple[int, int], dropped: int, wide: bool
+):
+    y = features(images, classes * group, *size)
+    labels = torch.arange(images, device=DEVICE) % classes
+    share = Share(step=2**33 + 5, batch_size=images + 4, first=3)
+    state = DropoutGenerator(seed=1, layer_index=4, share=share).state(0, torch.device("cuda"))
+    drawn = philox_bytes(state, y.shape).to(DEVICE) if dropped else None
+    with pytest.MonkeyPatch.context() as patched:
+        if wide:
+            patched.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+        found = gpu.pointwise(
+            gpu.pitched(y), classes, state.to(DEVICE) if dropped else None, dropped, labels, 5
+        )
+        evaluated = gpu.pointwise(gpu.pitched(y), classes, None, 0, None, 1)
+    if dropped:
+        assert torch.equal(gpu.drawn_bytes(state.to(DEVICE), y.shape), drawn)
+    expected = fast._torch_pointwise(last(y).double(), classes, drawn, dropped, labels, 5)
+    assert relative(last(found[0]), expected[0]) < 1e-5
+    assert relative(found[1], expected[1]) < 1e-6
+    assert relative(last(found[2]), expected[2]) < 1e-5
+    assert torch.equal(last(found[2]) != 0, expected[2] != 0)
+    assert relative(found[3], expected[3]) < 1e-5
+    assert not gaps(found[0]).any()
+    assert not gaps(found[2]).any()
+    undropped = fast._torch_pointwise(last(y).double(), classes, None, 0, None, 1)
+    assert relative(last(evaluated[0]), undropped[0]) < 1e-5
+    assert relative(evaluated[1], undropped[1]) < 1e-6
+    assert evaluated[2] is evaluated[3] is None
+
+
+@with_kernels
+@pytest.mark.parametrize("dropped", [0, 255])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_comes_through(bad: float, dropped: int):
+    y = features(2, 8, 2, 2)
+    y[1, 3, 0, 1] = bad
+    share = Share(step=0, batch_size=2)
+    state = DropoutGenerator(seed=1, layer_index=4, share=share).state(0, torch.device("cuda"))
+    assert philox_bytes(state, y.shape)[1, 0, 1, 3] < 255, "is dropped, where anything is"
+    found, goodness, _, losses = gpu.pointwise(
+        *(y, 2, state.to(DEVICE) if dropped else None, dropped),
+        *(torch.tensor([0, 1], device=DEVICE), 2),
+    )
+    assert not goodness[1].isfinite().all()
+    assert not losses[1].isfinite()
+    assert losses[0].isfinite()
+    assert found[0].isfinite().all()
+
+
+@with_kernels
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("index", [2, 4, 6, 8, 14])
+def test_joins_have_the_bits_of_torchs(index: int, wide: bool, monkeypatch: pytest.MonkeyPatch):
+    spec = architecture("resnet", num_classes=2, image_channels=3, width=4).layers[index]
+    own = features(2, spec.out_channels, spec.out_size, spec.out_size)
+    shortcut = features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size)
+    with monkeypatch.context() as without:
+        without.setattr(gpu, "usable", lambda *tensors: False)
+        expected = join(own, shortcut, spec)
+    if wide:
+        monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    found = gpu.join(gpu.pitched(own), gpu.pitched(shortcut), spec)
+    assert torch.equal(found, expected)
+    assert not gaps(found).any()
+
+
+@with_kernels
+@pytest.mark.parametrize("channels", [3, 20])
+def test_pools_have_the_bits_of_torchs(channels: int):
+    square = features(2, channels, 4, 4)
+    assert torch.equal(gpu.pool(square), torch.nn.functional.avg_pool2d(square, 2))
+
+
+@with_kernels
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_patches_are_those_of_torch(
+    kernel: int, stride: int, channels: int, monkeypatch: pytest.MonkeyPatch
+):
+    spec = LayerSpec(
+        index=0,
+        in_channels=channels,
+        out_channels=8,
+        kernel_size=kernel,
+        stride=stride,
+        in_size=6,
+    )
+    x = features(2, channels, 6, 6)
+    expected = convolution.unfold(x.cpu(), spec)
+    assert torch.equal(gpu.unfold(x, spec).cpu(), expected)
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    assert torch.equal(gpu.unfold(gpu.pitched(x), spec).cpu(), expected)
+
+
+def test_filters_for_gaps_change_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+    x, weight = features(2, 5, 6, 6), features(7, 5, 3, 3)
+    filters = gpu.filters_with_gaps(weight, gpu.pitched(x))
+    assert filters.shape == (16, 16, 3, 3)
+    found = torch.nn.functional.conv2d(gpu.with_gaps(gpu.pitched(x)), filters, padding=1)
+    assert relative(found[:, :7], torch.nn.functional.conv2d(x, weight, padding=1)) < 1e-6
+    assert not found[:, 7:].any()
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels do the work on any device, with gaps in float32 too."""
+    monkeypatch.setattr(gpu, "usable", lambda *tensors: True)
+    monkeypatch.setattr(gpu, "pitch", lambda channels, dtype: -(-channels // 16) * 16)
+
+
+@with_kernels
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("kernels", ["conv", "unfold", "conv/unfold", "unfold/conv"])
+@pytest.mark.parametrize(
+    ("name", "first", "end"), [("resnet", 0, 2), ("resnet", 4, 7), ("vgg", 1, 4)]
+)
+def test_a_chain_learns_as_by_the_plain_rule(name: str, first: int, end: int, kernels: str):
+    network = architecture(name, num_classes=2, image_channels=3, width=6)[first:end]
+    pair = kernels.split("/")
+    chain = Chain.build(network, seed=1).to(DEVICE)
+    for layer in chain.cwconvs():
+        layer.kernels = Kernels(pair[0], pair[-1])
+    spec = network.layers[0]
+    x = features(2, spec.in_channels, spec.in_size, spec.in_size)
+    shortcut = None
+    if spec.join != "none":
+        shortcut = features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size)
+    entering = Activations(features=x, shortcut=shortcut)
+    labels = torch.tensor([1, 0], device=DEVICE)
+    share = Share(step=0, batch_size=2)
+    found: dict[str, list[Tensor]] = {}
+    for rule, learn in (("plain", plain_rule), ("fast", fast.fast_rule)):
+
+        def visit(
+            layer: CWConv, entering: Tensor, rule: str = rule, learn: Rule = learn
+        ) -> Tensor:
+            left, loss = learn(layer, entering, labels, share)
+            found.setdefault(rule, []).extend((left, loss, layer.weight.grad))
+            return left
+
+        found.setdefault(rule, []).append(chain.walk(entering, visit).features)
+    for one, other in zip(found["fast"], found["plain"], strict=True):
+        assert relative(one, other) < 1e-5
+    said = [chain.evaluate(entering, classify) for classify in (fast.fast_forward, CWConv.forward)]
+    assert relative(said[0][0].features, said[1][0].features) < 1e-5
+    assert relative(torch.stack(said[0][1]), torch.stack(said[1][1])) < 1e-5
+
+
+@with_kernels
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("way", ["recorded", "pitched"])
+def test_a_step_has_the_same_bits_however_its_input_comes(way: str):
+    """From the layer before with gaps, from another stage without, and into a recording."""
+    network = architecture("resnet", num_classes=2, image_channels=3, width=6)[4:7]
+    spec = network.layers[0]
+    activations = Activations(
+        features=features(2, spec.in_channels, spec.in_size, spec.in_size),
+        shortcut=features(2, spec.shortcut_channels, spec.shortcut_size, spec.shortcut_size),
+    )
+    labels, share = torch.tensor([1, 0], device=DEVICE), Share(step=0, batch_size=2)
+
+    def learned(way: str) -> list[Tensor]:
+        chain = RULES["fast"].arrange(Chain.build(network, seed=1).to(DEVICE))
+        optimizers = {
+            layer.spec.index: LayerOptimizer(layer, Recipe(lr=0.01)) for layer in chain.cwconvs()
+        }
+
+        def visit(layer: CWConv, x: Tensor) -> Tensor:
+            left, _ = fast.fast_rule(layer, x, labels, share)
+            optimizers[layer.spec.index].step()
+            return left
+
+        if way == "recorded":
+            RecordedStep(chain, optimizers, activations, labels, rerun)(activations, labels, share)
+        elif way == "pitched":
+            shortcut = gpu.pitched(activations.shortcut)
+            chain.walk(
+                Activations(features=gpu.pitched(activations.features), shortcut=shortcut), visit
+            )
+        else:
+            chain.walk(activations, visit)
+        return [layer.weight.detach() for layer in chain.cwconvs()]
+
+    for one, other in zip(learned(way), learned("without gaps"), strict=True):
+        assert torch.equal(one, other)

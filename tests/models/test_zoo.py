@@ -1,0 +1,279 @@
+"""The architectures against the tables of the paper, written out by hand."""
+
+import re
+
+import pytest
+
+from rayff.config.errors import UserError
+from rayff.models.architecture import Architecture
+from rayff.models.zoo import ZOO, Row, architecture, chain
+
+# in, out, kernel, stride, pool before it, pixels a side of the output, join
+RESNET = [
+    (3, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "add"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "concat"),
+    (200, 200, 3, 2, False, 16, "none"),
+    (200, 200, 3, 1, False, 16, "add"),
+    (200, 200, 3, 1, False, 16, "none"),
+    (200, 200, 3, 1, False, 16, "concat"),
+    (400, 400, 3, 2, False, 8, "none"),
+    (400, 400, 3, 1, False, 8, "add"),
+    (400, 400, 3, 1, False, 8, "none"),
+    (400, 400, 3, 1, False, 8, "concat"),
+    (800, 800, 3, 2, False, 4, "none"),
+    (800, 800, 3, 1, False, 4, "add"),
+    (800, 800, 3, 1, False, 4, "none"),
+    (800, 800, 3, 1, False, 4, "none"),  # no group comes behind it
+]
+VGG = [
+    (3, 70, 3, 1, False, 32, "none"),
+    (70, 70, 3, 1, False, 32, "none"),
+    (70, 140, 3, 1, True, 16, "none"),
+    (140, 140, 3, 1, False, 16, "none"),
+    (140, 140, 3, 1, False, 16, "none"),
+    (140, 280, 3, 1, True, 8, "none"),
+    (280, 280, 3, 1, False, 8, "none"),
+    (280, 280, 3, 1, False, 8, "none"),
+    (280, 560, 3, 1, True, 4, "none"),
+    (560, 560, 3, 1, False, 4, "none"),
+    (560, 560, 3, 1, False, 4, "none"),
+    (560, 560, 3, 1, True, 2, "none"),
+    (560, 560, 3, 1, False, 2, "none"),
+    (560, 560, 3, 1, False, 2, "none"),
+]
+TINYCNN = [
+    (3, 100, 5, 1, False, 32, "none"),
+    (100, 200, 5, 1, True, 16, "none"),
+    (200, 400, 3, 1, True, 8, "none"),
+    (400, 400, 3, 1, False, 8, "none"),
+]
+PLAIN17 = [  # without a concatenation the first layer of groups 2 to 4 doubles the channels
+    (3, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 100, 3, 1, False, 32, "none"),
+    (100, 200, 3, 2, False, 16, "none"),
+    (200, 200, 3, 1, False, 16, "none"),
+    (200, 200, 3, 1, False, 16, "none"),
+    (200, 200, 3, 1, False, 16, "none"),
+    (200, 400, 3, 2, False, 8, "none"),
+    (400, 400, 3, 1, False, 8, "none"),
+    (400, 400, 3, 1, False, 8, "none"),
+    (400, 400, 3, 1, False, 8, "none"),
+    (400, 800, 3, 2, False, 4, "none"),
+    (800, 800, 3, 1, False, 4, "none"),
+    (800, 800, 3, 1, False, 4, "none"),
+    (800, 800, 3, 1, False, 4, "none"),
+]
+TABLES = {"resnet": RESNET, "vgg": VGG, "tinycnn": TINYCNN, "plain17": PLAIN17}
+
+
+def table(network: Architecture) -> list[tuple[int, int, int, int, bool, int, str]]:
+    return [
+        (
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.pool,
+            layer.out_size,
+            layer.join,
+        )
+        for layer in network.layers
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_network_is_the_papers_layer_by_layer(name: str):
+    network = architecture(name, num_classes=10, image_channels=3)
+    assert table(network) == TABLES[name]
+    assert [layer.index for layer in network.layers] == list(range(len(TABLES[name])))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_grey_image_changes_the_first_layers_input_alone(name: str):
+    (first, *rest) = TABLES[name]
+    network = architecture(name, num_classes=10, image_channels=1)
+    assert table(network) == [(1, *first[1:]), *rest]
+    assert network.image_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "width"),
+    [("resnet", 100, 20), ("vgg", 70, 20), ("tinycnn", 100, 20), ("plain17", 100, 20)],
+)
+def test_the_width_scales_every_layer(name: str, unit: int, width: int):
+    scaled = [
+        (i if index == 0 else i * width // unit, o * width // unit, *rest)
+        for index, (i, o, *rest) in enumerate(TABLES[name])
+    ]
+    assert table(architecture(name, num_classes=10, image_channels=3, width=width)) == scaled
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        ("resnet", [1, 3, 5, 7, 9, 11, 13]),
+        ("vgg", []),
+        ("tinycnn", []),
+        ("plain17", []),
+        ("resnet20", list(range(1, 19, 2))),
+        ("resnet34", list(range(1, 33, 2))),
+        ("resnet101", list(range(1, 100, 3))),
+    ],
+)
+def test_blocks_open_where_the_paper_draws_a_shortcut(name: str, opening: list[int]):
+    network = architecture(name, num_classes=10, image_channels=3)
+    assert [layer.index for layer in network.layers if layer.opens_block] == opening
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_the_resnet_has_as_many_weights_as_its_convolutions(image_channels: int):
+    stem = image_channels * 100
+    groups = 4 * 100 * 100 + 4 * 200 * 200 + 4 * 400 * 400 + 4 * 800 * 800
+    network = architecture("resnet", num_classes=10, image_channels=image_channels)
+    assert network.num_weights == 9 * (stem + groups)
+    assert network.num_weights == {1: 30_600_900, 3: 30_602_700}[image_channels]
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_the_vgg_has_as_many_weights_as_its_convolutions(image_channels: int):
+    weights = 9 * (
+        image_channels * 70
+        + 70 * 70
+        + (70 * 140 + 140 * 140 + 140 * 140)
+        + (140 * 280 + 280 * 280 + 280 * 280)
+        + (280 * 560 + 560 * 560 + 560 * 560)
+        + (560 * 560 + 560 * 560 + 560 * 560)
+    )
+    network = architecture("vgg", num_classes=10, image_channels=image_channels)
+    assert network.num_weights == weights
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_the_tinycnn_has_as_many_weights_as_its_convolutions(image_channels: int):
+    weights = 25 * image_channels * 100 + 25 * 100 * 200 + 9 * 200 * 400 + 9 * 400 * 400
+    network = architecture("tinycnn", num_classes=10, image_channels=image_channels)
+    assert network.num_weights == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "ends"),
+    [
+        ("resnet", 17, {0: (100, 32), 4: (200, 32), 8: (400, 16), 12: (800, 8), 16: (800, 4)}),
+        ("plain17", 17, {0: (100, 32), 4: (100, 32), 8: (200, 16), 12: (400, 8), 16: (800, 4)}),
+        (
+            "resnet_large",
+            17,
+            {0: (300, 32), 4: (600, 32), 8: (1200, 16), 12: (2400, 8), 16: (2400, 4)},
+        ),
+        ("resnet20", 19, {0: (100, 32), 6: (100, 32), 12: (200, 16), 18: (400, 8)}),
+        (
+            "resnet34",
+            33,
+            {0: (100, 32), 6: (100, 32), 14: (200, 16), 26: (400, 8), 32: (800, 4)},
+        ),
+        (
+            "resnet101",
+            100,
+            {0: (70, 32), 9: (280, 32), 21: (560, 16), 90: (1120, 8), 99: (2240, 4)},
+        ),
+    ],
+)
+def test_deeper_and_wider_members_have_their_channels_and_sizes_at_the_ends_of_groups(
+    name: str, num_layers: int, ends: dict[int, tuple[int, int]]
+):
+    network = architecture(name, num_classes=10, image_channels=3)
+    assert len(network) == num_layers
+    assert {
+        index: (network[index].feature_channels, network[index].out_size) for index in ends
+    } == ends
+
+
+def test_the_first_blocks_of_resnet101_are_bottlenecks_that_widen_by_concatenation():
+    network = architecture("resnet101", num_classes=10, image_channels=3)
+    assert table(network)[:7] == [
+        (3, 70, 3, 1, False, 32, "none"),
+        (70, 70, 1, 1, False, 32, "none"),
+        (70, 70, 3, 1, False, 32, "none"),
+        (70, 210, 1, 1, False, 32, "concat"),  # 210 new ones and the 70 of the shortcut
+        (280, 70, 1, 1, False, 32, "none"),
+        (70, 70, 3, 1, False, 32, "none"),
+        (70, 280, 1, 1, False, 32, "add"),
+    ]
+    assert table(network)[10:13] == [
+        (280, 140, 1, 1, False, 32, "none"),
+        (140, 140, 3, 2, False, 16, "none"),
+        (140, 280, 1, 1, False, 16, "concat"),
+    ]
+
+
+def test_the_groups_of_resnet20_widen_by_concatenation_in_their_first_block():
+    network = architecture("resnet20", num_classes=10, image_channels=3)
+    assert table(network)[5:11] == [
+        (100, 100, 3, 1, False, 32, "none"),
+        (100, 100, 3, 1, False, 32, "add"),
+        (100, 200, 3, 2, False, 16, "none"),
+        (200, 100, 3, 1, False, 16, "concat"),
+        (200, 200, 3, 1, False, 16, "none"),
+        (200, 200, 3, 1, False, 16, "add"),
+    ]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("name", ZOO)
+    @pytest.mark.parametrize("num_classes", [3, 11, 26, 47, 1000])
+    def test_the_width_that_the_error_proposes_works(self, name: str, num_classes: int):
+        with pytest.raises(UserError, match=r"do not split into \d+ equal groups") as caught:
+            architecture(name, num_classes=num_classes, image_channels=3, width=10)
+        message = str(caught.value)
+        assert "layer 0" in message
+        assert f"{name!r}" in message
+        proposed = re.search(r"--width (\d+)", message)
+        assert proposed is not None
+        network = architecture(
+            name, num_classes=num_classes, image_channels=3, width=int(proposed[1])
+        )
+        assert all(layer.out_channels % num_classes == 0 for layer in network.layers)
+
+    def test_the_proposed_width_is_the_next_multiple_and_not_a_far_one(self):
+        with pytest.raises(UserError, match="--width 104 "):
+            architecture("resnet", num_classes=26, image_channels=1)
+
+    def test_the_error_names_the_first_layer_whose_channels_do_not_split(self):
+        rows = [Row(channels=10), Row(channels=20), Row(channels=41)]
+        with pytest.raises(UserError, match="the 41 channels of layer 2 do not split into 5"):
+            chain("odd", rows, num_classes=5, image_channels=1)
+
+    def test_a_hundred_classes_fit_the_resnet_and_not_the_vgg(self):
+        assert len(architecture("resnet", num_classes=100, image_channels=3)) == 17
+        with pytest.raises(UserError, match="the 70 channels of layer 0 .* --width 100 "):
+            architecture("vgg", num_classes=100, image_channels=3)
+        assert len(architecture("vgg", num_classes=100, image_channels=3, width=100)) == 14
+
+    @pytest.mark.parametrize(
+        ("written", "meant"), [("resnt", "resnet"), ("vgg16", "vgg"), ("tinycn", "tinycnn")]
+    )
+    def test_an_unknown_name_is_answered_with_the_nearest(self, written: str, meant: str):
+        with pytest.raises(UserError, match=f"{written!r}.*did you mean {meant!r}") as caught:
+            architecture(written, num_classes=10, image_channels=3)
+        assert all(name in str(caught.value) for name in ZOO)
+
+    @pytest.mark.parametrize("image_channels", [0, 2, 4])
+    def test_images_that_are_neither_grey_nor_rgb_are_refused(self, image_channels: int):
+        with pytest.raises(UserError, match=f"1 or 3 channels, not {image_channels}"):
+            architecture("resnet", num_classes=10, image_channels=image_channels)
+
+    @pytest.mark.parametrize("width", [0, -10])
+    def test_a_width_below_one_is_refused(self, width: int):
+        with pytest.raises(UserError, match=f"--width must be 1 or more, not {width}"):
+            architecture("resnet", num_classes=10, image_channels=3, width=width)
+
+    @pytest.mark.parametrize("num_classes", [0, 1])
+    def test_one_class_is_nothing_to_learn(self, num_classes: int):
+        with pytest.raises(UserError, match=f"2 classes or more, not {num_classes}"):
+            architecture("resnet", num_classes=num_classes, image_channels=3)

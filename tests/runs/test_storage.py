@@ -1,0 +1,209 @@
+"""The copy of a run in a storage: local folders, fsspec, and a real S3 server with faults."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
+from rayff.engine.preparation import prepare
+from rayff.runs.storage import Storage, file_system
+from rayff.train import read_flags
+from tests.engine.local_run import Diary, layer_files, timeless, train
+from tests.tasks import write_tiny_task
+
+LAST = 6  # two epochs of three batches
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_task(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def make_run(task: str, run_dir: Path, storage_path: str, **changes: Any) -> TrainConfig:
+    options = {"width": 4, "epochs": 2, "batch_size": 40, "lr": 0.01, "seed": 3, **changes}
+    return TrainConfig(task=task, run_dir=str(run_dir), storage_path=storage_path, **options)
+
+
+class S3:
+    """moto's server in this process; `fails` decides which requests break off."""
+
+    def __init__(self) -> None:
+        self.fails: Callable[[str, str], bool] = lambda method, path: False
+        app = DomainDispatcherApplication(create_backend_app)
+
+        def breakable(environ: Any, start_response: Any) -> Any:
+            if self.fails(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+                half = int(environ.get("CONTENT_LENGTH") or 0) // 2
+                environ["wsgi.input"].read(half)
+                start_response("403 Forbidden", [])  # an answer that no client tries again
+                return [b""]
+            return app(environ, start_response)
+
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+        self.server = make_server("127.0.0.1", 0, breakable, threaded=True)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        self.client = boto3.client(
+            "s3", endpoint_url=f"http://{self.address}", region_name="us-east-1"
+        )
+        bucket = f"bucket-{self.server.server_port}"  # all servers of a process share objects
+        self.client.create_bucket(Bucket=bucket)
+        self.uri = (
+            f"s3://{bucket}/runs?endpoint_override={self.address}&scheme=http&region=us-east-1"
+        )
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = S3()
+    yield server
+    server.close()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class TestAFolder:
+    def test_has_all_of_the_run(self, task: str, tmp_path: Path) -> None:
+        train(make_run(task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1))
+        copy, own = files_of(tmp_path / "kept" / "run"), files_of(tmp_path / "run")
+        assert copy == own
+        assert {"config.json", "metrics.csv", "model.safetensors"} <= set(copy)
+        assert [name for name in copy if "step-00000003" in name] == []
+
+    @pytest.mark.parametrize("lost", ["all", "checkpoint"])
+    def test_gives_back_what_was_lost(self, task: str, tmp_path: Path, lost: str) -> None:
+        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"))
+        records, _ = train(run)
+        wanted = layer_files(run, LAST)
+        gone = tmp_path / "run"
+        shutil.rmtree(gone if lost == "all" else gone / "checkpoints" / f"step-{LAST:08d}")
+        again, _ = train(run, resume=True)
+        assert layer_files(run, LAST) == wanted
+        assert timeless(again) == timeless(records)
+
+    def test_that_is_older_changes_nothing(self, task: str, tmp_path: Path) -> None:
+        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"))
+        train(run)
+        shutil.rmtree(tmp_path / "kept" / "run" / "checkpoints" / f"step-{LAST:08d}")
+        assert not Storage(tmp_path / "run", str(tmp_path / "kept")).pull()
+
+    def test_that_has_a_run_of_the_name_is_not_overwritten(
+        self, task: str, tmp_path: Path
+    ) -> None:
+        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"), epochs=1)
+        train(run)
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match="holds a run already: add --resume"):
+            train(run)
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_that_is_a_file_is_refused_at_the_start(
+        self, task: str, tmp_path: Path, resume: bool
+    ) -> None:
+        kept = tmp_path / "README.md"
+        kept.write_text("text")
+        run = make_run(task, tmp_path / "run", str(kept))
+        with pytest.raises(UserError, match=f"^--storage-path {kept} is a file; name a folder$"):
+            prepare(run, resume=resume)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["s3://", "s3:///folder", "gs://", "gcs://?region=x"])
+def test_a_uri_without_a_bucket_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match=r"^--storage-path .* names no bucket; use .*://bucket/"):
+        file_system(path)
+
+
+def test_fsspec_serves_what_pyarrow_does_not_know(task: str, tmp_path: Path) -> None:
+    run = make_run(task, tmp_path / "run", "memory://runs", epochs=1)
+    train(run)
+    wanted = layer_files(run, 3)
+    shutil.rmtree(tmp_path / "run")
+    assert Storage(tmp_path / "run", "memory://runs").pull()
+    assert layer_files(run, 3) == wanted
+
+
+class TestS3:
+    def test_a_run_whose_machine_is_lost_goes_on_elsewhere(
+        self, task: str, tmp_path: Path, s3: S3
+    ) -> None:
+        whole = make_run(task, tmp_path / "whole", str(tmp_path / "kept"))
+        train(whole)
+        run = make_run(task, tmp_path / "run", s3.uri)
+        train(run, stop_after=7)  # the second batch of the second epoch
+        shutil.rmtree(tmp_path / "run")
+        flags = ["--resume", "--run-dir", str(tmp_path / "run"), "--storage-path", s3.uri]
+        assert read_flags(flags).epochs == 2, "the options are those of the run"
+        records, _ = train(run, resume=True)
+        assert len(records) == 2
+        assert layer_files(run, LAST) == layer_files(whole, LAST)
+
+    @pytest.mark.parametrize("broken", ["layer-002.safetensors", "manifest.json", "config.json"])
+    def test_a_fault_in_an_upload_leaves_the_checkpoint_before_it(
+        self, task: str, tmp_path: Path, s3: S3, broken: str
+    ) -> None:
+        """After the first checkpoint, each upload of one file breaks off."""
+        run = make_run(task, tmp_path / "run", s3.uri, keep_checkpoints=1)
+        hit = []
+
+        def fails(method: str, path: str) -> bool:
+            breaks = method == "PUT" and path.endswith(broken)
+            hit.append(path) if breaks else None
+            return breaks
+
+        diary = Diary()
+        diary.then = lambda number: setattr(s3, "fails", fails) if number == 7 else None
+        _, diary = train(run, callback=diary)
+        assert hit, "the server broke off an upload"
+        warned = [line for line in diary.lines if "the copy in s3://" in line]
+        assert len(warned) == 1
+        assert "is behind" in warned[0]
+        s3.fails = lambda method, path: False
+        elsewhere = Storage(tmp_path / "elsewhere" / "run", s3.uri)
+        assert elsewhere.pull()
+        found = [path.name for path in (elsewhere.run_dir / "checkpoints").iterdir()]
+        assert found == ["step-00000006" if broken == "config.json" else "step-00000003"]
+        Storage(tmp_path / "run", s3.uri).push(keep=1)
+        assert elsewhere.pull() == (broken != "config.json")
+        moved = make_run(task, elsewhere.run_dir, s3.uri)
+        assert layer_files(moved, LAST) == layer_files(run, LAST)
+
+    def test_that_is_gone_is_a_sentence(self, task: str, tmp_path: Path, s3: S3) -> None:
+        s3.close()
+        with pytest.raises(UserError, match="cannot be reached"):
+            train(make_run(task, tmp_path / "run", s3.uri))
+        assert not (tmp_path / "run").exists()
+
+
+class TestMistakes:
+    def test_an_unknown_scheme(self, task: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="--storage-path nowhere://x: Protocol not known"):
+            train(make_run(task, tmp_path / "run", "nowhere://x"))
+
+    def test_a_key_in_the_uri_is_refused(self, task: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="through the environment") as refused:
+            train(make_run(task, tmp_path / "run", "s3://key:secret@bucket/x"))
+        assert "secret@" not in str(refused.value)
