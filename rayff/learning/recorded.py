@@ -106,7 +106,7 @@ class StaticInput:
             self.shortcut.copy_(activations.shortcut)
 
     @property
-    def boundary_elements(self) -> Activations:
+    def activations(self) -> Activations:
         """The batch that is in place."""
         return Activations(features=self.features, shortcut=self.shortcut)
 
