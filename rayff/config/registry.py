@@ -1,0 +1,92 @@
+"""Extension points: implementations by name, and a user's own by import path.
+
+    >>> LOSSES = Registry[type[LocalLoss]]("local loss", "--loss")
+    >>> LOSSES.add("goodness", Goodness)
+    >>> LOSSES.load("goodness"), LOSSES.load("my_package.losses:MyLoss")
+
+An import path is `package.module:object`. It is saved as it is, so it must be importable wherever
+the run goes on: on every node of a cluster, and where the model is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any, Generic, TypeVar, cast
+
+from rayff.config.errors import UserError, nearest
+
+T = TypeVar("T")
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class Registry(Generic[T]):
+    """The implementations of one extension point.
+
+    Args:
+        kind: what it holds, such as "optimizer", for messages.
+        flag: the option that selects one, such as "--optimizer".
+    """
+
+    def __init__(self, kind: str, flag: str) -> None:
+        self.kind = kind
+        self.flag = flag
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Register an implementation under a name that is not taken yet; return it."""
+        if name in self._entries:
+            raise ValueError(f"the {self.kind} {name!r} is registered already")
+        self._entries[name] = entry
+        return entry
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in the order of their registration."""
+        return tuple(self._entries)
+
+    def load(self, name: str) -> T:
+        """Return the implementation of that name, or import that of `package.module:object`.
+
+        Raises:
+            UserError: an unknown name, or an import path that does not lead to an object.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        if is_import_path(name):
+            return cast(T, import_object(name, self.flag))
+        raise UserError(
+            f"{self.flag}: unknown {self.kind} {name!r}{nearest(name, self._entries)}; known are "
+            f"{', '.join(self._entries)}, and yours as package.module:object"
+        )
+
+
+def is_import_path(name: str) -> bool:
+    """Return whether a name has the form package.module:object."""
+    return _IMPORT_PATH.fullmatch(name) is not None
+
+
+def import_object(path: str, flag: str) -> Any:
+    """Return the object at an import path.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such object.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise UserError(
+            f"{flag} {path}: the module {module_name} cannot be imported here "
+            f"({type(error).__name__}: {error}); it must be on the Python path of every process "
+            "of the run: install it, or submit it with --working-dir or py_modules"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [name for name in vars(found) if not name.startswith("_")]
+            raise UserError(
+                f"{flag} {path}: {module_name} has no {attribute!r}{nearest(part, public)}"
+            )
+        found = getattr(found, part)
+    return found
