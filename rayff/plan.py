@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
     command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
     from rayff.distributed.planner import plan_run
 
-    facts = plan_run(command.run(), notify=_tell)
+    facts = plan_run(command.run(), warn=_warn)
     if command.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -77,13 +77,15 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     print(message, file=sys.stderr)
 
 
 def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['each']}")
+    table = Table(
+        title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
+    )
     for name in (
         "stage",
         "layers",
@@ -109,7 +111,7 @@ def _show(facts: dict[str, Any]) -> None:
     if max(facts["replicas"]) > 1:
         console.print(
             f"replicas: {','.join(map(str, facts['replicas']))}, if they exchange gradients at "
-            f"{facts['summing_bytes_per_s'] / 1e9:g} GB/s (assumed)"
+            f"{facts['all_reduce_bytes_per_s'] / 1e9:g} GB/s (assumed)"
         )
     console.print(
         f"predicted speed-up over one such actor: {facts['speedup']:.2f}x "

@@ -58,10 +58,10 @@ def main(args: Sequence[str]) -> int:
     """Predict and print."""
     command = parse(PredictCommand, module="rayff.predict", description=DESCRIPTION, args=args)
     from rayff.engine.prediction import pick_device, predict
-    from rayff.runs.run_directory import RunDirectory
+    from rayff.runs.model_file import read_model
 
     device = pick_device(command.device)
-    model = RunDirectory(Path(command.run)).load_model().to(device)
+    model = read_model(Path(command.run)).to(device)
     predictions = list(predict(model, command.images, command.early_exit))
     if command.json:
         print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=1))

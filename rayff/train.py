@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rayff.cli import parse, run_command
 from rayff.config.errors import UserError
+from rayff.config.resolved import override
 from rayff.config.train_config import TrainConfig
+from rayff.trainer import Backend, Trainer
 
 DESCRIPTION = """\
 Train a Forward-Forward network as a pipeline of Ray actors.
@@ -27,10 +28,12 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(TrainConfig):
-    """The flags: those of a run, and how it starts."""
+    """The flags: the options of a run, and how it starts."""
 
+    backend: Backend = "ray"
+    """Where the stages run: as Ray actors, or all of them in this process (local), without Ray."""
     resume: bool = False
-    """Go on with the run in --run-dir from its last checkpoint, with the options it has."""
+    """Continue the run in --run-dir from its last checkpoint, with the options it has."""
     config: str | None = None
     """JSON file of options, such as a run's config.json; flags on the command line win."""
 
@@ -38,7 +41,7 @@ class TrainCommand(TrainConfig):
 def read_flags(args: Sequence[str]) -> TrainCommand:
     """Return the run that the command line asks for.
 
-    Flags stand over the file of --config or, with --resume, over the run's own options.
+    Flags override the file of --config or, with --resume, the run's own options.
     """
     asked = _parse(args, TrainCommand())
     if asked.config is None and not asked.resume:
@@ -47,7 +50,7 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     from rayff.runs.storage import Storage
 
     if asked.resume and asked.run_dir is None:
-        raise UserError("--resume needs --run-dir: the folder of the run to go on with")
+        raise UserError("--resume needs --run-dir: the folder of the run to continue")
     if asked.resume and asked.config is not None:
         raise UserError("--config and --resume exclude each other: a run has its own options")
     if asked.resume and asked.run_dir is not None and asked.storage_path is not None:
@@ -58,7 +61,7 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
         else read_config(Path(asked.config or ""))
     )
     over = _parse(args, TrainCommand(**saved.to_dict()))
-    merged = saved.overridden(over)
+    merged = override(saved, over)
     assert isinstance(merged, TrainCommand)
     return merged
 
@@ -72,13 +75,8 @@ def _parse(args: Sequence[str], default: TrainCommand) -> TrainCommand:
 def main(args: Sequence[str]) -> int:
     """Train; return 0, or 128 plus the number of the signal that stopped the run early."""
     command = read_flags(args)
-    from rayff.console.run_view import observe
-    from rayff.distributed.training import train
-
-    run = TrainConfig(
-        **{f.name: getattr(command, f.name) for f in dataclasses.fields(TrainConfig)}
-    )
-    result = train(run, observe, resume=command.resume, notify=print)
+    config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
+    result = Trainer(config, backend=command.backend).fit(resume=command.resume)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

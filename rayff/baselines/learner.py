@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayff.baselines.model import Backpropagation
-from rayff.config.recipe import Method
 from rayff.engine.commands import Batch
 from rayff.engine.learner import StageSpec, States, make_optimizers, restore
 from rayff.learning.chain import Activations
 from rayff.learning.generators import Share
-from rayff.learning.optimizers import layer_state
+from rayff.learning.layer_state import layer_state
 
 
 class EndToEndLearner:
@@ -22,7 +21,6 @@ class EndToEndLearner:
 
     Args:
         spec: the whole network and how it learns; rule and kernels are not used.
-        method: bp or bp-deepsup.
         device: where it computes.
         states: to go on from a snapshot.
         distribute: wraps the network so that its gradients are the mean over all workers.
@@ -31,7 +29,6 @@ class EndToEndLearner:
     def __init__(
         self,
         spec: StageSpec,
-        method: Method,
         device: torch.device,
         states: States | None = None,
         distribute: Callable[[nn.Module], nn.Module] = lambda network: network,
@@ -39,14 +36,14 @@ class EndToEndLearner:
         self.workers = spec.replica.count
         network = Backpropagation(
             spec.architecture,
-            dropout=spec.recipe.dropout,
-            seed=spec.seed,
-            deep_supervision=method == "bp-deepsup",
+            dropout=spec.config.recipe.dropout,
+            seed=spec.config.seed,
+            deep_supervision=spec.config.method == "bp-deepsup",
         )
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.layers = self.network.parts()
-        self.losses = [layer.spec.index for layer in self.layers if layer.head is not None]
-        self.optimizers = make_optimizers(self.layers, spec.recipe)
+        self.loss_layers = [layer.spec.index for layer in self.layers if layer.head is not None]
+        self.optimizers = make_optimizers(self.layers, spec.config.recipe)
         restore(self.layers, self.optimizers, states)
         self.distributed = distribute(self.network)
 

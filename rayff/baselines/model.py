@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rayff.learning.chain import ForwardForward, join, normalise
-from rayff.learning.generators import Share, head_generator
+from rayff.config.recipe import Method
+from rayff.learning.chain import join, normalise
+from rayff.learning.classifier import Classifier
+from rayff.learning.generators import Share, head_seed
 from rayff.learning.layer import CWConv
 from rayff.models.architecture import Architecture, LayerSpec
 
@@ -36,11 +38,14 @@ class EndToEndLayer(CWConv):
         self.head: nn.Linear | None = None
         if has_head:
             self.head = nn.Linear(spec.feature_channels, num_classes)
-            generator = head_generator(seed, spec.index)
-            nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear", generator=generator)
-            nn.init.zeros_(self.head.bias)
+            if not self.head.weight.is_meta:
+                generator = torch.Generator().manual_seed(head_seed(seed, spec.index))
+                nn.init.kaiming_normal_(
+                    self.head.weight, nonlinearity="linear", generator=generator
+                )
+                nn.init.zeros_(self.head.bias)
 
-    def outward(self, x: Tensor, share: Share | None) -> Tensor:
+    def activate(self, x: Tensor, share: Share | None) -> Tensor:
         """Return the normalised features, (B, K, H, W), in the format of `x`, on the tape."""
         if self.spec.pool:
             x = F.avg_pool2d(x, 2)
@@ -49,8 +54,7 @@ class EndToEndLayer(CWConv):
         if share is None:
             h = F.dropout(h, self.dropped / 256, self.training)
         elif self.training and self.dropped:
-            kept = self.dropout_generator(share).keep_mask(h, self.dropped)
-            h = h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
+            h = self.drop(h, self.dropout_state(share, h.device).to(h.device))
         return F.group_norm(h, self.num_classes)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -107,9 +111,9 @@ class Backpropagation(nn.Module):
             share: which images of which batch they are; it finds the dropout, which is torch's
                 own without it.
         """
-        return torch.stack(list(self.votes(features, share)))
+        return torch.stack(list(self.head_logits(features, share)))
 
-    def votes(self, features: Tensor, share: Share | None = None) -> Iterator[Tensor]:
+    def head_logits(self, features: Tensor, share: Share | None = None) -> Iterator[Tensor]:
         """Yield the logits of one head after the other, (B, C) each, as they are computed."""
         for block in blocks(self.architecture):
             if self.checkpointing and self.training:
@@ -127,7 +131,7 @@ class Backpropagation(nn.Module):
         parts = self.parts()
         for position in block:
             layer = parts[position]
-            features = layer.outward(features, share)
+            features = layer.activate(features, share)
             if layer.spec.join != "none":
                 features = join(features, entered, layer.spec)
             if layer.head is not None:
@@ -146,14 +150,14 @@ def blocks(architecture: Architecture) -> Iterator[list[int]]:
             block = []
 
 
-class EndToEnd(nn.Module):
+class EndToEndNetwork(Classifier):
     """A network trained by backpropagation, ready to classify.
 
     Args:
         network: all layers.
         window: first and last head whose logits are summed.
         class_names: one a class.
-        dtype: number format of the features.
+        dtype: number format of the activations.
     """
 
     def __init__(
@@ -163,65 +167,39 @@ class EndToEnd(nn.Module):
         class_names: tuple[str, ...],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
+        super().__init__(network.architecture, window, class_names)
         self.network = network
-        self.window = window
-        self.class_names = class_names
         self.dtype = dtype
 
-    @property
-    def architecture(self) -> Architecture:
-        """All layers."""
-        return self.network.architecture
+    @classmethod
+    def build(
+        cls,
+        architecture: Architecture,
+        *,
+        method: Method,
+        loss: str,
+        window: tuple[int, int],
+        class_names: tuple[str, ...],
+        dtype: torch.dtype,
+    ) -> EndToEndNetwork:
+        """Return a network with initial weights; its heads have a loss of their own."""
+        network = Backpropagation(architecture, deep_supervision=method == "bp-deepsup")
+        return cls(network, window, class_names, dtype)
 
     @property
-    def first_weight(self) -> Tensor:
-        """The filters of the first layer, (K, channels, height, width)."""
-        return self.network.parts()[0].weight
+    def learned_layers(self) -> list[tuple[LayerSpec, nn.Module]]:
+        """Each layer with the module that holds its parameters."""
+        return [(layer.spec, layer) for layer in self.network.parts()]
 
-    @property
-    def num_classifiers(self) -> int:
-        """Heads that say a class: of every layer, or of the last alone."""
-        return sum(layer.head is not None for layer in self.network.parts())
+    def _has_classifier(self, layer: int) -> bool:
+        return self.network.parts()[layer].head is not None
 
-    @property
-    def depth(self) -> int:
-        """Layers that must be computed to classify."""
-        return self._depth(self.window[1])
+    def layers_computed(self, classifier: int) -> int:
+        """Return how many layers must be computed for a head's logits."""
+        heads = [layer for layer in range(len(self.architecture)) if self._has_classifier(layer)]
+        return heads[classifier] + 1
 
     @torch.no_grad()
-    def goodness(self, images: Tensor, num_classifiers: int | None = None) -> Tensor:
-        """Return the logits of the first `num_classifiers` heads, (heads, B, C).
-
-        `images` are uint8, (B, K, 32, 32).
-        """
-        return self.network(normalise(images, self.dtype))[:num_classifiers]  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the summed logits of the window, (B, C)."""
-        first, last = self.window
-        return self.goodness(images, last + 1)[first:].sum(dim=0)
-
-    @torch.no_grad()
-    def early_exit(self, image: Tensor, threshold: float) -> tuple[Tensor, int]:
-        """Classify one image with as few layers as are sure enough; see ForwardForward."""
-        first, last = self.window
-        total = torch.zeros(self.architecture.num_classes, device=image.device)
-        for classifier, logits in enumerate(
-            self.network.votes(normalise(image[None], self.dtype))
-        ):
-            if classifier >= first:
-                total = total + logits[0]
-            if classifier == last or (
-                classifier >= first and total.softmax(dim=0).max() >= threshold
-            ):
-                break
-        return total.softmax(dim=0), self._depth(classifier)
-
-    def _depth(self, classifier: int) -> int:
-        with_head = [i for i, layer in enumerate(self.network.parts()) if layer.head is not None]
-        return with_head[classifier] + 1
-
-
-Classifier = ForwardForward | EndToEnd
-"""A trained network, however it has learnt."""
+    def iter_logits(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of one head after the other, (B, C) each."""
+        yield from self.network.head_logits(normalise(images, self.dtype))

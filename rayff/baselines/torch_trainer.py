@@ -1,10 +1,10 @@
-"""The workers of backpropagation: Ray Train's TorchTrainer, driven like a pipeline of one stage.
+"""The worker group of backpropagation: Ray Train's TorchTrainer as a pipeline of one stage.
 
-    command -1-> inbox of each worker -2-> [worker] -3-> answers, of all workers -4-> result
+    command -1-> inbox of each worker -2-> [worker] -3-> answers of all workers -4-> result
 
 TorchTrainer places the workers, joins them in a process group and wraps the network (DDP). (1, 4)
-What they do comes from the driver, command by command, so that the loop, snapshots, signals and
-recovery are those of Forward-Forward. (2, 3) Ray's queues; small but for a snapshot.
+The driver sends them commands, so that the loop, snapshots, signals and recovery are those of
+local losses. (2, 3) Ray's queues; messages are small but for a snapshot.
 """
 
 from __future__ import annotations
@@ -28,23 +28,29 @@ from torch import nn
 
 from rayff.baselines.learner import EndToEndLearner
 from rayff.config.errors import UserError
+from rayff.config.kernels import Kernels
+from rayff.config.resolved import ResolvedConfig
 from rayff.config.text import plural
-from rayff.config.train_config import Placement, Precision, TrainConfig
+from rayff.config.train_config import Precision
+from rayff.distributed.actor_group import Capabilities
+from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.distributed.failures import StageFailedError
-from rayff.distributed.placement import RESERVE_TIMEOUT_S, NoRoomError, bundle
+from rayff.distributed.placement import NoRoomError, bundle
 from rayff.distributed.planner import all_reduce_backend
+from rayff.distributed.stage_actor import device_capabilities
 from rayff.engine.commands import Batch, Command
 from rayff.engine.learner import StageSpec, States
 from rayff.engine.pipeline import Result
-from rayff.engine.preparation import Prepared
 from rayff.engine.replicas import Replica, merge
+from rayff.engine.run import PreparedRun, Run
 from rayff.engine.stage import Stage
-from rayff.kernels.precision import DTYPES, default_precision, set_deterministic
+from rayff.kernels.precision import DTYPES, set_deterministic
+from rayff.kernels.timing import once_s
 from rayff.learning.chain import Activations
 from rayff.learning.generators import Share
 from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Costs
-from rayff.partition.plan import Measured, Plan, StageResources
+from rayff.partition.plan import Plan, StageResources
 
 LOOKOUT_S = 0.5
 """How often the driver, while it waits for an answer, looks whether the workers are alive."""
@@ -55,19 +61,23 @@ _TIMED_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeStep:
-    """Time a training step, and say which precision suits the device."""
+class Describe:
+    """Return the capabilities of the device."""
 
-    run: TrainConfig
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStep:
+    """Time a training step."""
+
+    config: ResolvedConfig
     network: Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetUp:
-    """Build the network: fresh, or from the layers of a snapshot."""
+    """Build the network: with initial weights, or from the layers of a snapshot."""
 
-    run: TrainConfig
-    """With its precision."""
+    config: ResolvedConfig
     network: Architecture
     data: list[Any]
     """One reference to the images of every split."""
@@ -75,7 +85,7 @@ class SetUp:
     """One reference to the layers of a snapshot, or none."""
 
 
-Message = TimeStep | SetUp | Command
+Message = Describe | TimeStep | SetUp | Command
 
 
 class Worker:
@@ -92,9 +102,11 @@ class Worker:
         self.stage: Stage | None = None
 
     def handle(self, message: Message) -> Any:
-        """Do what the driver says and return what it wants to know."""
+        """Carry out a message of the driver; return its answer."""
+        if isinstance(message, Describe):
+            return device_capabilities(self.device)
         if isinstance(message, TimeStep):
-            return self._time_step(message.run, message.network)
+            return self._time_step(message.config, message.network)
         if isinstance(message, SetUp):
             self._set_up(message)
             return None
@@ -102,45 +114,33 @@ class Worker:
         _, report = self.stage.handle(message, None)
         return report
 
-    def _spec(self, run: TrainConfig, network: Architecture, precision: Precision) -> StageSpec:
-        return StageSpec(
-            architecture=network,
-            is_last=True,
-            recipe=run.recipe({}),
-            seed=run.seed,
-            precision=precision,
-            replica=self.replica,
-        )
+    def _spec(self, config: ResolvedConfig, network: Architecture) -> StageSpec:
+        return StageSpec(architecture=network, is_last=True, config=config, replica=self.replica)
 
     def _set_up(self, message: SetUp) -> None:
-        run = message.run
-        assert run.precision is not None, "settled before training"
         self.stage = None  # free the one before first
-        spec = self._spec(run, message.network, run.precision)
+        spec = self._spec(message.config, message.network)
         states = ray.get(message.states[0]) if message.states else None
-        learner = EndToEndLearner(spec, run.method, self.device, states, distributed)
+        learner = EndToEndLearner(spec, self.device, states, distributed)
         self.stage = Stage(spec, self.device, learner, ray.get(message.data[0]))
 
-    def _time_step(self, run: TrainConfig, network: Architecture) -> tuple[Precision, float]:
-        """Return the precision and the seconds that a batch takes, by a few of its images."""
-        precision = run.precision or default_precision(self.device)
-        spec = self._spec(run, network, precision)
-        learner = EndToEndLearner(spec, run.method, self.device)
-        share = len(self.replica.rows(spec.recipe.batch_size))
+    def _time_step(self, config: ResolvedConfig, network: Architecture) -> float:
+        """Return the seconds that a batch takes, by a few of its images."""
+        learner = EndToEndLearner(self._spec(config, network), self.device)
+        share = len(self.replica.rows(config.recipe.batch_size))
         images = max(1, min(share, _TIMED_IMAGES))
         pixels = torch.randn(
-            *(images, network.image_channels, 32, 32), device=self.device, dtype=DTYPES[precision]
+            *(images, network.image_channels, network[0].in_size, network[0].in_size),
+            device=self.device,
+            dtype=DTYPES[config.precision],
         )
         labels = torch.zeros(images, dtype=torch.int64, device=self.device)
         batch = Batch(activations=Activations(features=pixels), labels=labels)
-        seconds = []
-        for step in range(3):
-            start = time.perf_counter()
-            learner.learn(batch, Share(step=step, batch_size=images))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds.append(time.perf_counter() - start)
-        return precision, min(seconds) * share / images
+        seconds = [
+            once_s(lambda: learner.learn(batch, Share(step=0, batch_size=images)), self.device)
+            for _ in range(3)
+        ]
+        return min(seconds) * share / images
 
 
 def distributed(network: nn.Module) -> nn.Module:
@@ -150,7 +150,7 @@ def distributed(network: nn.Module) -> nn.Module:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Carry out what comes, until nothing more does; runs on every worker."""
+    """Carry out messages until None comes; runs on every worker."""
     torch.set_num_threads(config["threads"])
     set_deterministic()
     context = ray.train.get_context()
@@ -166,8 +166,8 @@ def work(config: dict[str, Any]) -> None:
 
 
 @dataclass
-class Workers:
-    """Workers that were started; they can be set up again and again."""
+class WorkerGroup:
+    """Workers that were started; an ActorGroup."""
 
     num_actors: int
     resources: StageResources
@@ -175,6 +175,7 @@ class Workers:
     inboxes: list[Queue]
     answers: Queue
     fit: Fit
+    warn: Callable[[str], None]
     _waiting: list[deque[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -182,40 +183,40 @@ class Workers:
 
     @property
     def node_names(self) -> tuple[str, ...]:
-        """Where each is, which TorchTrainer decides: nothing is said of it."""
+        """Nothing: TorchTrainer decides where the workers are."""
         return ()
 
-    def has_room_beside(self, more: int, placement: Placement) -> bool:
+    def free_room(self, more: int) -> bool:
         """Return False: as many workers as at the start divide each batch."""
         return False
 
-    def measure(
-        self, run: TrainConfig, network: Architecture, notify: Callable[[str], None]
-    ) -> Measured:
-        """Wait for the workers, and time a step on all of them at once."""
-        self.tell(TimeStep(run=run, network=network))
-        precision, seconds = max(self.hear(notify), key=lambda found: float(found[1]))
-        even = [seconds / len(network)] * len(network)
-        costs = Costs(layer_s=even, boundary_s=[0.0] * len(network))
-        return Measured(costs=costs, precision=precision, kernels=())
+    def capabilities(self) -> list[Capabilities]:
+        """Wait for the workers, and return what the device of each can do."""
+        self.send(Describe())
+        return self.receive(self.warn)
 
-    def set_up(
-        self,
-        prepared: Prepared,
-        plan: Plan,
-        states: States | None,
-        *,
-        window: int,
-        warn: Callable[[str], None] = lambda message: None,
-    ) -> WorkerPipeline:
+    def autotune(self, prepared: PreparedRun, precision: Precision) -> tuple[Kernels, ...]:
+        """Return torch's convolution: backpropagation has no other."""
+        return (Kernels(),) * len(prepared.architecture)
+
+    def measure(self, run: Run) -> Costs:
+        """Time a step on all of them at once."""
+        network = run.architecture
+        self.send(TimeStep(config=run.resolved, network=network))
+        seconds = max(self.receive())
+        even = [seconds / len(network)] * len(network)
+        return Costs(layer_s=even, boundary_s=[0.0] * len(network))
+
+    def set_up(self, run: Run, plan: Plan, states: States | None, window: int) -> WorkerPipeline:
         """Give every worker the network and the data, and the layers of a snapshot."""
-        data = [ray.put(prepared.splits)]
+        data = [ray.put(run.splits)]
         kept = [] if states is None else [ray.put(states)]
-        self.tell(SetUp(run=prepared.run, network=plan.architecture, data=data, states=kept))
-        self.hear(warn)
+        config, network = run.resolved, plan.architecture
+        self.send(SetUp(config=config, network=network, data=data, states=kept))
+        self.receive()
         return WorkerPipeline(self, window)
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Give every worker a message."""
         try:
             for inbox in self.inboxes:
@@ -223,18 +224,18 @@ class Workers:
         except RayError as error:
             raise StageFailedError("a worker's queue", error) from error
 
-    def hear(self, notify: Callable[[str], None] | None = None) -> list[Any]:
+    def receive(self, warn: Callable[[str], None] | None = None) -> list[Any]:
         """Return what each worker answers to the oldest message that it has not answered.
 
         Args:
-            notify: is told when it takes long, where that may be for want of resources.
+            warn: called when it takes long, where resources may be missing.
 
         Raises:
             UserError: a worker raised it.
             StageFailedError: a worker died.
             NoRoomError: the workers did not start in time.
         """
-        start = told = time.monotonic()
+        start = warned = time.monotonic()
         while not all(self._waiting):
             try:
                 rank, answer = self.answers.get(timeout=LOOKOUT_S)
@@ -242,24 +243,24 @@ class Workers:
             except Empty:
                 self.fit.check()
                 now = time.monotonic()
-                if notify is None or now - told < NOTICE_S:
+                if warn is None or now - warned < NOTICE_S:
                     continue
-                told = now
+                warned = now
                 wanted = f"{plural(self.num_actors, 'worker')} of {self.resources}"
-                if now - start > RESERVE_TIMEOUT_S:
+                if now - start > PATIENCE_S:
                     raise NoRoomError(
-                        f"waited {RESERVE_TIMEOUT_S:g} s for {wanted}; use fewer --workers or "
+                        f"waited {PATIENCE_S:g} s for {wanted}; use fewer --workers or "
                         "come back later"
                     ) from None
-                notify(f"waiting for {wanted}")
+                warn(f"waiting for {wanted}")
             except RayError as error:
                 self.fit.check()
                 raise StageFailedError("a worker's queue", error) from error
-        heard = [waiting.popleft() for waiting in self._waiting]
-        for answer in heard:
+        answers = [waiting.popleft() for waiting in self._waiting]
+        for answer in answers:
             if isinstance(answer, UserError):
                 raise answer
-        return heard
+        return answers
 
 
 class Fit:
@@ -298,7 +299,7 @@ class WorkerPipeline:
         window: commands in flight at most.
     """
 
-    def __init__(self, workers: Workers, window: int) -> None:
+    def __init__(self, workers: WorkerGroup, window: int) -> None:
         self.workers = workers
         self.window = window
         self._flying: deque[Command] = deque()
@@ -318,46 +319,46 @@ class WorkerPipeline:
         """
         for command in commands:
             self._flying.append(command)
-            self.workers.tell(command)
+            self.workers.send(command)
             while len(self._flying) >= self.window:
                 yield self._land()
         while self._flying:
             yield self._land()
 
     def _land(self) -> Result:
-        reports = [merge(self.workers.hear())]
+        reports = [merge(self.workers.receive())]
         return self._flying.popleft(), reports
 
 
 @contextmanager
-def open_workers(
-    prepared: Prepared,
-    each: StageResources,
+def open_worker_group(
+    prepared: PreparedRun,
+    resources: StageResources,
     count: int,
-    notify: Callable[[str], None],
-    patience_s: float = RESERVE_TIMEOUT_S,
-) -> Iterator[Workers]:
+    warn: Callable[[str], None],
+    patience_s: float = PATIENCE_S,
+) -> Iterator[WorkerGroup]:
     """Start the workers; they are gone at the end, also after a failure."""
     name = prepared.directory.name
     options = {"num_cpus": 0}
     queues = [Queue(actor_options=options) for _ in range(count + 1)]
-    config = {"inboxes": queues[:count], "answers": queues[count], "threads": each.threads}
+    config = {"inboxes": queues[:count], "answers": queues[count], "threads": resources.threads}
     with tempfile.TemporaryDirectory() as scratch:  # TorchTrainer wants one; nothing stays in it
         trainer = ray.train.torch.TorchTrainer(
             work,
             train_loop_config=config,
-            torch_config=ray.train.torch.TorchConfig(backend=all_reduce_backend(each)),
+            torch_config=ray.train.torch.TorchConfig(backend=all_reduce_backend(resources)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=count,
-                use_gpu=each.gpus > 0,
-                resources_per_worker=bundle(each),
-                placement_strategy=prepared.run.placement.upper(),
+                use_gpu=resources.gpus > 0,
+                resources_per_worker=bundle(resources),
+                placement_strategy=prepared.config.placement.upper(),
             ),
             run_config=ray.train.RunConfig(name=name, storage_path=scratch),
         )
         fit = Fit(trainer)
         try:
-            yield Workers(count, each, queues[:count], queues[count], fit)
+            yield WorkerGroup(count, resources, queues[:count], queues[count], fit, warn)
             for inbox in queues[:count]:
                 inbox.put(None)
             fit.wait(_FAREWELL_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rayff.config.errors import UserError, nearest
 
-METHODS = ("conv", "unfold", "winograd", "amx")
+BACKENDS = ("conv", "unfold", "winograd", "amx")
 """torch's convolution; the input unfolded and a matrix product; Winograd's transforms; products by
 the tile units of a processor (bfloat16)."""
 
@@ -19,7 +19,7 @@ class Kernels:
     gradient: str = "conv"
 
     @property
-    def methods(self) -> tuple[str, str]:
+    def backends(self) -> tuple[str, str]:
         """Both ways."""
         return self.forward, self.gradient
 
@@ -41,19 +41,19 @@ def parse_kernels(text: str, num_layers: int | None = None) -> tuple[Kernels, ..
         num_layers: layers of the network; None where it is not known yet.
 
     Raises:
-        UserError: an unknown method, or another number of entries.
+        UserError: an unknown backend, or another number of entries.
     """
     found = []
     for entry in text.split(","):
-        methods = entry.strip().split("/")
-        for method in methods:
-            if method not in METHODS or len(methods) > 2:
-                hint = "" if method in METHODS else nearest(method, METHODS)
+        backends = entry.strip().split("/")
+        for backend in backends:
+            if backend not in BACKENDS or len(backends) > 2:
+                hint = "" if backend in BACKENDS else nearest(backend, BACKENDS)
                 raise UserError(
                     f"--kernels: unknown {entry!r}{hint}; an entry is "
-                    f"FORWARD/GRADIENT, each of {', '.join(METHODS)}"
+                    f"FORWARD/GRADIENT, each of {', '.join(BACKENDS)}"
                 )
-        found.append(Kernels(methods[0], methods[-1]))
+        found.append(Kernels(backends[0], backends[-1]))
     if num_layers is None or len(found) == num_layers:
         return tuple(found)
     if len(found) != 1:

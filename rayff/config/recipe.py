@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-OptimizerName = Literal["adamw", "adam", "sgd"]
 Method = Literal["ff", "bp", "bp-deepsup"]
 
 
@@ -17,7 +16,7 @@ class Recipe:
 
     epochs: int = 150
     batch_size: int = 128
-    optimizer: OptimizerName = "adamw"
+    optimizer: str = "adamw"
     lr: float = 0.08
     """Learning rate of the first epoch; a cosine leads to `lr_min`, stepped once an epoch."""
     lr_min: float = 0.008

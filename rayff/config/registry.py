@@ -46,6 +46,9 @@ class Registry(Generic[T]):
         """The names in the order of their registration."""
         return tuple(self._entries)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def load(self, name: str) -> T:
         """Return the implementation of that name, or import that of `package.module:object`.
 

@@ -1,30 +1,175 @@
-"""Whether a run fits its network and its batches."""
+"""Checks of a run's options: each one alone, against the others, and against network and batch."""
 
 from __future__ import annotations
 
-from rayff.config.errors import UserError
-from rayff.config.train_config import OF_PIPELINES, TrainConfig, as_flag
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from rayff.config.errors import UserError, nearest
+from rayff.config.kernels import parse_kernels
+from rayff.config.text import is_path, is_plain
+
+if TYPE_CHECKING:
+    from rayff.config.train_config import TrainConfig
+
+PIPELINE_OPTIONS = (
+    *("stages", "elastic", "cuts", "replicas", "rebalance", "transport", "rule", "kernels"),
+    *("autotune", "loss"),
+)
+"""Options that a run by backpropagation has no use for."""
+
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+"""Where the metrics of a run can go."""
+
+_TOO_LARGE = 2**128
+"""More than a seed can use, and less than a float can hold."""
+
+_REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
+
+_AT_LEAST = {
+    **dict.fromkeys(("width", "limit", "epochs", "batch_size", "stages", "workers"), 1),
+    **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints"), 1),
+    **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay"), 0),
+    **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
+    "max_failures": -1,
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": ("ff", "bp", "bp-deepsup"),
+    "precision": ("fp32", "bf16"),
+    "rule": ("fast", "plain"),
+    "device": ("auto", "cpu", "cuda"),
+    "transport": ("object-store", "nccl", "gloo", "nixl"),
+    "placement": ("pack", "spread", "strict_spread"),
+}
 
 
-def check_method(run: TrainConfig, batch_size: int) -> None:
-    """Raise a UserError where an option belongs to the other way of learning."""
-    if run.method == "ff":
-        if run.workers is not None:
+def validate(config: TrainConfig) -> None:
+    """Raise a UserError where an option is wrong by itself or contradicts another one."""
+    for name, least in _AT_LEAST.items():
+        _check_number(name, getattr(config, name), at_least=least)
+    _check_resources(config)
+    for name in ("task", "data_dir", "run_dir", "storage_path"):
+        value = getattr(config, name)
+        if value is not None and not is_path(value):
             raise UserError(
-                f"--workers {run.workers} is for --method bp; Forward-Forward has --stages and "
+                f"{flag(name)}: {value!a} is not a valid path: remove NUL or undecodable "
+                "characters"
+            )
+    for name in ("run_dir", "storage_path"):
+        if getattr(config, name) == "":
+            raise UserError(f"{flag(name)} '' names no folder: name one, or leave the option out")
+    if config.dropout is not None and not 0 <= config.dropout <= 255 / 256:
+        raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {config.dropout}")
+    if config.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(config.replicas)):
+        raise UserError(
+            f"--replicas {_one_line(config.replicas)}: give the number of actors of each stage, "
+            "such as 1,2,1, or auto"
+        )
+    if config.elastic is not None:
+        _check_elastic(config)
+    _check_kernels(config)
+    for name in config.loggers:
+        if name not in LOGGERS:
+            raise UserError(
+                f"--logger {config.logger}: unknown {name!r}{nearest(name, LOGGERS)}; known are "
+                f"{', '.join(LOGGERS)}, with commas between them, or none"
+            )
+    for name, known in _CHOICES.items():
+        value = getattr(config, name)
+        if value not in (None, *known):
+            raise UserError(
+                f"{flag(name)}: unknown {value!r}{nearest(str(value), known)}; known are "
+                f"{', '.join(known)}"
+            )
+
+
+def _check_number(name: str, value: float | None, *, at_least: int) -> None:
+    if value is None or at_least <= value < _TOO_LARGE:
+        return
+    if _TOO_LARGE <= value < math.inf:  # it may have more digits than can be shown
+        raise UserError(f"{flag(name)} must be a number below 2**128: choose a smaller one")
+    raise UserError(f"{flag(name)} must be a number of {at_least} or more, not {value}")
+
+
+def _check_resources(config: TrainConfig) -> None:
+    """Raise a UserError for an amount that Ray does not give: it counts in steps of 1/10,000."""
+
+    def in_steps(amount: float) -> bool:
+        return math.isclose(round(amount, 4), amount)
+
+    cpus, gpus = config.cpus_per_stage, config.gpus_per_stage
+    if cpus is not None and not (cpus > 0 and in_steps(cpus)):
+        raise UserError(f"--cpus-per-stage must be more than 0, in steps of 1/10,000, not {cpus}")
+    if gpus is not None and not (in_steps(gpus) if gpus < 1 else gpus % 1 == 0):
+        raise UserError(
+            "--gpus-per-stage must be a whole number, or a fraction below 1 in steps of "
+            f"1/10,000, not {gpus}"
+        )
+
+
+def _check_elastic(config: TrainConfig) -> None:
+    low, high = config.elastic_range or (0, 0)
+    given = f"--elastic {_one_line(config.elastic)}"
+    if not 1 <= low <= high:
+        raise UserError(f"{given}: give the fewest and the most stages, such as 2:4")
+    for name in ("stages", "cuts", "replicas"):
+        if getattr(config, name) is not None:
+            raise UserError(
+                f"{given} finds the number of stages and the boundaries by itself; leave --{name} "
+                "out"
+            )
+
+
+def _check_kernels(config: TrainConfig) -> None:
+    if config.rule == "fast" and config.loss != "goodness":
+        raise UserError(
+            f"--rule fast has a closed form for the loss goodness alone, not for {config.loss}: "
+            "leave --rule out, or use --rule plain"
+        )
+    plain = config.rule == "plain" or config.loss != "goodness"
+    for name in ("kernels", "autotune"):
+        value = getattr(config, name)
+        if value and plain:
+            shown = "" if value is True else f" {value}"
+            raise UserError(
+                f"--{name}{shown} is for the fast rule: the plain one has torch's convolution "
+                f"alone; leave out --{name}, --rule plain or the --loss"
+            )
+    if config.kernels is None:
+        return
+    if config.autotune:
+        raise UserError(
+            f"--autotune chooses the kernels, and --kernels {config.kernels} names them; leave "
+            "one of the two out"
+        )
+    backends = {b for each in parse_kernels(config.kernels) for b in each.backends}
+    if config.precision == "fp32" and "amx" in backends:
+        raise UserError(
+            f"--kernels {config.kernels}: amx multiplies bfloat16 only: use --precision bf16, or "
+            "other kernels"
+        )
+
+
+def check_method(config: TrainConfig, batch_size: int) -> None:
+    """Raise a UserError where an option belongs to the other way of learning."""
+    if config.method == "ff":
+        if config.workers is not None:
+            raise UserError(
+                f"--workers {config.workers} is for --method bp; Forward-Forward has --stages and "
                 "--replicas"
             )
         return
-    for name in OF_PIPELINES:
-        value = getattr(run, name)
-        if value != getattr(TrainConfig, name):
+    for name in PIPELINE_OPTIONS:
+        value = getattr(config, name)
+        if value != getattr(type(config), name):
             raise UserError(
-                f"--{name} {as_flag(value)} is for Forward-Forward: --method {run.method} has "
+                f"--{name} {as_flag(value)} is for Forward-Forward: --method {config.method} has "
                 "the whole network on each of its --workers; leave the option out"
             )
-    if (run.workers or 1) > batch_size:
+    if (config.workers or 1) > batch_size:
         raise UserError(
-            f"--workers {run.workers} cannot share a batch of {batch_size}; use fewer, or a "
+            f"--workers {config.workers} cannot share a batch of {batch_size}; use fewer, or a "
             "larger --batch-size"
         )
 
@@ -51,19 +196,19 @@ def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> No
         )
 
 
-def check_replicas(run: TrainConfig, num_layers: int, batch_size: int) -> None:
+def check_replicas(config: TrainConfig, num_layers: int, batch_size: int) -> None:
     """Raise a UserError where replicas contradict stages, cuts, batch size or transport."""
-    flag, counts = f"--replicas {run.replicas}", run.replica_counts
-    if run.replicas == "auto":
-        if run.cuts is not None:
+    flag, counts = f"--replicas {config.replicas}", config.replica_counts
+    if config.replicas == "auto":
+        if config.cuts is not None:
             raise UserError(
                 f"{flag} finds the cuts by itself; leave --cuts out, or give the actors of each "
                 "stage, such as --replicas 1,2"
             )
     elif counts is not None:
         others = {
-            "--stages": run.stages,
-            "--cuts": None if run.cuts is None else len(run.cuts) + 1,
+            "--stages": config.stages,
+            "--cuts": None if config.cuts is None else len(config.cuts) + 1,
         }
         for other, stages in others.items():
             if stages not in (None, len(counts)):
@@ -81,9 +226,23 @@ def check_replicas(run: TrainConfig, num_layers: int, batch_size: int) -> None:
                 f"{flag}: {max(counts)} actors cannot share a batch of {batch_size}; use fewer, "
                 "or a larger --batch-size"
             )
-    replicated = run.replicas == "auto" or max(counts or (1,)) > 1
-    if replicated and run.transport != "object-store":
+    replicated = config.replicas == "auto" or max(counts or (1,)) > 1
+    if replicated and config.transport != "object-store":
         raise UserError(
-            f"{flag}: --transport {run.transport} connects stages of one actor only; use "
+            f"{flag}: --transport {config.transport} connects stages of one actor only; use "
             "--transport object-store"
         )
+
+
+def flag(name: str) -> str:
+    """Return the option of a field, such as --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def as_flag(value: Any) -> str:
+    """Return a value as a command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _one_line(text: str | None) -> str:
+    return str(text) if is_plain(str(text)) else ascii(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayff.config.kernels import Kernels
 from rayff.config.text import plural, printable
 from rayff.console.frame import can_be_live, duration, history_table, layer_lines, stage_lines
+from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
-from rayff.engine.preparation import Prepared
 from rayff.engine.progress import Tracker
+from rayff.engine.run import Run
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
 from rayff.runs.metrics import EpochRecord
@@ -55,13 +58,13 @@ class PlainView:
     ) -> None:
         self._print(self._summary(), "bold")
 
-    def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
+    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         """Write a line where none was written for a while."""
         self.tracker.add(command, reports)
         if self.tracker.clock() - self._last_line_s >= PROGRESS_EVERY_S:
             self._print(f"{self._epoch()}  {self.tracker.phase}  {self._pace()}")
 
-    def on_epoch(self, record: EpochRecord) -> None:
+    def on_epoch_end(self, record: EpochRecord) -> None:
         """Write the epoch's line."""
         self.tracker.finish(record)
         self._print(
@@ -136,11 +139,11 @@ class LiveView(PlainView):
         self._live.stop()
         super().__exit__(kind, error, trace)
 
-    def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
+    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         """Add a result; the next frame shows it."""
         self.tracker.add(command, reports)
 
-    def on_epoch(self, record: EpochRecord) -> None:
+    def on_epoch_end(self, record: EpochRecord) -> None:
         """Add an epoch; the next frame shows it."""
         self.tracker.finish(record)
 
@@ -231,28 +234,89 @@ def console_view(
     return (LiveView if can_be_live(console) else PlainView)(console, tracker, header)
 
 
-def observe(prepared: Prepared, plan: Plan, console: Console | None = None) -> PlainView:
-    """Return the console view of a run that was prepared and planned; standard output if None."""
-    run, network = prepared.run, prepared.architecture
-    num_train_images = len(prepared.splits["train"])
+def run_view(run: Run, plan: Plan, console: Console) -> PlainView:
+    """Return the console view of a run."""
+    config, network = run.config, run.architecture
+    num_train_images = len(run.splits["train"])
     header = [
-        f"{run.arch} on {prepared.data.name}: {len(network)} layers, {network.num_weights:,} "
-        f"weights, {num_train_images:,} images an epoch, seed {run.seed}",
-        str(plan),
-        f"run directory {prepared.directory.path}",
+        f"{config.arch} on {run.data.name}: {len(network)} layers, {network.num_weights:,} "
+        f"weights, {num_train_images:,} images an epoch, seed {config.seed}",
+        f"{plan}; {compute(run, plan)}",
+        f"run directory {run.directory.path}",
     ]
-    if prepared.checkpoint is not None:
-        header.append(f"resumed from the checkpoint of step {prepared.checkpoint.step}")
+    if run.checkpoint is not None:
+        header.append(f"resumed from the checkpoint of step {run.checkpoint.step}")
     return console_view(
-        console or Console(),
+        console,
         header="\n".join(header),
-        epochs=prepared.recipe.epochs,
+        epochs=run.recipe.epochs,
         num_train_images=num_train_images,
         stage_names=plan.stage_names,
-        start=prepared.progress,
+        start=run.progress,
     )
 
 
-def observe_quietly(prepared: Prepared, plan: Plan) -> PlainView:
-    """Return a view that shows nothing."""
-    return observe(prepared, plan, Console(quiet=True, force_terminal=False))
+def compute(run: Run, plan: Plan) -> str:
+    """Return what decides the bits besides the data: threads, precision, rule and kernels."""
+    resolved = run.resolved
+    parts = [plural(plan.resources.threads, "thread"), resolved.precision]
+    if resolved.method == "ff" and resolved.rule == "fast":
+        parts.append(f"kernels {short_kernels(resolved.kernels)}")
+    elif resolved.method == "ff":
+        parts.append("plain rule")
+    return ", ".join(parts)
+
+
+def short_kernels(kernels: Sequence[Kernels]) -> str:
+    """Return the kernels of all layers, repetitions counted: conv x4, winograd x2."""
+    groups = [(str(each), len(list(same))) for each, same in itertools.groupby(kernels)]
+    return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups)
+
+
+class ConsoleCallback(Callback):
+    """Shows a run on the console: a live display on a terminal, else plain lines.
+
+    Args:
+        console: where to write; standard output if None.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.view: PlainView | None = None
+
+    def on_start(self, run: Run, plan: Plan) -> None:
+        """Show the header."""
+        self.view = run_view(run, plan, self.console)
+        self.view.__enter__()
+
+    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
+        """Show the progress."""
+        if self.view is not None:
+            self.view.on_chunk_end(command, reports)
+
+    def on_epoch_end(self, record: EpochRecord) -> None:
+        """Show the epoch."""
+        if self.view is not None:
+            self.view.on_epoch_end(record)
+
+    def on_checkpoint(self, path: Path) -> None:
+        """Name the checkpoint."""
+        if self.view is not None:
+            self.view.on_checkpoint(path)
+
+    def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
+        """Show where the run goes on."""
+        if self.view is not None:
+            self.view.on_restart(stage_names, progress)
+
+    def on_warning(self, message: str) -> None:
+        """Show the warning; before the run has begun, as a line of its own."""
+        if self.view is not None:
+            self.view.on_warning(message)
+        else:
+            self.console.print(printable(message), soft_wrap=True, highlight=False, markup=False)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Show the summary."""
+        if self.view is not None:
+            self.view.__exit__(None, error, None)

@@ -41,6 +41,12 @@ class ImageSet:
                 f"labels are {self.labels.dtype}, expected int64"
             )
 
+    @classmethod
+    def empty(cls, channels: int) -> "ImageSet":
+        """Return a set without images."""
+        images = np.empty((0, channels, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        return cls(images=images, labels=np.empty(0, np.int64))
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -1,11 +1,15 @@
 """The tasks by name, and loading one: from Parquet, from torchvision's files, or from a path."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rayff.config.errors import UserError, nearest
+from rayff.config.registry import Registry, is_import_path
 from rayff.data import parquet
 from rayff.data.digits import VALID_SIZE, read_digits
 from rayff.data.images import ImageSet, Split
@@ -59,6 +63,12 @@ class TaskData:
     test: ImageSet
     """The images that the final accuracy is measured on."""
 
+    @classmethod
+    def empty(cls, name: str, class_names: tuple[str, ...], image_channels: int) -> TaskData:
+        """Return a task without images, for what needs classes and channels alone."""
+        nothing = ImageSet.empty(image_channels)
+        return cls(name=name, class_names=class_names, train=nothing, valid=nothing, test=nothing)
+
     @property
     def splits(self) -> dict[Split, ImageSet]:
         """The images of each split by its name."""
@@ -77,68 +87,67 @@ class TaskData:
 
 _TEN_DIGITS = tuple("0123456789")
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="digits",
-            class_names=_TEN_DIGITS,
-            image_channels=1,
-            valid_size=VALID_SIZE,
-            recipe={"batch_size": 16, "lr": 0.012, "lr_min": 0.0003, "epochs": 6},
+TASKS: Registry[Any] = Registry("task", "--task")
+"""Tasks by name; by import path a function without arguments that returns TaskData."""
+for _task in (
+    Task(
+        name="digits",
+        class_names=_TEN_DIGITS,
+        image_channels=1,
+        valid_size=VALID_SIZE,
+        recipe={"batch_size": 16, "lr": 0.012, "lr_min": 0.0003, "epochs": 6},
+    ),
+    Task(
+        name="mnist",
+        class_names=_TEN_DIGITS,
+        image_channels=1,
+        valid_size=10_000,
+        folders=("mnist",),
+        torchvision="MNIST",
+    ),
+    Task(
+        name="fmnist",
+        class_names=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
-        Task(
-            name="mnist",
-            class_names=_TEN_DIGITS,
-            image_channels=1,
-            valid_size=10_000,
-            folders=("mnist",),
-            torchvision="MNIST",
+        image_channels=1,
+        valid_size=10_000,
+        folders=("fmnist", "fashion_mnist"),
+        torchvision="FashionMNIST",
+    ),
+    Task(
+        name="cifar10",
+        class_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
         ),
-        Task(
-            name="fmnist",
-            class_names=(
-                *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-                *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-            ),
-            image_channels=1,
-            valid_size=10_000,
-            folders=("fmnist", "fashion_mnist"),
-            torchvision="FashionMNIST",
+        image_channels=3,
+        valid_size=5_000,
+        folders=("cifar10",),
+        torchvision="CIFAR10",
+    ),
+    Task(
+        name="cifar100",
+        class_names=tuple(
+            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy "
+            "bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock "
+            "cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish "
+            "forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
+            "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange "
+            "orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine "
+            "possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+            "snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
+            "telephone television tiger tractor train trout tulip turtle wardrobe whale "
+            "willow_tree wolf woman worm".split()
         ),
-        Task(
-            name="cifar10",
-            class_names=(
-                *("airplane", "automobile", "bird", "cat", "deer"),
-                *("dog", "frog", "horse", "ship", "truck"),
-            ),
-            image_channels=3,
-            valid_size=5_000,
-            folders=("cifar10",),
-            torchvision="CIFAR10",
-        ),
-        Task(
-            name="cifar100",
-            class_names=tuple(
-                "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy "
-                "bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock "
-                "cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish "
-                "forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
-                "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange "
-                "orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine "
-                "possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
-                "snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
-                "telephone television tiger tractor train trout tulip turtle wardrobe whale "
-                "willow_tree wolf woman worm".split()
-            ),
-            image_channels=3,
-            valid_size=5_000,
-            folders=("cifar100",),
-            torchvision="CIFAR100",
-        ),
-    )
-}
-"""The tasks that have a name."""
+        image_channels=3,
+        valid_size=5_000,
+        folders=("cifar100",),
+        torchvision="CIFAR100",
+    ),
+):
+    TASKS.add(_task.name, _task)
 
 
 def task_recipe(task: str) -> Mapping[str, int | float]:
@@ -147,7 +156,7 @@ def task_recipe(task: str) -> Mapping[str, int | float]:
     Raises:
         UserError: `task` is neither a known name nor a path.
     """
-    known = _known_task(task)
+    known = None if is_import_path(task) else _known_task(task)
     return dict(known.recipe) if known else {}
 
 
@@ -162,6 +171,8 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
     Raises:
         UserError: the name is unknown, the data is not there, or a file is not as it should be.
     """
+    if is_import_path(task):
+        return _call(task)
     known = _known_task(task)
     if known is None:
         return _load_path(_expanded(task, "--task"))
@@ -183,14 +194,32 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
 def _known_task(task: str) -> Task | None:
     """Return the task of that name, or None for a path."""
     if task in TASKS:
-        return TASKS[task]
+        found: Task = TASKS.load(task)
+        return found
     separators = {os.sep, os.altsep or os.sep}
     if separators & set(task) or os.path.isdir(task):
         return None
     raise UserError(
-        f"there is no task {task!r}{nearest(task, TASKS)}: the tasks are {', '.join(TASKS)}; "
-        "a path to a folder of image Parquet files works too"
+        f"there is no task {task!r}{nearest(task, TASKS.names)}: the tasks are "
+        f"{', '.join(TASKS.names)}; a path to a folder of image Parquet files works too, and "
+        "package.module:function"
     )
+
+
+def _call(task: str) -> TaskData:
+    """Return the data of a user's function."""
+    function = TASKS.load(task)
+    try:
+        data = function()
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"--task {task}: calling it failed ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(data, TaskData):
+        raise UserError(f"--task {task} returned {type(data).__name__}: return a TaskData")
+    return data
 
 
 def _expanded(folder: str | Path, flag: str) -> Path:

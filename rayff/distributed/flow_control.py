@@ -1,11 +1,11 @@
-"""How much is in flight: batches of a message, and messages that the object store has room for."""
+"""Flow control: batches in a message, and messages in flight that the object store can hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from rayff.distributed.placement import nodes
-from rayff.engine.preparation import Prepared
+from rayff.engine.run import Run
 from rayff.kernels.precision import DTYPES
 from rayff.partition.plan import Plan, default_chunk
 
@@ -13,22 +13,22 @@ STORE_SHARE = 0.5
 """Share of the smallest node's object store that the chunks in flight may take."""
 
 
-def run_chunk(prepared: Prepared, plan: Plan) -> int:
+def run_chunk(run: Run, plan: Plan) -> int:
     """Return how many batches a message of the run takes."""
-    return prepared.run.chunk or default_chunk(
+    return run.config.chunk or default_chunk(
         plan,
-        batch_size=prepared.recipe.batch_size,
-        bytes_per_element=DTYPES[plan.precision].itemsize,
+        batch_size=run.recipe.batch_size,
+        bytes_per_element=DTYPES[run.resolved.precision].itemsize,
     )
 
 
-def run_window(prepared: Prepared, plan: Plan, chunk: int, warn: Callable[[str], None]) -> int:
+def run_window(run: Run, plan: Plan, chunk: int, warn: Callable[[str], None]) -> int:
     """Return how many chunks may be in flight: as asked, or as the smallest store has room for.
 
     A chunk is in the store once, between two stages, wherever it is on its way.
     """
-    asked = prepared.run.window or plan.num_stages + 2
-    message = chunk * prepared.recipe.batch_size * DTYPES[plan.precision].itemsize
+    asked = run.config.window or plan.num_stages + 2
+    message = chunk * run.recipe.batch_size * DTYPES[run.resolved.precision].itemsize
     message *= max((plan.architecture.boundary_elements(cut) for cut in plan.cuts), default=0)
     smallest = min(node.store_bytes for node in nodes())
     if not message or not smallest:

@@ -1,4 +1,4 @@
-"""The pipeline of actors: the feed, and what becomes of an error.
+"""The pipeline of actors: it submits commands, yields their results, and explains errors.
 
     commands -> [stage 0] -1-> [stage 1] -2-> ... -> [last stage]
                     |              |                      |

@@ -1,4 +1,4 @@
-"""Where the stages go: resources found, checked and reserved before anything starts."""
+"""Resources of the stages: found, checked and reserved before anything starts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from rayff.config.errors import UserError
 from rayff.config.text import plural
 from rayff.config.train_config import Placement, TrainConfig
+from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.partition.plan import StageResources
 
-RESERVE_TIMEOUT_S = 300.0
-"""How long other work may hold the resources of a plan that the cluster could hold."""
 APART = ", each on a node of its own (--placement strict_spread)"
-"""What is said behind the actors that are wanted, where that is so."""
+"""Follows the number of actors in messages about strict_spread."""
 _NOTICE_S = 5.0
 _PROBE_S = 1.0
 _ID_SHOWN = 8
@@ -58,7 +57,7 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in found if node["Alive"]]
 
 
-def room(there: Sequence[Node], each: StageResources, *, apart: bool = False) -> int:
+def capacity(there: Sequence[Node], each: StageResources, *, apart: bool = False) -> int:
     """Return how many actors of that size the nodes hold; an actor does not span nodes.
 
     `apart` is whether each is to have a node of its own.
@@ -73,29 +72,29 @@ def room(there: Sequence[Node], each: StageResources, *, apart: bool = False) ->
     )
 
 
-def num_actors(run: TrainConfig, there: Sequence[Node], num_layers: int) -> int:
+def num_actors(config: TrainConfig, there: Sequence[Node], num_layers: int) -> int:
     """Return how many actors a run has.
 
     One that does not say has one a GPU; on CPUs two stages, or one worker of backpropagation.
     Where each is to have a node of its own, not more than there are nodes.
     """
-    if run.workers is not None:
-        return run.workers
-    if run.replica_counts is not None:
-        return sum(run.replica_counts)
-    if run.stages is not None:
-        return run.stages
-    if run.cuts is not None:
-        return len(run.cuts) + 1
-    gpus = _devices([n.gpus for n in there], run.apart) if run.device != "cpu" else 0
-    cpus = _devices([n.cpus for n in there], run.apart)
-    if run.method != "ff":
+    if config.workers is not None:
+        return config.workers
+    if config.replica_counts is not None:
+        return sum(config.replica_counts)
+    if config.stages is not None:
+        return config.stages
+    if config.cuts is not None:
+        return len(config.cuts) + 1
+    gpus = _devices([n.gpus for n in there], config.apart) if config.device != "cpu" else 0
+    cpus = _devices([n.cpus for n in there], config.apart)
+    if config.method != "ff":
         return gpus or 1
-    if run.elastic_range is not None:
-        fewest, most = run.elastic_range
+    if config.elastic_range is not None:
+        fewest, most = config.elastic_range
         return min(max(fewest, gpus or cpus), most, num_layers)
     wanted = gpus or (2 if cpus >= 2 else 1)
-    return wanted if run.replicas == "auto" else min(wanted, num_layers)
+    return wanted if config.replicas == "auto" else min(wanted, num_layers)
 
 
 def _devices(per_node: Sequence[float], apart: bool) -> int:
@@ -103,58 +102,58 @@ def _devices(per_node: Sequence[float], apart: bool) -> int:
     return sum(amount >= 1 for amount in per_node) if apart else int(sum(per_node))
 
 
-def actor_range(run: TrainConfig, there: Sequence[Node], num_layers: int) -> tuple[int, int]:
+def actor_range(config: TrainConfig, there: Sequence[Node], num_layers: int) -> tuple[int, int]:
     """Return how many actors a run may have, least and most, as the cluster shrinks and grows."""
-    if run.elastic_range is not None:
-        fewest, most = run.elastic_range
+    if config.elastic_range is not None:
+        fewest, most = config.elastic_range
         return fewest, min(most, num_layers)
-    count = num_actors(run, there, num_layers)
-    fixed = run.cuts is not None or run.replicas is not None or run.method != "ff"
+    count = num_actors(config, there, num_layers)
+    fixed = config.cuts is not None or config.replicas is not None or config.method != "ff"
     return (count if fixed else 1), count
 
 
-def stage_resources(run: TrainConfig, there: Sequence[Node], count: int) -> StageResources:
+def stage_resources(config: TrainConfig, there: Sequence[Node], count: int) -> StageResources:
     """Return what each of `count` actors takes: what the run says, or an even share.
 
     Raises:
         UserError: the cluster cannot hold the plan; wanted and there are named.
     """
-    gpus = run.gpus_per_stage
+    gpus = config.gpus_per_stage
     if gpus is None:
         found = [n.gpus for n in there]
-        gpus = _share(count, found, apart=run.apart) if run.device != "cpu" else 0.0
+        gpus = _share(count, found, apart=config.apart) if config.device != "cpu" else 0.0
     total = sum(node.gpus for node in there)
-    if run.device == "cuda" and not total:
+    if config.device == "cuda" and not total:
         raise UserError(
             "--device cuda: the cluster has no GPUs; use --device cpu, or join a cluster with "
             "GPUs (RAY_ADDRESS)"
         )
-    if run.device == "cuda" and not gpus:
+    if config.device == "cuda" and not gpus:
         raise UserError(
             f"--device cuda: the cluster has {total:g} GPUs and a stage would take 0; use "
             "--device cpu, or a larger --gpus-per-stage"
         )
-    if run.transport == "nccl" and not gpus:
+    if config.transport == "nccl" and not gpus:
         raise UserError(
             "--transport nccl is for GPUs, and the stages have none; use --transport object-store "
             "or gloo"
         )
-    cpus = run.cpus_per_stage
+    cpus = config.cpus_per_stage
     if cpus is None:
         found = [n.cpus for n in there]
-        cpus = 1.0 if gpus else _share(count, found, most=None, apart=run.apart) or 1.0
+        cpus = 1.0 if gpus else _share(count, found, most=None, apart=config.apart) or 1.0
     each = StageResources(cpus=cpus, gpus=gpus)
-    if room(there, each, apart=run.apart) < count:
+    if capacity(there, each, apart=config.apart) < count:
         shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
             f"the cluster cannot hold the plan: {plural(count, 'actor')} of {gpus:g} GPUs and "
             f"{cpus:g} CPUs each {'is' if count == 1 else 'are'} wanted"
-            f"{APART if run.apart else ''}, and its nodes have {shown or 'nothing'}; use fewer "
+            f"{APART if config.apart else ''}, and its nodes have {shown or 'nothing'}; use fewer "
             "--stages, --replicas or --workers"
-            + (", or --placement spread" if run.apart else "")
+            + (", or --placement spread" if config.apart else "")
             + (
                 ""
-                if run.apart and len(there) < count
+                if config.apart and len(there) < count
                 else ", or a smaller --cpus-per-stage or --gpus-per-stage (fractions share)"
             )
         )
@@ -191,8 +190,8 @@ def _share(
 def reserve(
     each: StageResources,
     count: int,
-    notify: Callable[[str], None],
-    patience_s: float = RESERVE_TIMEOUT_S,
+    warn: Callable[[str], None],
+    patience_s: float = PATIENCE_S,
     placement: Placement = "pack",
 ) -> Iterator[PlacementGroup]:
     """Hold one placement group with a bundle for each actor, placed as the run says.
@@ -210,13 +209,13 @@ def reserve(
     group = placement_group([bundle(each)] * count, strategy=placement.upper())
     apart = APART if placement == "strict_spread" else ""
     try:
-        _wait(group, f"{plural(count, 'actor')} of {each}{apart}", notify, patience_s)
+        _wait(group, f"{plural(count, 'actor')} of {each}{apart}", warn, patience_s)
         yield group
     finally:
         remove_placement_group(group)
 
 
-def room_beside(
+def has_free_room(
     group: PlacementGroup, each: StageResources, more: int, placement: Placement
 ) -> bool:
     """Return whether that many actors more would find room now, beside those of the group."""
@@ -288,7 +287,7 @@ def _holds(group: PlacementGroup, each: StageResources, count: int, placement: P
 
 
 def _wait(
-    group: PlacementGroup, wanted: str, notify: Callable[[str], None], patience_s: float
+    group: PlacementGroup, wanted: str, warn: Callable[[str], None], patience_s: float
 ) -> None:
     deadline = time.monotonic() + patience_s
     while not group.wait(_NOTICE_S):
@@ -302,4 +301,4 @@ def _wait(
                 f"waited {patience_s:g} s for {wanted}, but other work holds them "
                 f"(free now: {free}); use fewer --stages or come back later"
             )
-        notify(f"waiting for {wanted}: other work holds them (free now: {free})")
+        warn(f"waiting for {wanted}: other work holds them (free now: {free})")

@@ -1,4 +1,4 @@
-"""CheckResult the plan: a short timing on actors, then the pure function."""
+"""Planning: the costs of the layers, timed on actors, and the plan that suits them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rayff.config.recipe import Recipe
+from rayff.config.kernels import Kernels
 from rayff.config.train_config import TrainConfig
-from rayff.data.tasks import TASKS, load_task, task_recipe
+from rayff.data.tasks import TASKS, TaskData, load_task
+from rayff.distributed.actor_group import Capabilities
+from rayff.distributed.all_reduce import time_all_reduce
 from rayff.distributed.failures import wait_for
-from rayff.distributed.placement import nodes, num_actors, room, stage_resources
-from rayff.distributed.replica_group import time_all_reduce
+from rayff.distributed.placement import capacity, nodes, num_actors, stage_resources
 from rayff.distributed.session import ray_session
-from rayff.distributed.stage_actor import Profile, remote_stage
-from rayff.engine.preparation import check_plan_wishes
+from rayff.distributed.stage_actor import remote_stage
+from rayff.engine.kernel_choice import choose_kernels
+from rayff.engine.preparation import assemble
+from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
-from rayff.models.architecture import Architecture
-from rayff.models.zoo import architecture
-from rayff.partition.plan import Measured, Plan, StageResources, make_plan
+from rayff.partition.boundaries import Costs
+from rayff.partition.plan import Plan, StageResources, make_plan
 from rayff.partition.profile import AllReduceTime, costs
+from rayff.runs.run_directory import RunDirectory
 
 ASSUMED_ALL_REDUCE = {
     "gloo": AllReduceTime(call_s=3e-4, byte_s=1e-9),  # 1 GB/s over a network
     "nccl": AllReduceTime(call_s=3e-5, byte_s=1e-11),  # 100 GB/s between GPUs
 }
-"""Where no actors are there to time it."""
+"""Where there are no actors to time it."""
 
-
-PATIENCE_S = 3.0
-"""After which a user is told what takes so long."""
+NOTICE_S = 3.0
+"""After which the user is told what takes so long."""
 _CPU_REMEDY = (
     "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and from "
     "which programs may run"
@@ -41,53 +43,53 @@ _CPU_REMEDY = (
 _GPU_REMEDY = "with Triton (pip install triton), a C compiler and Python's headers"
 
 
-def all_reduce_backend(each: StageResources) -> str:
-    """Return what sums gradients: nccl, which wants a whole GPU for each replica, or gloo."""
-    return "nccl" if each.gpus >= 1 else "gloo"
+def all_reduce_backend(resources: StageResources) -> str:
+    """Return what sums gradients: nccl, which needs a whole GPU for each replica, or gloo."""
+    return "nccl" if resources.gpus >= 1 else "gloo"
 
 
-def least_able(profiles: Sequence[Profile]) -> Profile:
-    """Return what the actor found that can do least: the others can compute the same way."""
-    return min(profiles, key=lambda found: (found.missing is None, found.tiles))
-
-
-def measure(
-    run: TrainConfig,
-    network: Architecture,
-    each: StageResources,
-    actors: Sequence[ActorHandle[Any]],
-    notify: Callable[[str], None],
-) -> Measured:
-    """Time the layers on all actors at once, and the all_reduce of gradients among them.
-
-    Together, because in training they share caches and memory too. What the least able one finds
-    counts, since all compute with the same kernels.
-
-    Args:
-        run: with its recipe written out.
-        network: all layers.
-        each: resources of each actor.
-        actors: of the run; a single one cannot sum, and a usual speed is assumed.
-        notify: is told what takes long or is missing.
-    """
-    calls = [actor.profile.remote(run, network, len(actors) - 1) for actor in actors]
-    if not ray.wait(calls[:1], timeout=PATIENCE_S)[0]:
-        notify("waiting for the actors, which time the layers where this machine has not yet")
-    profiles = wait_for(calls, "timed the layers")
-    profile = least_able(profiles)
-    if profile.missing is not None:
-        remedy = _GPU_REMEDY if each.gpus else _CPU_REMEDY
-        notify(
-            f"the fast rule goes without its compiled kernels: {profile.missing}; it is faster "
+def warn_of_missing_kernels(
+    run: Run, found: Capabilities, resources: StageResources, warn: Callable[[str], None]
+) -> None:
+    """Warn where a run goes without the compiled kernels that it would use."""
+    fast = run.config.method == "ff" and run.resolved.rule == "fast"
+    if fast and found.missing is not None:
+        remedy = _GPU_REMEDY if resources.gpus else _CPU_REMEDY
+        warn(
+            f"the fast rule runs without its compiled kernels: {found.missing}; it is faster "
             f"{remedy}"
         )
-    replicas = len(actors) if run.replicas == "auto" else max(run.replica_counts or (1,))
-    backend = all_reduce_backend(each)
-    measured = costs(
+
+
+def measure_costs(
+    run: Run,
+    resources: StageResources,
+    actors: Sequence[ActorHandle[Any]],
+    warn: Callable[[str], None],
+) -> Costs:
+    """Time the layers on all actors at once, and the all-reduce of gradients among them.
+
+    At once, because in training they share caches and memory too.
+
+    Args:
+        run: what is trained.
+        resources: of each actor.
+        actors: of the run; with a single one the all-reduce is assumed to have a usual speed.
+        warn: called with what takes long.
+    """
+    network, resolved = run.architecture, run.resolved
+    calls = [actor.profile.remote(resolved, network, len(actors) - 1) for actor in actors]
+    if not ray.wait(calls[:1], timeout=NOTICE_S)[0]:
+        warn("timing the layers; this machine keeps the times for later runs")
+    profile = wait_for(calls, "timed the layers")[0]
+    config = run.config
+    replicas = len(actors) if config.replicas == "auto" else max(config.replica_counts or (1,))
+    backend = all_reduce_backend(resources)
+    return costs(
         network,
         profile.times,
-        batch_size=run.recipe({}).batch_size,
-        bytes_per_element=DTYPES[profile.precision].itemsize,
+        batch_size=run.recipe.batch_size,
+        bytes_per_element=DTYPES[resolved.precision].itemsize,
         seconds_per_byte=profile.seconds_per_byte,
         all_reduce=(
             time_all_reduce(actors[:replicas], backend)
@@ -95,14 +97,9 @@ def measure(
             else ASSUMED_ALL_REDUCE[backend]
         ),
     )
-    return Measured(
-        costs=measured,
-        precision=profile.precision,
-        kernels=tuple(time.kernels for time in profile.times),
-    )
 
 
-def plan_run(run: TrainConfig, notify: Callable[[str], None]) -> dict[str, Any]:
+def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]:
     """Return the plan that a run would have, as plain data.
 
     The cluster need not hold all its stages: as many as it holds time the layers.
@@ -110,53 +107,78 @@ def plan_run(run: TrainConfig, notify: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         UserError: as in training.
     """
-    network = _network(run)
-    run = run.resolved(task_recipe(run.task))
-    recipe = run.recipe({})
-    check_plan_wishes(run, len(network), recipe.batch_size)
+    prepared = _without_data(config)
+    network = prepared.architecture
     with ray_session():
         there = nodes()
-        count = num_actors(run, there, len(network))
-        if run.cpus_per_stage is None:
+        count = num_actors(config, there, len(network))
+        if config.cpus_per_stage is None:
             total = sum(node.cpus for node in there)
-            run = dataclasses.replace(run, cpus_per_stage=max(1.0, total // count))
-        each = stage_resources(run, there, 1)
-        actors = [
-            remote_stage({}, num_cpus=each.cpus, num_gpus=each.gpus).remote(
-                each.threads, "cuda" if each.gpus else "cpu"
-            )
-            for _ in range(min(count, room(there, each)))
-        ]
+            config = dataclasses.replace(config, cpus_per_stage=max(1.0, total // count))
+        resources = stage_resources(config, there, 1)
+        held = capacity(there, resources)
+        actors = [remote_stage(resources) for _ in range(min(count, held))]
         try:
-            measured = measure(run, network, each, actors, notify)
+            calls = [actor.capabilities.remote() for actor in actors]
+            common = Capabilities.common(wait_for(calls, "described its device"))
+            run = resolve_on_actors(prepared, common, actors)
+            warn_of_missing_kernels(run, common, resources, warn)
+            measured = measure_costs(run, resources, actors, warn)
         finally:
             for actor in actors:
                 ray.kill(actor)
-    return _facts(make_plan(run, network, each, measured, count), recipe)
+    batch_size = run.recipe.batch_size
+    return _facts(run, make_plan(config, network, resources, measured, count, batch_size))
 
 
-def _network(run: TrainConfig) -> Architecture:
-    """Return the run's network; only a folder of images has to be read for it."""
-    if run.task in TASKS:
-        classes, channels = TASKS[run.task].num_classes, TASKS[run.task].image_channels
+def resolve_on_actors(
+    prepared: PreparedRun, common: Capabilities, actors: Sequence[ActorHandle[Any]]
+) -> Run:
+    """Return the run resolved by the devices of its actors.
+
+    Args:
+        prepared: the run.
+        common: what all devices can do.
+        actors: the first one times the kernels, where the config asks for it.
+    """
+    precision = prepared.config.precision or common.precision
+    network, images = prepared.architecture, prepared.recipe.batch_size
+
+    def tune() -> tuple[Kernels, ...]:
+        calls = [actors[0].autotune.remote(network, images, precision)]
+        kernels: tuple[Kernels, ...] = wait_for(calls, "timed the kernels")[0]
+        return kernels
+
+    kernels = choose_kernels(
+        prepared.config, network, images, precision, common.device_class, tune
+    )
+    return prepared.resolve(precision, kernels)
+
+
+def _without_data(config: TrainConfig) -> PreparedRun:
+    """Return a run as far as a plan needs it; only a folder of images is read for it."""
+    if config.task in TASKS:
+        task = TASKS.load(config.task)
+        data = TaskData.empty(task.name, task.class_names, task.image_channels)
     else:
-        data = load_task(run.task, data_dir=Path(run.data_dir) if run.data_dir else None)
-        classes, channels = data.num_classes, data.image_channels
-    return architecture(run.arch, num_classes=classes, image_channels=channels, width=run.width)
+        folder = None if config.data_dir is None else Path(config.data_dir)
+        data = load_task(config.task, data_dir=folder)
+    return assemble(config, data, RunDirectory(Path()), check_size=False)
 
 
-def _facts(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    seconds, bytes_per_element = plan.stages_s, DTYPES[plan.precision].itemsize
-    onward = [
-        plan.architecture.boundary_elements(cut) * recipe.batch_size * bytes_per_element
-        for cut in plan.cuts
-    ]
+def _facts(run: Run, plan: Plan) -> dict[str, Any]:
+    seconds = plan.stages_s
+    batch_bytes = run.recipe.batch_size * DTYPES[run.resolved.precision].itemsize
+    onward = [plan.architecture.boundary_elements(cut) * batch_bytes for cut in plan.cuts]
+    assumed = ASSUMED_ALL_REDUCE[all_reduce_backend(plan.resources)]
     return {
         "architecture": plan.architecture.name,
-        "batch_size": recipe.batch_size,
-        "precision": plan.precision,
-        "kernels": list(map(str, plan.kernels)),
-        "each": str(plan.resources),
+        "batch_size": run.recipe.batch_size,
+        "precision": run.resolved.precision,
+        "rule": run.resolved.rule,
+        "kernels": list(map(str, run.resolved.kernels)),
+        "resources": str(plan.resources),
+        "threads": plan.resources.threads,
         "cuts": list(plan.cuts),
         "replicas": list(plan.replicas),
         "speedup": plan.speedup,
@@ -164,9 +186,7 @@ def _facts(plan: Plan, recipe: Recipe) -> dict[str, Any]:
             images_s + step_s
             for images_s, step_s in zip(plan.costs.layer_s, plan.costs.step_s, strict=True)
         ],
-        "summing_bytes_per_s": round(
-            1 / ASSUMED_ALL_REDUCE[all_reduce_backend(plan.resources)].byte_s
-        ),
+        "all_reduce_bytes_per_s": round(1 / assumed.byte_s),
         "stages": [
             {
                 "layers": layers,

@@ -1,9 +1,9 @@
-"""What a run counts in Ray's own metrics, for Prometheus and Grafana.
+"""A run's counts in Ray's own metrics, for Prometheus and Grafana.
 
     reports -1-> sums -2-> Ray's counters and gauges -3-> each node's metrics port
 
-(1) The driver sees every report, so the stages count nothing. (2) A thread hands the sums on every
-few seconds: the loop waits for no call of Ray's, and a gauge, which is forgotten unless it is set
+(1) The driver receives every report, so the stages count nothing. (2) A thread exports the sums
+every few seconds: the loop waits for no call of Ray's, and a gauge, which expires unless it is set
 again, stays however long a chunk takes. (3) Ray exports them, where `ray[default]` is installed,
 with `ray_` before the names; elsewhere they go nowhere and cost nothing.
 """
@@ -14,14 +14,14 @@ import functools
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
 
 from ray.util.metrics import Counter, Gauge
 
+from rayff.distributed.actor_group import ClusterPipeline
+from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
-from rayff.engine.preparation import Prepared
 from rayff.engine.progress import Tracker
+from rayff.engine.run import Run
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
 from rayff.runs.metrics import EpochRecord
@@ -53,51 +53,43 @@ GAUGES = {
 """By run."""
 
 
-class Feed(Protocol):
-    """A pipeline, as far as it is looked at from here."""
-
-    window: int
-
-    @property
-    def in_flight(self) -> int:
-        """Commands between the first stage and the results."""
-        ...
-
-
-class RunMetrics:
-    """An Callback and a context manager that exports what it sees.
-
-    Whatever fails in it ends the metrics and not the run.
-
-    Args:
-        run: its name, a tag of every metric.
-        tracker: of the run that is watched, for this alone.
+class RayMetrics(Callback):
+    """Exports a run's counts to Ray. Whatever fails in it ends the metrics, not the run.
 
     Attributes:
-        feed: the pipeline at work; None before the first.
+        pipeline: the one at work; None before the first.
     """
 
-    def __init__(self, run: str, tracker: Tracker) -> None:
-        self.run = run
-        self.tracker = tracker
-        self.feed: Feed | None = None
+    def __init__(self) -> None:
+        self.pipeline: ClusterPipeline | None = None
+        self.run = ""
+        self.tracker: Tracker | None = None
         self._sums: defaultdict[tuple[str, int | None], float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._export_often, name="metrics", daemon=True)
 
-    def __enter__(self) -> RunMetrics:
+    def on_start(self, run: Run, plan: Plan) -> None:
+        """Start the thread that exports."""
+        self.run = run.directory.name
+        self.tracker = Tracker(
+            epochs=run.recipe.epochs,
+            num_train_images=len(run.splits["train"]),
+            stage_names=plan.stage_names,
+            start=run.progress,
+        )
         self._thread.start()
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
+    def on_end(self, error: BaseException | None) -> None:
+        """Export what is left, and end the thread."""
+        self._ended.set()
         self._thread.join(EVERY_S)
 
-    def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """Add what the stages say of a chunk."""
+    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
+        """Add the reports of a chunk."""
         with self._lock:
-            self.tracker.add(command, reports)
+            if self.tracker is not None:
+                self.tracker.add(command, reports)
             for stage, report in enumerate(reports):
                 self._sums["rayff_busy_seconds_total", stage] += report.busy_s
                 self._sums["rayff_sent_bytes_total", stage] += report.sent_bytes
@@ -105,27 +97,25 @@ class RunMetrics:
                     self._sums["rayff_images_total", stage] += report.images
                     self._sums["rayff_batches_total", stage] += len(command.batches)
 
-    def on_epoch(self, record: EpochRecord) -> None:
+    def on_epoch_end(self, record: EpochRecord) -> None:
         """Keep its accuracies."""
         with self._lock:
-            self.tracker.finish(record)
-
-    def on_checkpoint(self, path: Path) -> None:
-        """Count none."""
+            if self.tracker is not None:
+                self.tracker.finish(record)
 
     def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
-        """Count it, and the epoch goes back."""
+        """Count it, and set the epoch back."""
         with self._lock:
-            self.tracker.restart(stage_names, progress)
+            if self.tracker is not None:
+                self.tracker.restart(stage_names, progress)
             self._sums["rayff_restarts_total", None] += 1
-
-    def on_warning(self, message: str) -> None:
-        """Leave it to the others."""
 
     def gauges(self) -> dict[str, float]:
         """Return the gauges as they are now."""
         with self._lock:
-            tracker, feed = self.tracker, self.feed
+            tracker, pipeline = self.tracker, self.pipeline
+            if tracker is None:
+                return {}
             values: dict[str, float] = {
                 "rayff_epoch": min(tracker.epoch + 1, tracker.epochs),
                 "rayff_images_per_second": tracker.images_per_s,
@@ -133,13 +123,13 @@ class RunMetrics:
             if tracker.records:
                 values["rayff_valid_accuracy"] = tracker.records[-1].valid_accuracy
                 values["rayff_test_accuracy"] = tracker.records[-1].test_accuracy
-            if feed is not None:
-                values["rayff_chunks_in_flight"] = feed.in_flight
-                values["rayff_window"] = feed.window
+            if pipeline is not None:
+                values["rayff_chunks_in_flight"] = pipeline.in_flight
+                values["rayff_window"] = pipeline.window
             return values
 
     def export(self) -> None:
-        """Hand on to Ray what came since the last time."""
+        """Export to Ray what came since the last call."""
         counters, gauges = instruments()
         with self._lock:
             sums = dict(self._sums)
@@ -154,7 +144,7 @@ class RunMetrics:
     def _export_often(self) -> None:
         over = False
         while not over:
-            over = self._over.wait(EVERY_S)
+            over = self._ended.wait(EVERY_S)
             try:
                 self.export()
             except Exception:  # metrics are never worth a training
@@ -170,14 +160,3 @@ def instruments() -> tuple[Mapping[str, Counter], Mapping[str, Gauge]]:
         for name, text in texts.items()
     }
     return counters, {name: Gauge(name, text, ("run",)) for name, text in GAUGES.items()}
-
-
-def run_metrics(prepared: Prepared, plan: Plan) -> RunMetrics:
-    """Return the metrics of a run that was prepared and planned."""
-    tracker = Tracker(
-        epochs=prepared.recipe.epochs,
-        num_train_images=len(prepared.splits["train"]),
-        stage_names=plan.stage_names,
-        start=prepared.progress,
-    )
-    return RunMetrics(prepared.directory.name, tracker)

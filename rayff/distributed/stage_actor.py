@@ -13,12 +13,15 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 
-from rayff.config.kernels import parse_kernels
+from rayff.config.kernels import Kernels
+from rayff.config.resolved import ResolvedConfig
 from rayff.config.text import layer_range
-from rayff.config.train_config import Precision, TrainConfig
+from rayff.config.train_config import Precision
 from rayff.data.images import ImageSet, Split
-from rayff.distributed.replica_group import Address, ReplicaGroup, use_own_interface
+from rayff.distributed.actor_group import Capabilities
+from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
 from rayff.distributed.transport import (
     Direct,
     Message,
@@ -29,12 +32,15 @@ from rayff.distributed.transport import (
     unpack_message,
 )
 from rayff.engine.commands import Chunk, Command, Report, Snapshot
-from rayff.engine.learner import StageSpec
+from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.replicas import join, split
-from rayff.engine.stage import Stage, local_stage
-from rayff.kernels import amx, gpu, native
+from rayff.engine.stage import Stage
+from rayff.kernels import gpu, native
+from rayff.kernels.autotune import autotune
+from rayff.kernels.device_class import device_class
 from rayff.kernels.precision import DTYPES, default_precision, set_deterministic
 from rayff.models.architecture import Architecture
+from rayff.partition.plan import StageResources
 from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, time_layers
 
 _LINK_BYTES = 8 * 2**20
@@ -42,17 +48,12 @@ _LINK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What an actor finds out about the layers."""
+    """Times of one actor."""
 
-    precision: Precision
     times: list[LayerTime]
     """Of each layer."""
     seconds_per_byte: float
     """To the object store and back."""
-    missing: str | None
-    """Why the compiled kernels are missing, or None where they are here or not wanted."""
-    tiles: bool
-    """Whether the processor's tile units can be used."""
 
 
 class StageActor:
@@ -83,55 +84,58 @@ class StageActor:
         which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
         return f"StageActor({layer_range(layers[0].index, layers[-1].index)}{which})"
 
-    def profile(self, run: TrainConfig, architecture: Architecture, neighbours: int) -> Profile:
-        """Time the layers as the run wants them, and the object store.
+    def capabilities(self) -> Capabilities:
+        """Return what the device can do."""
+        return device_capabilities(self.device)
+
+    def autotune(
+        self, architecture: Architecture, images: int, precision: Precision
+    ) -> tuple[Kernels, ...]:
+        """Return the fastest kernels of each layer."""
+        return autotune(architecture, images, self.device, DTYPES[precision])
+
+    def profile(
+        self, config: ResolvedConfig, architecture: Architecture, neighbours: int
+    ) -> Profile:
+        """Time the layers, and the object store.
 
         Args:
-            run: with its recipe written out.
+            config: how the layers learn.
             architecture: all layers.
             neighbours: other actors that do the same at this moment.
         """
-        precision = run.precision or default_precision(self.device)
         conditions = Conditions(
-            recipe=run.recipe({}),
+            recipe=config.recipe,
             num_classes=architecture.num_classes,
             device=self.device,
-            dtype=DTYPES[precision],
-            rule=run.rule,
+            dtype=DTYPES[config.precision],
+            rule=config.rule,
+            loss=config.loss,
             neighbours=neighbours,
         )
-        kernels = None if run.kernels is None else parse_kernels(run.kernels, len(architecture))
-        times = time_layers(architecture, conditions, kernels)
+        times = time_layers(architecture, conditions, config.kernels)
         payload = np.zeros(_LINK_BYTES, dtype=np.uint8)
         seconds = []
         for _ in range(4):
             start = time.perf_counter()
             ray.get(ray.put(payload))
             seconds.append(time.perf_counter() - start)
-        on_cpu = self.device.type == "cpu"
-        missing = (native if on_cpu else gpu).missing() if run.rule == "fast" else None
-        return Profile(
-            precision=precision,
-            times=times,
-            seconds_per_byte=min(seconds) / _LINK_BYTES,
-            missing=missing,
-            tiles=on_cpu and run.rule == "fast" and amx.missing() is None,
-        )
+        return Profile(times=times, seconds_per_byte=min(seconds) / _LINK_BYTES)
 
     def open_group(self) -> Address:
-        """Open the store where the replicas of the stage meet."""
+        """Open the store through which the replicas of the stage connect."""
         return self.group.open()
 
     def enter_group(self, address: Address, rank: int, size: int, backend: str) -> None:
-        """Meet the other replicas of the stage."""
+        """Join the process group of the stage's replicas."""
         self.group.enter(address, rank, size, backend)
 
     def leave_group(self) -> None:
-        """Leave the other replicas."""
+        """Leave the process group."""
         self.group.leave()
 
     def time_all_reduce(self) -> AllReduceTime:
-        """Time the all_reduce of gradients among the actors of the group."""
+        """Time the all-reduce of gradients among the actors of the group."""
         return self.group.time_all_reduce()
 
     def set_up(
@@ -142,8 +146,9 @@ class StageActor:
     ) -> None:
         """Build the stage: fresh, or from the layers of a snapshot."""
         self.stage = None  # free the one before first
-        all_reduce = self.group if spec.replica.count > 1 else None
-        self.stage = local_stage(spec, self.device, data, states, all_reduce)
+        options = {"all_reduce": self.group.start} if spec.replica.count > 1 else {}
+        learner = make_learner(spec, self.device, states, **options)
+        self.stage = Stage(spec, self.device, learner, data)
 
     def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
         """Carry out a command; messages go on through the object store.
@@ -185,17 +190,28 @@ class StageActor:
         return self.stage.handle(command, join(chunks) if chunks else None)
 
 
+def device_capabilities(device: torch.device) -> Capabilities:
+    """Return what a device can do."""
+    missing = native.missing() if device.type == "cpu" else gpu.missing()
+    return Capabilities(device_class(device), default_precision(device), missing)
+
+
 def _with_bytes(report: Report, *messages: Message) -> Report:
     """Return the report with the size of what goes on."""
     return dataclasses.replace(report, sent_bytes=sum(map(message_bytes, messages)))
 
 
-def remote_stage(transport_options: Mapping[str, Any], **options: Any) -> Any:
-    """Return the actor class with its resources; it never restarts by itself.
+def remote_stage(resources: StageResources, **options: Any) -> ActorHandle[Any]:
+    """Start a stage actor; it never restarts by itself.
 
-    A restarted stage would have lost its layers and would go on with fresh ones, so a death is
+    A restarted stage would have lost its layers and would go on with initial ones, so a death is
     an error that the driver sees.
     """
+    transport_options = options.pop("transport_options", {})
     wrap: Any = ray.remote
     actor = wrap(max_restarts=0, max_task_retries=0, **transport_options)(StageActor)
-    return actor.options(**options)
+    options |= {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    handle: ActorHandle[Any] = actor.options(**options).remote(
+        resources.threads, "cuda" if resources.gpus else "cpu"
+    )
+    return handle

@@ -1,4 +1,4 @@
-"""The actors of a run: started together, without layers, and given their slices by a plan."""
+"""The stage actors of a run: started together, without layers, and set up by a plan."""
 
 from __future__ import annotations
 
@@ -13,33 +13,45 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rayff.config.train_config import Placement, TrainConfig
+from rayff.config.kernels import Kernels
+from rayff.config.train_config import Precision, TrainConfig
+from rayff.distributed.actor_group import Capabilities
+from rayff.distributed.all_reduce import connect, disconnect
+from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.distributed.failures import StageFailedError, wait_for
 from rayff.distributed.pipeline import RayPipeline
-from rayff.distributed.placement import RESERVE_TIMEOUT_S, node_names, reserve, room_beside
-from rayff.distributed.planner import all_reduce_backend, measure
-from rayff.distributed.replica_group import connect, disconnect
+from rayff.distributed.placement import has_free_room, node_names, reserve
+from rayff.distributed.planner import all_reduce_backend, measure_costs
 from rayff.distributed.stage_actor import remote_stage
 from rayff.distributed.transport import Transport, make_transport
 from rayff.engine.learner import StageSpec, States
-from rayff.engine.preparation import Prepared
 from rayff.engine.replicas import Replica
-from rayff.models.architecture import Architecture
-from rayff.partition.plan import Measured, Plan, StageResources
+from rayff.engine.run import PreparedRun, Run
+from rayff.partition.boundaries import Costs
+from rayff.partition.plan import Plan, StageResources
 
-_STARTING_S = 1.0
+_POLL_S = 1.0
 
 
 @dataclass
 class StageGroup:
-    """Actors in their bundles; they can be set up again by another plan of as many actors."""
+    """Stage actors in the bundles of a placement group; an ActorGroup.
 
+    Attributes:
+        config: the user's.
+        resources: of each actor.
+        placement_group: with a bundle for each actor, in order.
+        actors: in the order of the bundles.
+        transport: how messages travel.
+        warn: called when the window shrinks.
+    """
+
+    config: TrainConfig
     resources: StageResources
-    """Of each."""
-    group: PlacementGroup
-    """With a bundle for each, in order."""
+    placement_group: PlacementGroup
     actors: list[ActorHandle[Any]]
     transport: Transport
+    warn: Callable[[str], None]
     _connected: list[list[ActorHandle[Any]]] = field(default_factory=list)
 
     @property
@@ -49,36 +61,37 @@ class StageGroup:
 
     @property
     def node_names(self) -> tuple[str, ...]:
-        """Where each is; nothing where there is one node only."""
-        return node_names(self.group, self.num_actors)
+        """Node of each actor; empty on a single node."""
+        return node_names(self.placement_group, self.num_actors)
 
-    def has_room_beside(self, more: int, placement: Placement) -> bool:
-        """Return whether that many more would find room now."""
-        return room_beside(self.group, self.resources, more, placement)
+    def free_room(self, more: int) -> bool:
+        """Return whether that many more actors would find room now."""
+        return has_free_room(self.placement_group, self.resources, more, self.config.placement)
 
-    def measure(
-        self, run: TrainConfig, network: Architecture, notify: Callable[[str], None]
-    ) -> Measured:
+    def capabilities(self) -> list[Capabilities]:
+        """Return what the device of each actor can do."""
+        calls = [actor.capabilities.remote() for actor in self.actors]
+        return wait_for(calls, "described its device")
+
+    def autotune(self, prepared: PreparedRun, precision: Precision) -> tuple[Kernels, ...]:
+        """Return the kernels that a timing on the first actor chooses."""
+        network, images = prepared.architecture, prepared.recipe.batch_size
+        calls = [self.actors[0].autotune.remote(network, images, precision)]
+        kernels: tuple[Kernels, ...] = wait_for(calls, "timed the kernels")[0]
+        return kernels
+
+    def measure(self, run: Run) -> Costs:
         """Time the layers on all actors at once."""
-        return measure(run, network, self.resources, self.actors, notify)
+        return measure_costs(run, self.resources, self.actors, self.warn)
 
-    def set_up(
-        self,
-        prepared: Prepared,
-        plan: Plan,
-        states: States | None,
-        *,
-        window: int,
-        warn: Callable[[str], None] = lambda message: None,
-    ) -> RayPipeline:
-        """Give each stage its slice, the first one the data too, and the layers of a snapshot.
+    def set_up(self, run: Run, plan: Plan, states: States | None, window: int) -> RayPipeline:
+        """Give each stage its layers, and the first one the data.
 
         Args:
-            prepared: the run.
+            run: what is trained.
             plan: for these actors, or for fewer: those left over are ended.
-            states: safetensors bytes by layer; None for fresh layers.
+            states: the layers of a snapshot; None for initial ones.
             window: commands in flight at most.
-            warn: is told when the window shrinks.
 
         Raises:
             StageFailedError: a stage died.
@@ -91,11 +104,11 @@ class StageGroup:
         self._connected = [stage for stage in stages if len(stage) > 1]
         for stage in self._connected:
             connect(stage, all_reduce_backend(self.resources))
-        wait_for(_set_up_calls(prepared, plan, stages, states), "was set up")
-        return RayPipeline(stages, plan.stage_names, self.transport, window, warn)
+        wait_for(_set_up_calls(run, plan, stages, states), "was set up")
+        return RayPipeline(stages, plan.stage_names, self.transport, window, self.warn)
 
     def leave_groups(self) -> None:
-        """Let the replicas leave their groups, those that are still there."""
+        """Let the replicas that are alive leave their process groups."""
         for stage in self._connected:
             disconnect(stage)
         self._connected = []
@@ -103,11 +116,11 @@ class StageGroup:
 
 @contextmanager
 def open_stage_group(
-    prepared: Prepared,
-    each: StageResources,
+    prepared: PreparedRun,
+    resources: StageResources,
     count: int,
-    notify: Callable[[str], None],
-    patience_s: float = RESERVE_TIMEOUT_S,
+    warn: Callable[[str], None],
+    patience_s: float = PATIENCE_S,
 ) -> Iterator[StageGroup]:
     """Start the actors; whatever was started is gone at the end, also after a failed start.
 
@@ -115,63 +128,62 @@ def open_stage_group(
         NoRoomError: the cluster does not give the resources in time.
         StageFailedError: an actor or its node died while it started.
     """
-    run = prepared.run
-    transport = make_transport(run.transport)
-    names = [f"{prepared.directory.name}:{name}" for name in actor_names(run, count)]
-    with reserve(each, count, notify, patience_s, run.placement) as group:
-        actors = start_actors(group, each, names, transport)
+    config = prepared.config
+    transport = make_transport(config.transport)
+    names = [f"{prepared.directory.name}:{name}" for name in actor_names(config, count)]
+    with reserve(resources, count, warn, patience_s, config.placement) as placement_group:
+        actors = _start_actors(placement_group, resources, names, transport)
         try:
-            _await_start(group, actors)
+            _await_start(placement_group, actors)
             transport.connect(actors)
-            stage_group = StageGroup(
-                resources=each, group=group, actors=actors, transport=transport
-            )
-            yield stage_group
-            stage_group.leave_groups()
+            group = StageGroup(config, resources, placement_group, actors, transport, warn)
+            yield group
+            group.leave_groups()
         finally:
             for actor in actors:
                 ray.kill(actor)
 
 
-def actor_names(run: TrainConfig, count: int) -> list[str]:
-    """Return names that tell what an actor is, as far as it is known before the plan."""
-    if run.replicas == "auto":
+def actor_names(config: TrainConfig, count: int) -> list[str]:
+    """Return the names of the actors, as far as their stages are known before the plan."""
+    if config.replicas == "auto":
         return [f"actor-{index}" for index in range(count)]
     return [
         f"stage-{stage}" if replicas == 1 else f"stage-{stage}-replica-{index}"
-        for stage, replicas in enumerate(run.replica_counts or (1,) * count)
+        for stage, replicas in enumerate(config.replica_counts or (1,) * count)
         for index in range(replicas)
     ]
 
 
-def start_actors(
-    group: PlacementGroup, each: StageResources, names: Sequence[str], transport: Transport
+def _start_actors(
+    placement_group: PlacementGroup,
+    resources: StageResources,
+    names: Sequence[str],
+    transport: Transport,
 ) -> list[ActorHandle[Any]]:
-    """Start one actor in each bundle of the group."""
-    device = "cuda" if each.gpus else "cpu"
+    """Start one actor in each bundle of the placement group."""
     return [
         remote_stage(
-            transport.actor_options,
+            resources,
+            transport_options=transport.actor_options,
             name=name,
-            num_cpus=each.cpus,
-            num_gpus=each.gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=index
+                placement_group, placement_group_bundle_index=index
             ),
-        ).remote(each.threads, device)
+        )
         for index, name in enumerate(names)
     ]
 
 
-def _await_start(group: PlacementGroup, actors: Sequence[ActorHandle[Any]]) -> None:
-    """Wait until all actors are there.
+def _await_start(placement_group: PlacementGroup, actors: Sequence[ActorHandle[Any]]) -> None:
+    """Wait until all actors have started.
 
-    An actor whose node dies before it has started would wait for another one, without an error
-    and perhaps for ever.
+    An actor whose node dies before would wait for another one, without an error and perhaps for
+    ever.
     """
     ready = [actor.__ray_ready__.remote() for actor in actors]
-    while len(ray.wait(ready, num_returns=len(ready), timeout=_STARTING_S)[0]) < len(ready):
-        state = placement_group_table(group)["state"]
+    while len(ray.wait(ready, num_returns=len(ready), timeout=_POLL_S)[0]) < len(ready):
+        state = placement_group_table(placement_group)["state"]
         if state != "CREATED":
             raise StageFailedError(
                 "a stage that was started", f"its node is gone ({state.lower()})"
@@ -180,24 +192,18 @@ def _await_start(group: PlacementGroup, actors: Sequence[ActorHandle[Any]]) -> N
 
 
 def _set_up_calls(
-    prepared: Prepared, plan: Plan, stages: list[list[ActorHandle[Any]]], states: States | None
+    run: Run, plan: Plan, stages: list[list[ActorHandle[Any]]], states: States | None
 ) -> list[Any]:
-    data = ray.put(prepared.splits)
+    data = ray.put(run.splits)
     calls = []
     parts = plan.architecture.stages(plan.cuts)
-    rest = iter(plan.kernels)
     for stage, part in zip(stages, parts, strict=True):
-        kernels = tuple(next(rest) for _ in part.layers)
         own = {layer.index: states[layer.index] for layer in part.layers} if states else None
         for index, actor in enumerate(stage):
             spec = StageSpec(
                 architecture=part,
                 is_last=stage is stages[-1],
-                recipe=prepared.recipe,
-                seed=prepared.run.seed,
-                precision=plan.precision,
-                rule=prepared.run.rule,
-                kernels=kernels,
+                config=run.resolved,
                 replica=Replica(index=index, count=len(stage)),
             )
             calls.append(actor.set_up.remote(spec, data if stage is stages[0] else None, own))

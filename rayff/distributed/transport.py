@@ -108,7 +108,7 @@ def _chunk(chunk: Chunk, way: Callable[[Tensor], Sent]) -> list[SentBatch[Sent]]
             way(batch.activations.features),
             None if batch.activations.shortcut is None else way(batch.activations.shortcut),
             way(batch.labels),
-            tuple(way(goodness) for goodness in batch.goodness),
+            tuple(way(goodness) for goodness in batch.logits),
         )
         for batch in chunk
     ]
@@ -144,7 +144,7 @@ def unpack_message(message: Message, device: torch.device) -> Chunk:
                 shortcut=None if shortcut is None else unpack(shortcut, device),
             ),
             labels=unpack(labels, device),
-            goodness=tuple(unpack(each, device) for each in goodness),
+            logits=tuple(unpack(each, device) for each in goodness),
         )
         chunk.append(batch)
     return chunk

@@ -1,6 +1,6 @@
-"""What the driver tells the stages, and what they answer.
+"""Commands from the driver to the stages, and the reports that they return.
 
-A stage handles its commands in the order called, so the order of commands *is* the schedule.
+A stage carries out its commands in the order called, so the order of commands *is* the schedule.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Batch:
     activations: Activations
     labels: Tensor
     """(B,); no images at all where there are fewer of them than replicas."""
-    goodness: tuple[Tensor, ...] = ()
+    logits: tuple[Tensor, ...] = ()
     """Of all layers so far, (B, C) each; filled by Evaluate alone."""
 
 
@@ -68,7 +68,7 @@ Chunk = list[Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a stage says of one command: small numbers, or the bytes of a snapshot."""
+    """A stage's report of one command: small numbers, or the bytes of a snapshot."""
 
     started_s: float
     """Wall-clock time (seconds since the epoch) at which the stage began."""

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayff.baselines.model import Classifier
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task
 from rayff.engine.prediction import pick_device
+from rayff.learning.classifier import Classifier
+from rayff.runs.model_file import read_model
 from rayff.runs.run_directory import RunDirectory
 
 
@@ -24,9 +25,9 @@ class Evaluation:
     """How a network classifies the images of one split; accuracies are in percent."""
 
     accuracy: float
-    """With the goodness of the window summed."""
+    """With the summed logits of the window."""
     layer_accuracy: tuple[float, ...]
-    """With the goodness of each layer alone."""
+    """Of each layer's own logits."""
     window: tuple[int, int]
     """First and last layer of the sum."""
     confusion: NDArray[np.int64]
@@ -79,11 +80,11 @@ def evaluate(
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
     where = pick_device(device)
     directory = RunDirectory(Path(run_dir))
-    run = directory.read_config()
-    model = directory.load_model()
-    folder = data_dir or run.data_dir
+    config = directory.read_config()
+    model = read_model(directory.path)
+    folder = data_dir or config.data_dir
     data = load_task(
-        run.task, data_dir=None if folder is None else Path(folder), download=run.download
+        config.task, data_dir=None if folder is None else Path(folder), download=config.download
     )
     _check_fits(model, data, directory.path)
     if split not in data.splits:
@@ -116,9 +117,9 @@ def classify(
     by_layer, logits = [], []
     for start in range(0, len(images), batch_size):
         batch = torch.tensor(images[start : start + batch_size], device=device)
-        goodness = model.goodness(batch)
-        by_layer.append(goodness.argmax(dim=2).cpu().numpy())
-        logits.append(goodness[first : last + 1].sum(dim=0).float().cpu().numpy())
+        logits_by_layer = model.logits(batch)
+        by_layer.append(logits_by_layer.argmax(dim=2).cpu().numpy())
+        logits.append(logits_by_layer[first : last + 1].sum(dim=0).float().cpu().numpy())
     return np.concatenate(by_layer, axis=1), np.concatenate(logits)
 
 

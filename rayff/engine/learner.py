@@ -1,10 +1,10 @@
-"""How a stage learns: what is between a batch that comes and the losses that it leaves."""
+"""How a stage learns and evaluates: the layers of a stage with their optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,22 +12,32 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
 
-from rayff.config.kernels import Kernels
-from rayff.config.recipe import Recipe
-from rayff.engine.all_reduce import AllReduce
+from rayff.config.recipe import Method, Recipe
+from rayff.config.registry import import_object
+from rayff.config.resolved import ResolvedConfig
 from rayff.engine.commands import Batch
 from rayff.engine.replicas import Replica
+from rayff.kernels.cuda_graph import Record, cuda_graph
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import LayerOptimizer, layer_state, restore_layer
-from rayff.learning.recorded import Record, RecordedEvaluation, RecordedStep, cuda_graph
+from rayff.learning.layer_state import layer_state, restore_layer
+from rayff.learning.optimizers import LayerOptimizer, optimizer_class
+from rayff.learning.recorded import RecordedEvaluation, RecordedStep
 from rayff.learning.rules import RULES
+from rayff.learning.step import ChainStep
+from rayff.learning.updates import (
+    AllReduce,
+    AllReducedUpdates,
+    ImmediateUpdates,
+    SideStreamUpdates,
+    Updates,
+)
 from rayff.models.architecture import Architecture
 
 States = Mapping[int, NDArray[np.uint8]]
-"""Safetensors bytes by global layer number."""
+"""Bytes of each layer's safetensors file, by global layer number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +47,24 @@ class StageSpec:
     architecture: Architecture
     """The stage's slice of the network."""
     is_last: bool
-    recipe: Recipe
-    seed: int
-    precision: str
-    rule: str = "fast"
-    """The name of the rule by which it learns."""
-    kernels: tuple[Kernels, ...] = ()
-    """How each layer of the slice computes its convolution; by default with torch's."""
+    config: ResolvedConfig
     replica: Replica = Replica()
-    """Which of the stage's actors it is: it sees that share of every batch."""
+    """Which of the stage's actors it is: it processes that share of every batch."""
+
+
+LEARNERS: dict[Method, str] = {
+    "ff": "rayff.engine.learner:LocalLearner",
+    "bp": "rayff.baselines.learner:EndToEndLearner",
+    "bp-deepsup": "rayff.baselines.learner:EndToEndLearner",
+}
+"""Import path of the learner of each method."""
 
 
 class Learner(Protocol):
     """The layers of a stage with their optimizers."""
 
     @property
-    def losses(self) -> Sequence[int]:
+    def loss_layers(self) -> Sequence[int]:
         """Number of the layer of each loss."""
         ...
 
@@ -65,38 +77,57 @@ class Learner(Protocol):
         ...
 
     def classify(self, activations: Activations) -> tuple[Activations, list[Tensor]]:
-        """Return what goes on, and what each loss's classifier says, (B, C) each; no dropout."""
+        """Return what goes on, and the logits of each classifier, (B, C) each; no dropout."""
         ...
 
     def states(self) -> dict[int, dict[str, Tensor]]:
-        """Return what each layer learns and its optimizer's state, as `layer_state` does."""
+        """Return each layer's parameters and optimizer state, as `layer_state` does."""
         ...
+
+
+def make_learner(
+    spec: StageSpec, device: torch.device, states: States | None = None, **options: Any
+) -> Learner:
+    """Return the learner of a stage's method.
+
+    Args:
+        spec: the stage.
+        device: where it computes.
+        states: to go on from a snapshot.
+        options: what only one learner takes, such as `all_reduce`.
+    """
+    kind: Any = import_object(LEARNERS[spec.config.method], "--method")
+    learner: Learner = kind(spec, device, states, **options)
+    return learner
 
 
 def make_optimizers(layers: Sequence[CWConv], recipe: Recipe) -> dict[int, LayerOptimizer]:
     """Return an optimizer a layer, by global number."""
-    return {layer.spec.index: LayerOptimizer(layer, recipe) for layer in layers}
+    kind = optimizer_class(recipe.optimizer)
+    return {layer.spec.index: kind(layer.parameters(), recipe) for layer in layers}
 
 
 def restore(
     layers: Sequence[CWConv], optimizers: Mapping[int, LayerOptimizer], states: States | None
 ) -> None:
-    """Put the layers where a snapshot stands; None leaves them fresh."""
+    """Load the layers of a snapshot; None leaves them as they are."""
     if states is None:
         return
     for layer in layers:
         index = layer.spec.index
-        restore_layer(layer, optimizers[index], load(states[index].tobytes()))
+        restore_layer(index, layer, optimizers[index], load(states[index].tobytes()))
 
 
 class LocalLearner:
-    """Forward-Forward: every layer learns from a loss of its own.
+    """Every layer learns from a loss of its own.
 
     Args:
         spec: the slice and how it learns.
         device: where it computes.
         states: to go on from a snapshot.
-        all_reduce: adds up the gradients of the stage's replicas; None for a stage of one actor.
+        all_reduce: sums the gradients of the stage's replicas; None for a stage of one actor.
+        record: records steps on this device; None runs each step by itself. By default a CUDA
+            graph where the step can be recorded.
     """
 
     def __init__(
@@ -105,31 +136,41 @@ class LocalLearner:
         device: torch.device,
         states: States | None = None,
         all_reduce: AllReduce | None = None,
+        record: Record | None = None,
     ) -> None:
+        config = spec.config
         self.spec = spec
-        self.all_reduce = all_reduce
         self.device = device
-        self.rules = RULES[spec.rule]
+        self.rule = RULES[config.rule]
         chain = Chain.build(
             spec.architecture,
-            dropout=spec.recipe.dropout,
-            seed=spec.seed,
-            dtype=DTYPES[spec.precision],
+            dropout=config.recipe.dropout,
+            seed=config.seed,
+            dtype=DTYPES[config.precision],
+            loss=config.loss,
         )
-        self.chain = self.rules.arrange(chain.to(device))
-        for layer, kernels in zip(self.chain.cwconvs(), spec.kernels, strict=False):
-            layer.kernels = kernels
-        # A GPU's step is recorded; not the sums of replicas, nor an optimizer whose learning rate
-        # is no tensor.
-        recordable = spec.rule == "fast" and all_reduce is None and spec.recipe.optimizer != "sgd"
-        self.record: Record | None = cuda_graph if recordable and device.type == "cuda" else None
-        self.replayed: RecordedStep | None = None
-        self.evaluations: dict[int, RecordedEvaluation] = {}  # by the number of images
-        self.optimizers = make_optimizers(self.chain.cwconvs(), spec.recipe)
-        self.losses = [layer.spec.index for layer in self.chain.cwconvs()]
+        self.chain = chain.to(device).to(memory_format=self.rule.memory_format)
+        for layer in self.chain.cwconvs():
+            if config.kernels:
+                layer.kernels = config.kernels[layer.spec.index]
+        self.loss_layers = [layer.spec.index for layer in self.chain.cwconvs()]
+        self.optimizers = make_optimizers(self.chain.cwconvs(), config.recipe)
         restore(self.chain.cwconvs(), self.optimizers, states)
+        capturable = optimizer_class(config.recipe.optimizer).capturable
+        recordable = config.rule == "fast" and all_reduce is None and capturable
+        if record is None and recordable and device.type == "cuda":
+            record = cuda_graph
+        self.record = record if recordable else None
+        updates: Updates
         if all_reduce is not None:
-            all_reduce.prepare([layer.weight for layer in self.chain.cwconvs()])
+            updates = AllReducedUpdates(self.optimizers, all_reduce)
+        elif self.record is not None:
+            updates = SideStreamUpdates(self.optimizers, device)
+        else:
+            updates = ImmediateUpdates(self.optimizers)
+        self.step = ChainStep(self.chain, self.rule.step, updates)
+        self._recorded_step: RecordedStep | None = None
+        self._recorded_evaluations: dict[int, RecordedEvaluation] = {}  # by number of images
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
@@ -137,64 +178,31 @@ class LocalLearner:
             optimizer.set_lr(lr)
 
     def learn(self, batch: Batch, share: Share) -> tuple[Activations, list[Tensor]]:
-        """Let every layer learn from its share of a batch.
-
-        A layer needs its new weights at the next batch only, so the replicas add up its gradient
-        while the layers behind it compute, and the optimizers step at the end. Alone, a layer
-        steps at once, and its gradient is gone. A share without images adds nothing to the
-        gradients; no kernel sees it.
-        """
-        if self.record is not None and len(batch.labels) == self.spec.recipe.batch_size:
-            if self.replayed is None:
-                self.replayed = RecordedStep(
-                    self.chain, self.optimizers, batch.activations, batch.labels, self.record
+        """Let every layer learn from its share of a batch; return what goes on, and the losses."""
+        activations, labels = batch.activations, batch.labels
+        if self.record is not None and len(labels) == self.spec.config.recipe.batch_size:
+            if self._recorded_step is None:
+                self._recorded_step = RecordedStep(
+                    self.step, self.optimizers, activations, labels, self.record
                 )
-            return self.replayed(batch.activations, batch.labels, share)
-        losses: list[Tensor] = []
-        waits: list[Callable[[], None]] = []
-
-        def step(layer: CWConv) -> None:
-            self.optimizers[layer.spec.index].step()
-            layer.weight.grad = None
-
-        def learned(layer: CWConv, loss: Tensor) -> None:
-            assert layer.weight.grad is not None, "the rule leaves a gradient"
-            losses.append(loss)
-            if self.all_reduce is None:
-                step(layer)
-            else:
-                waits.append(self.all_reduce.start(layer.weight))
-
-        def visit(layer: CWConv, x: Tensor) -> Tensor:
-            features, loss = self.rules.learn(layer, x, batch.labels, share)
-            learned(layer, loss)
-            return features
-
-        if len(batch.labels):
-            activations = self.chain.walk(batch.activations, visit)
-        else:
-            activations = batch.activations
-            for layer in self.chain.cwconvs():
-                layer.weight.grad = torch.zeros_like(layer.weight)
-                learned(layer, torch.zeros((), device=self.device))
-        for wait, layer in zip(waits, self.chain.cwconvs(), strict=False):
-            wait()
-            step(layer)
-        return activations, losses
+            return self._recorded_step(activations, labels, share)
+        drawn = self.chain.dropout_states(share, self.device)
+        states = {index: state.to(self.device) for index, state in drawn.items()}
+        return self.step(activations, labels, share.batch_size, states)
 
     def classify(self, activations: Activations) -> tuple[Activations, list[Tensor]]:
-        """Return what goes on and each layer's goodness, (B, C) each; no dropout."""
+        """Return what goes on, and each layer's logits, (B, C) each; no dropout."""
         if self.record is None:
-            return self.chain.evaluate(activations, self.rules.classify)
+            return self.chain.evaluate(activations, self.rule.classify)
         images = len(activations.features)
-        if images not in self.evaluations:
-            self.evaluations[images] = RecordedEvaluation(
-                self.chain, self.rules.classify, activations, self.record
+        if images not in self._recorded_evaluations:
+            self._recorded_evaluations[images] = RecordedEvaluation(
+                self.chain, self.rule.classify, activations, self.record
             )
-        return self.evaluations[images](activations)
+        return self._recorded_evaluations[images](activations)
 
     def states(self) -> dict[int, dict[str, Tensor]]:
-        """Return each layer's weight and its optimizer's state."""
+        """Return each layer's parameters and its optimizer's state."""
         return {
             layer.spec.index: layer_state(layer, self.optimizers[layer.spec.index])
             for layer in self.chain.cwconvs()

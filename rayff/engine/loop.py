@@ -1,41 +1,24 @@
-"""The training loop: it draws commands from the schedule and turns results into records."""
+"""The training loop: draws commands from the schedule and turns reports into records."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayff.data.images import Split
+from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Snapshot, Train
 from rayff.engine.pipeline import Pipeline
-from rayff.engine.preparation import Prepared
 from rayff.engine.schedule import Schedule
-from rayff.engine.stop import StopRequest
 from rayff.learning.readout import best_window
 from rayff.runs.checkpoint import Checkpoint, Progress
-from rayff.runs.checkpoint_manager import RunRecorder, Told
 from rayff.runs.metrics import EpochRecord
-
-
-class Callback(Told, Protocol):
-    """Who watches a run: the console view, a search, a test."""
-
-    def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """A chunk has passed the last stage."""
-        ...
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """An epoch is complete."""
-        ...
-
-    def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
-        """The run goes on from a snapshot, with these stages."""
-        ...
+from rayff.runs.recorder import RunRecorder
+from rayff.runs.timeline import Timeline
 
 
 def _sum(total: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,30 +82,30 @@ class EpochTally:
 
 @dataclass
 class Loop:
-    """One training, on whichever pipeline.
+    """One training, on any pipeline.
 
     Attributes:
-        prepared: the run, its data, network and directory.
         schedule: the order of the commands.
-        cuts: of the plan, for the records.
-        callback: who watches.
-        recorder: keeps what the run leaves behind; training goes on from its newest snapshot.
-        change: is told at each snapshot how long the stages take for a batch, and says whether
-            the plan is to change there.
+        cuts: boundaries of the plan, for the records.
+        callbacks: called as the run progresses.
+        recorder: writes what the run leaves; training goes on from its newest snapshot.
+        should_stop: asked before each chunk; True ends the run with a snapshot.
+        change_plan: called at each snapshot with the seconds of each stage for a batch; True
+            leaves the loop there, because the plan changes.
     """
 
-    prepared: Prepared
     schedule: Schedule
     cuts: tuple[int, ...]
-    callback: Callback
+    callbacks: Callback
     recorder: RunRecorder
-    change: Callable[[list[float]], bool] = lambda stage_s: False
+    should_stop: Callable[[], bool] = lambda: False
+    change_plan: Callable[[list[float]], bool] = lambda stage_s: False
 
-    def train(self, pipeline: Pipeline, stop: StopRequest) -> bool:
-        """Drive the pipeline to the end of the run, or to where `stop` asks.
+    def train(self, pipeline: Pipeline) -> bool:
+        """Drive the pipeline to the end of the run, or to where it is asked to stop.
 
         Returns:
-            False where it left early, behind a snapshot, because the plan is to change.
+            False where it left early, behind a snapshot, because the plan changes.
 
         Raises:
             TrainingDiverged: a loss is not finite; the last good checkpoint stays.
@@ -131,34 +114,35 @@ class Loop:
         start = self.recorder.progress
         tally, pace = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums)), Pace()
         epoch_began = time.perf_counter()
-        left_before: float | None = None
-        commands = self.schedule.commands(start.epoch, start.batch, stop=lambda: stop.requested)
+        previous_end_s: float | None = None
+        commands = self.schedule.commands(start.epoch, start.batch, stop=self.should_stop)
         for command, reports in pipeline.stream(commands):
             now = time.perf_counter()
             # On the last stage's clock: by the driver's, a chunk computed while a snapshot
             # was written would seem to have taken no time.
-            left = reports[-1].started_s + reports[-1].busy_s
-            seconds = left - (reports[0].started_s if left_before is None else left_before)
-            first, left_before = left_before is None, left
-            self.recorder.timeline.add(command, reports)
+            end_s = reports[-1].started_s + reports[-1].busy_s
+            first = previous_end_s is None
+            seconds = end_s - (reports[0].started_s if previous_end_s is None else previous_end_s)
+            previous_end_s = end_s
             if isinstance(command, Snapshot):
                 self._snapshot(command, reports, tally)
-                if not command.final and pace.stage_s and self.change(pace.stage_s):
+                if not command.final and pace.stage_s and self.change_plan(pace.stage_s):
                     return False
                 pace = Pace()
                 continue
             if first:
                 self.recorder.add_event("running", epoch=command.epoch, stages=len(reports))
+            _add_to_timeline(self.recorder.timeline, command, reports)
             tally.add(command, reports, seconds)
             if isinstance(command, Train):
                 pace.add(command, reports)
                 self.recorder.reached = command.step + len(command.batches)
-            self.callback.on_result(command, reports)
+            self.callbacks.on_chunk_end(command, reports)
             self.recorder.poll()
             if tally.evaluated == self._num_evaluated:
                 record = self._record(command.epoch, tally, now - epoch_began)
                 self.recorder.add_epoch(record)
-                self.callback.on_epoch(record)
+                self.callbacks.on_epoch_end(record)
                 tally, epoch_began = EpochTally(), now
         return True
 
@@ -202,3 +186,15 @@ class Loop:
             states={index: state for report in reports for index, state in report.states.items()},
         )
         self.recorder.add_snapshot(snapshot, final=command.final)
+
+
+def _add_to_timeline(
+    timeline: Timeline, command: Train | Evaluate, reports: Sequence[Report]
+) -> None:
+    timeline.add(
+        epoch=command.epoch + 1,
+        kind="train" if isinstance(command, Train) else command.split,
+        step=command.step if isinstance(command, Train) else None,
+        num_batches=len(command.batches),
+        spans=[(report.started_s, report.busy_s) for report in reports],
+    )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from rayff.baselines.model import Classifier
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import read_image
 from rayff.kernels.precision import set_deterministic
+from rayff.learning.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def _rows(batch: Batch, own: range, wanted: range) -> Batch:
             shortcut=None if shortcut is None else shortcut[some],
         ),
         labels=batch.labels[some],
-        goodness=tuple(goodness[some] for goodness in batch.goodness),
+        logits=tuple(goodness[some] for goodness in batch.logits),
     )
 
 
@@ -100,7 +100,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
             shortcut=torch.cat(shortcuts) if shortcuts else None,
         ),
         labels=torch.cat([batch.labels for batch in some]),
-        goodness=tuple(map(_cat, zip(*(batch.goodness for batch in some), strict=True))),
+        logits=tuple(map(_cat, zip(*(batch.logits for batch in some), strict=True))),
     )
 
 

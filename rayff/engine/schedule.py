@@ -12,7 +12,7 @@ from rayff.config.recipe import Recipe
 from rayff.data.images import Split
 from rayff.data.order import batches, epoch_order
 from rayff.engine.commands import Command, Evaluate, Indices, Snapshot, Train
-from rayff.learning.optimizers import cosine_lr
+from rayff.learning.lr_schedule import cosine_lr
 
 EVALUATION_BATCH = 128
 """Images of an evaluation batch at least; it needs less memory than a training batch."""

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rayff.config.errors import TrainingDiverged
+from rayff.data.augmentation import augment, parse_augmentations
 from rayff.data.images import ImageSet, Split
-from rayff.engine.all_reduce import AllReduce
 from rayff.engine.commands import (
     Batch,
     Chunk,
@@ -26,11 +26,11 @@ from rayff.engine.commands import (
     Snapshot,
     Train,
 )
-from rayff.engine.learner import Learner, LocalLearner, StageSpec, States
+from rayff.engine.learner import Learner, StageSpec
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
-from rayff.learning.optimizers import is_parameter
+from rayff.learning.layer_state import is_parameter
 from rayff.learning.readout import window_hits
 
 
@@ -55,6 +55,7 @@ class Stage:
         self.device = device
         self.learner = learner
         self.next_step = 0
+        self.augmentations = parse_augmentations(spec.config.augment)
         # a private copy: what arrives may be memory of the object store, which a view would pin
         self.data = {
             split: (
@@ -90,23 +91,39 @@ class Stage:
     ) -> tuple[Chunk | None, dict[str, Any]]:
         if isinstance(command, Snapshot):
             return None, self._snapshot()
-        split: Split = "train" if isinstance(command, Train) else command.split
-        batches = self._enter(split, command.batches) if chunk is None else iter(chunk)
+        if chunk is not None:
+            batches = iter(chunk)
+        elif isinstance(command, Train):
+            batches = self._load("train", command.batches, command.step)
+        else:
+            batches = self._load(command.split, command.batches, None)
         if isinstance(command, Train):
             return self._train(command, batches)
         return self._evaluate(batches)
 
-    def _enter(self, split: Split, batches: tuple[Indices, ...]) -> Iterator[Batch]:
-        """Pick its share of the batches from the data, normalised on the device."""
+    def _load(
+        self, split: Split, batches: tuple[Indices, ...], first_step: int | None
+    ) -> Iterator[Batch]:
+        """Yield the stage's share of batches of a split, normalised on the device.
+
+        `first_step` is the number of the first batch where they are trained on, and augmented.
+        """
         images, labels = self.data[split]
-        for indices in batches:
+        dtype = DTYPES[self.spec.config.precision]
+        for offset, indices in enumerate(batches):
             rows = self.spec.replica.rows(len(indices))
-            where = torch.from_numpy(indices[rows.start : rows.stop])
-            where = where.to(self.device, non_blocking=True)
-            activations = Activations(
-                features=normalise(images[where], DTYPES[self.spec.precision])
+            share = slice(rows.start, rows.stop)
+            if first_step is None or not self.augmentations:
+                where = torch.from_numpy(indices[share]).to(self.device, non_blocking=True)
+                pixels = images[where]
+            else:  # the whole batch, so that the share does not decide what an image becomes
+                where = torch.from_numpy(indices).to(self.device)
+                step, seed = first_step + offset, self.spec.config.seed
+                pixels = augment(images[where], self.augmentations, seed=seed, step=step)[share]
+                where = where[share]
+            yield Batch(
+                activations=Activations(features=normalise(pixels, dtype)), labels=labels[where]
             )
-            yield Batch(activations=activations, labels=labels[where])
 
     def _train(
         self, command: Train, batches: Iterator[Batch]
@@ -125,7 +142,7 @@ class Stage:
                 onward.append(Batch(activations=activations, labels=batch.labels))
         sizes = [len(indices) for indices in command.batches]
         self.next_step = command.step + len(sizes)
-        table = torch.stack(losses).view(len(sizes), len(self.learner.losses)).double().cpu()
+        table = torch.stack(losses).view(len(sizes), len(self.learner.loss_layers)).double().cpu()
         self._check_finite(table, command.step)
         sums = (table * torch.tensor(sizes, dtype=torch.float64)[:, None]).sum(dim=0)
         return onward or None, {"images": images, "loss_sums": tuple(sums.tolist())}
@@ -135,12 +152,12 @@ class Stage:
         broken = (~losses.isfinite()).nonzero()
         if len(broken):
             offset, position = broken[0].tolist()
-            index = self.learner.losses[position]
+            index = self.learner.loss_layers[position]
             raise TrainingDiverged(index, step + offset, losses[offset, position].item())
 
     def _evaluate(self, batches: Iterator[Batch]) -> tuple[Chunk | None, dict[str, Any]]:
         onward: Chunk = []
-        said: list[Tensor] = []
+        all_logits: list[Tensor] = []
         labels: list[Tensor] = []
         images = 0
         for batch in batches:
@@ -148,18 +165,16 @@ class Stage:
                 onward.append(batch)
                 continue
             activations, own = self.learner.classify(batch.activations)
-            goodness = (*batch.goodness, *own)
+            logits = (*batch.logits, *own)
             images += len(batch.labels)
             if self.spec.is_last:
-                said.append(torch.stack(goodness))
+                all_logits.append(torch.stack(logits))
                 labels.append(batch.labels)
             else:
-                onward.append(
-                    Batch(activations=activations, labels=batch.labels, goodness=goodness)
-                )
+                onward.append(Batch(activations=activations, labels=batch.labels, logits=logits))
         if not self.spec.is_last:
             return onward, {"images": images, "hits": None}
-        hits = window_hits(torch.cat(said, dim=1), torch.cat(labels)) if said else None
+        hits = window_hits(torch.cat(all_logits, dim=1), torch.cat(labels)) if all_logits else None
         return None, {"images": images, "hits": hits}
 
     def _snapshot(self) -> dict[str, Any]:
@@ -179,14 +194,3 @@ class Stage:
             index: hashlib.sha256(state.data).hexdigest() for index, state in states.items()
         }
         return {"states": {} if self.spec.replica.index else states, "digests": digests}
-
-
-def local_stage(
-    spec: StageSpec,
-    device: torch.device,
-    data: Mapping[Split, ImageSet] | None = None,
-    states: States | None = None,
-    all_reduce: AllReduce | None = None,
-) -> Stage:
-    """Return a stage that learns by Forward-Forward; see LocalLearner."""
-    return Stage(spec, device, LocalLearner(spec, device, states, all_reduce), data)

@@ -1,6 +1,6 @@
-"""One convolution, several ways: the same numbers up to rounding, at different speeds.
+"""The backends of a convolution: the same numbers up to rounding, at different speeds.
 
-All take and give channels-last tensors, and never ask for the gradient of the input.
+All take and return channels-last tensors; none computes the gradient of the input.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayff.config.kernels import Kernels
-from rayff.kernels import amx, gpu, native, winograd
+from rayff.kernels import amx, gpu, winograd
+from rayff.kernels.device_class import CPU_CLASSES, device_class
 from rayff.models.architecture import LayerSpec
 
 
-def methods(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """Return the methods that fit a layer there, the surest first."""
-    found = ["unfold"] if must_unfold(spec, device, dtype) else ["conv", "unfold"]
-    if device.type == "cpu" and native.missing() is None:
-        if dtype in winograd.DTYPES and winograd.fits(spec):
-            found.append("winograd")
-        if dtype == torch.bfloat16 and amx.missing() is None:
-            found.append("amx")
-    return tuple(found)
+def backends(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the backends that can compute a layer on a device, torch's own first."""
+    own = device_class(device)
+    found = ("unfold",) if must_unfold(spec, device, dtype) else ("conv", "unfold")
+    others = ("winograd", "amx")
+    return (*found, *(name for name in others if can_compute(name, spec, own, dtype)))
+
+
+def can_compute(backend: str, spec: LayerSpec, device_class: str, dtype: torch.dtype) -> bool:
+    """Return whether devices of a class can compute a layer with a backend."""
+    if backend == "winograd":
+        compiled = device_class in CPU_CLASSES[1:]
+        return compiled and dtype in winograd.DTYPES and winograd.fits(spec)
+    if backend == "amx":
+        return device_class == "cpu-amx" and dtype == torch.bfloat16
+    return True  # where torch's convolution is not exact, it unfolds
 
 
 def must_unfold(spec: LayerSpec, device: torch.device, dtype: torch.dtype) -> bool:
@@ -61,14 +69,14 @@ class Convolution:
     def __init__(self, spec: LayerSpec, kernels: Kernels, x: Tensor, weight: Tensor) -> None:
         self.spec = spec
         if must_unfold(spec, x.device, x.dtype):
-            kernels = Kernels(*("unfold" if each == "conv" else each for each in kernels.methods))
+            kernels = Kernels(*("unfold" if each == "conv" else each for each in kernels.backends))
         self.kernels = kernels
         self.x = x
         self.weight = weight
-        self.columns = unfold(x, spec) if "unfold" in kernels.methods else None
+        self.columns = unfold(x, spec) if "unfold" in kernels.backends else None
         self.operands = x, weight
         """As torch's own convolution gets them: on a GPU with the gaps of their memory."""
-        if "conv" in kernels.methods and gpu.usable(x, weight):
+        if "conv" in kernels.backends and gpu.usable(x, weight):
             self.operands = gpu.with_gaps(x), gpu.filters_with_gaps(weight, x)
 
     def forward(self) -> Tensor:

@@ -112,14 +112,14 @@ def _rows(features: Tensor) -> Tensor:
 def pointwise(
     y: Tensor,
     num_classes: int,
-    stream: Tensor | None,
+    dropout_state: Tensor | None,
     dropped: int,
     labels: Tensor | None,
     batch_size: int,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return features (pitched), goodness, gradient (in y's place) and losses.
 
-    The arguments are those of `rayff.learning.analytic.pointwise`.
+    The arguments are those of `rayff.kernels.pointwise.pointwise`.
     """
     kernels = _kernels()
     y = _rows(y)
@@ -127,7 +127,7 @@ def pointwise(
     pixels, group = height * width, channels // num_classes
     features = room(y.shape, y)
     padded, rows, parts = _parts(pixels, max(_pitch(y), _pitch(features)))
-    if stream is None or labels is None:
+    if dropout_state is None or labels is None:
         dropped = 0
     scale = 256 / (256 - dropped)
     wide: dict[str, Any] = {"dtype": torch.float32, "device": y.device}
@@ -138,7 +138,7 @@ def pointwise(
     shape = {"PIXELS": pixels, "CHANNELS": channels, "ROWS": rows}
     tile = {**shape, "PITCH": _pitch(y), "PADDED": padded}
     learns = labels is not None
-    kernels.statistics[images, parts](y, stream, partial, **tile, DROPPED=dropped)
+    kernels.statistics[images, parts](y, dropout_state, partial, **tile, DROPPED=dropped)
     kernels.classes[images,](
         *(partial, labels, normal, goodness, losses),
         *(scale, scale / (batch_size * pixels * group), EPSILON),
@@ -159,13 +159,15 @@ def pointwise(
     return features, goodness, y if learns else None, losses
 
 
-def drawn_bytes(stream: Tensor, shape: torch.Size) -> Tensor:
-    """Return what `rayff.learning.generators.philox_bytes` does."""
+def drawn_bytes(dropout_state: Tensor, shape: torch.Size) -> Tensor:
+    """Return what `rayff.kernels.dropout_bits.philox_bytes` does."""
     images, channels, height, width = shape
     padded, rows, parts = _parts(height * width, channels)
-    target = torch.empty(images, height, width, channels, dtype=torch.uint8, device=stream.device)
+    target = torch.empty(
+        images, height, width, channels, dtype=torch.uint8, device=dropout_state.device
+    )
     _kernels().draw[images, parts](
-        *(target, stream),
+        *(target, dropout_state),
         PIXELS=height * width,
         CHANNELS=channels,
         ROWS=rows,

@@ -21,7 +21,7 @@ def active(y):
 
 @triton.jit
 def drawn(
-    stream,
+    dropout_state,
     image,
     rows,
     PIXELS: tl.constexpr,
@@ -30,9 +30,9 @@ def drawn(
     PADDED: tl.constexpr,
 ):
     """Return dropout's random bytes for some pixels of an image, (ROWS, PADDED)."""
-    key = tl.load(stream)
-    step = tl.load(stream + 1)
-    first = tl.load(stream + 2)
+    key = tl.load(dropout_state)
+    step = tl.load(dropout_state + 1)
+    first = tl.load(dropout_state + 2)
     BLOCKS: tl.constexpr = (CHANNELS + 15) // 16
     block = tl.arange(0, PADDED // 16)
     counter = ((first + image) * PIXELS + rows)[:, None] * BLOCKS + block[None, :]
@@ -47,7 +47,7 @@ def drawn(
 @triton.jit
 def draw(
     target,
-    stream,
+    dropout_state,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -56,7 +56,7 @@ def draw(
     """Write dropout's random bytes for a part of an image."""
     image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows, channels = part * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    found = drawn(stream, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
+    found = drawn(dropout_state, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
     places = target + image * PIXELS * CHANNELS + rows[:, None] * CHANNELS + channels[None, :]
     inside = (rows < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
     tl.store(places, found.to(tl.uint8), mask=inside)
@@ -65,7 +65,7 @@ def draw(
 @triton.jit
 def statistics(
     y,
-    stream,
+    dropout_state,
     partial,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -85,7 +85,7 @@ def statistics(
     places = y + image * PIXELS * PITCH + rows[:, None] * PITCH + channels[None, :]
     value = tl.load(places, mask=inside, other=0.0).to(tl.float32)
     if DROPPED > 0:
-        found = drawn(stream, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
+        found = drawn(dropout_state, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
         value = tl.where(found >= DROPPED, value, value * 0.0)  # NaN comes through
         tl.store(places, value, mask=inside)
     h = active(value)

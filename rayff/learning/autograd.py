@@ -1,48 +1,50 @@
-"""The local rule, in plain autograd: the oracle for every faster one."""
+"""The local step in plain autograd: the oracle of every faster one, and `--rule plain`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import LayerOptimizer
+from rayff.learning.losses import check_logits
 
-Rule = Callable[[CWConv, Tensor, Tensor, Share], tuple[Tensor, Tensor]]
-"""Takes a layer, the features that enter and their labels to the features for the next layer and
-the loss, and leaves the loss's gradient in the layer's weight."""
+Backward = Callable[[], Tensor]
+"""Leaves the gradient of the loss in the layer's parameters; returns the loss, detached."""
+
+LayerStep = Callable[[CWConv, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Backward]]
+"""One local step of one layer: takes the layer, its input (B, K, H, W), labels (B,), the number of
+images of the whole batch and the state of its dropout; returns the features for the next layer and
+`Backward`."""
 
 
-def plain_rule(layer: CWConv, x: Tensor, labels: Tensor, share: Share) -> tuple[Tensor, Tensor]:
-    """Let one layer find what it can learn from a batch (DeeperForward, equations 5 to 8).
+def autograd_step(
+    layer: CWConv, x: Tensor, labels: Tensor, batch_size: int, dropout_state: Tensor | None = None
+) -> tuple[Tensor, Backward]:
+    """Compute one layer's features and loss (DeeperForward, equations 5 to 8).
 
-    The loss is the cross entropy of the layer's own goodness, averaged over the whole batch; of
-    a share only the part of its own images, so that losses and gradients of shares add up to
-    those of the batch. The gradient reaches this layer's weights alone.
+    The loss is averaged over the whole batch; a share has the part of its own images, so that
+    losses and gradients of shares add up to those of the batch. The gradient reaches this layer's
+    parameters alone.
 
     Args:
         layer: the layer that learns.
-        x: features that enter, (B, K, H, W).
+        x: its input, (B, K, H, W).
         labels: classes, (B,).
-        share: which images of which batch they are; it finds the layer's dropout.
+        batch_size: images of the whole batch.
+        dropout_state: of the layer's dropout, on the device; None for no dropout.
 
     Returns:
-        the features for the next layer and the loss, both detached.
+        the features for the next layer, detached, and the backward pass of the loss.
     """
-    h = layer.activation(x, share)
-    loss = F.cross_entropy(layer.goodness(h), labels, reduction="sum") / share.batch_size
-    layer.weight.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
-    return layer.features(h), loss.detach()
+    h = layer.activation(x, dropout_state)
+    logits, losses = layer.loss(h, labels)
+    check_logits(logits, len(labels), layer.num_classes, layer.loss)
+    loss = losses.sum() / batch_size
 
+    def backward() -> Tensor:
+        layer.zero_grad()
+        loss.backward()
+        return loss.detach()  # type: ignore[no-any-return]
 
-def local_step(
-    rule: Rule, layer: CWConv, optimizer: LayerOptimizer, x: Tensor, labels: Tensor, step: int
-) -> tuple[Tensor, Tensor]:
-    """Let one layer learn from a whole batch; features are those of the weights before it."""
-    result = rule(layer, x, labels, Share(step=step, batch_size=len(labels)))
-    optimizer.step()
-    return result
+    return layer.features(h), backward

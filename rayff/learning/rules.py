@@ -1,4 +1,4 @@
-"""The rules by name, and what belongs to each."""
+"""The rules by which a layer finds its gradient: `--rule fast` and `--rule plain`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayff.learning.analytic import fast_forward, fast_rule
-from rayff.learning.autograd import Rule, plain_rule
-from rayff.learning.chain import Chain
+from rayff.learning.analytic import analytic_forward, analytic_step
+from rayff.learning.autograd import LayerStep, autograd_step
 from rayff.learning.layer import CWConv
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleSet:
-    """How layers learn and classify, and how their weights lie in memory."""
+class Rule:
+    """How a layer learns and classifies, and the memory format of its weights."""
 
-    learn: Rule
+    step: LayerStep
     classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]]
-    """Takes a layer and what enters it to its features and its goodness, without dropout."""
+    """Takes a layer and its input to its features and logits, without dropout."""
     memory_format: torch.memory_format
-
-    def arrange(self, chain: Chain) -> Chain:
-        """Return the chain with its weights in the format that the rule wants."""
-        return chain.to(memory_format=self.memory_format)
 
 
 RULES = {
-    "plain": RuleSet(
-        learn=plain_rule, classify=CWConv.forward, memory_format=torch.contiguous_format
+    "plain": Rule(
+        step=autograd_step, classify=CWConv.forward, memory_format=torch.contiguous_format
     ),
-    "fast": RuleSet(learn=fast_rule, classify=fast_forward, memory_format=torch.channels_last),
+    "fast": Rule(step=analytic_step, classify=analytic_forward, memory_format=torch.channels_last),
 }

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from rayff.config.errors import UserError, nearest
+from rayff.config.errors import UserError
+from rayff.config.registry import Registry, is_import_path
 from rayff.models.architecture import IMAGE_SIZE, Architecture, Join, LayerSpec
 
 
@@ -162,37 +164,70 @@ class Entry:
     width: int
 
 
-ZOO: dict[str, Entry] = {
-    "resnet": Entry(rows=resnet, width=100),
-    "vgg": Entry(rows=vgg, width=70),
-    "tinycnn": Entry(rows=tinycnn, width=100),
-    "resnet20": Entry(rows=lambda width: deep_resnet(width, (3, 3, 3)), width=100),
-    "resnet34": Entry(rows=lambda width: deep_resnet(width, (3, 4, 6, 3)), width=100),
-    "resnet101": Entry(rows=lambda width: bottleneck_resnet(width, (3, 4, 23, 3)), width=70),
-    "resnet_large": Entry(rows=resnet, width=300),
-    "plain17": Entry(rows=plain, width=100),
-}
+ARCHITECTURES: Registry[Any] = Registry("architecture", "--arch")
+"""Entries by name; by import path a function `(num_classes, image_channels, width)` that returns
+an Architecture, or the rows of one."""
+ARCHITECTURES.add("resnet", Entry(rows=resnet, width=100))
+ARCHITECTURES.add("vgg", Entry(rows=vgg, width=70))
+ARCHITECTURES.add("tinycnn", Entry(rows=tinycnn, width=100))
+ARCHITECTURES.add("resnet20", Entry(rows=lambda width: deep_resnet(width, (3, 3, 3)), width=100))
+ARCHITECTURES.add(
+    "resnet34", Entry(rows=lambda width: deep_resnet(width, (3, 4, 6, 3)), width=100)
+)
+ARCHITECTURES.add(
+    "resnet101", Entry(rows=lambda width: bottleneck_resnet(width, (3, 4, 23, 3)), width=70)
+)
+ARCHITECTURES.add("resnet_large", Entry(rows=resnet, width=300))
+ARCHITECTURES.add("plain17", Entry(rows=plain, width=100))
 
 
 def architecture(
     name: str, *, num_classes: int, image_channels: int, width: int | None = None
 ) -> Architecture:
-    """Return the architecture called `name` for C = `num_classes` and 1 or 3 input channels.
+    """Return the architecture of that name or import path.
+
+    Args:
+        name: such as "resnet", or "package.module:function".
+        num_classes: C.
+        image_channels: 1 or 3.
+        width: channels of the first layer; None for the architecture's own.
 
     Raises:
-        UserError: unknown name, channels that the classes do not divide, or other input channels.
+        UserError: an unknown name, channels that the classes do not divide, other input channels,
+            or a function that does not return an architecture.
     """
-    if name not in ZOO:
-        raise UserError(
-            f"unknown architecture {name!r}{nearest(name, ZOO)}; known are {', '.join(ZOO)}"
-        )
+    entry = ARCHITECTURES.load(name)
     if image_channels not in (1, 3):
         raise UserError(
             f"layer 0 of {name!r} takes images of 1 or 3 channels, not {image_channels}; "
             "convert the images to grey or RGB"
         )
-    entry = ZOO[name]
-    width = entry.width if width is None else width
-    if width < 1:
+    if width is not None and width < 1:
         raise UserError(f"--width must be 1 or more, not {width}")
-    return chain(name, entry.rows(width), num_classes, image_channels)
+    if is_import_path(name):
+        return _call(entry, name, num_classes, image_channels, width)
+    rows = entry.rows(entry.width if width is None else width)
+    return chain(name, rows, num_classes, image_channels)
+
+
+def _call(
+    function: Any, name: str, num_classes: int, image_channels: int, width: int | None
+) -> Architecture:
+    """Return what a user's function makes."""
+    try:
+        made = function(num_classes=num_classes, image_channels=image_channels, width=width)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"--arch {name}: calling it with num_classes={num_classes}, "
+            f"image_channels={image_channels}, width={width} failed ({type(error).__name__}: "
+            f"{error})"
+        ) from error
+    if isinstance(made, Architecture):
+        return made
+    if isinstance(made, list) and made and all(isinstance(row, Row) for row in made):
+        return chain(name, made, num_classes, image_channels)
+    raise UserError(
+        f"--arch {name} returned {type(made).__name__}: return an Architecture, or a list of Row"
+    )

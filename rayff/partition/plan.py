@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rayff.config.kernels import Kernels
 from rayff.config.recipe import Method
 from rayff.config.text import plural
-from rayff.config.train_config import Precision, TrainConfig
+from rayff.config.train_config import TrainConfig
 from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Costs, balanced_boundaries, balanced_division
 
@@ -35,18 +34,6 @@ class StageResources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a short timing on the actors found."""
-
-    costs: Costs
-    """Of one training batch."""
-    precision: Precision
-    """The run's, or the best that the device has units for."""
-    kernels: tuple[Kernels, ...]
-    """The run's, or the fastest, of each layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The cuts and replicas, with the resources of each actor and what was measured."""
 
@@ -57,9 +44,6 @@ class Plan:
     resources: StageResources
     costs: Costs
     """Of one training batch, as measured."""
-    precision: Precision
-    kernels: tuple[Kernels, ...]
-    """Of each layer."""
     method: Method = "ff"
     """By backpropagation there is one stage, whose replicas are the workers."""
     nodes: tuple[str, ...] = ()
@@ -108,7 +92,7 @@ class Plan:
         return self.costs.speedup(self.cuts, self.replicas)
 
     def by_stage(self, actors: Sequence[T]) -> list[list[T]]:
-        """Deal the actors out to the stages, in order; more than there is work for are left."""
+        """Return the actors of each stage, in order, without those that the plan does not need."""
         rest = iter(actors)
         return [[next(rest) for _ in range(count)] for count in self.replicas]
 
@@ -122,40 +106,40 @@ class Plan:
 
 
 def make_plan(
-    run: TrainConfig,
+    config: TrainConfig,
     network: Architecture,
     resources: StageResources,
-    measured: Measured,
+    costs: Costs,
     num_actors: int,
+    batch_size: int,
 ) -> Plan:
-    """Return the cuts and replicas that the run asks for, or else the best for the costs.
+    """Return the boundaries and replicas that the config asks for, or else the best for the costs.
 
     Args:
-        run: with its recipe written out.
+        config: the user's.
         network: all layers.
         resources: of each actor.
-        measured: what its layers cost, and with which kernels.
+        costs: of a training batch.
         num_actors: of all stages; with `--replicas auto` no more than these.
+        batch_size: images of a batch.
     """
     cuts: tuple[int, ...]
     replicas: tuple[int, ...]
-    if run.method != "ff":
+    if config.method != "ff":
         cuts, replicas = (), (num_actors,)
-    elif run.replicas == "auto":
-        best = balanced_division(measured.costs, num_actors, run.recipe({}).batch_size)
+    elif config.replicas == "auto":
+        best = balanced_division(costs, num_actors, batch_size)
         cuts, replicas = best.cuts, best.replicas
     else:
-        replicas = run.replica_counts or (1,) * num_actors
-        cuts = balanced_boundaries(measured.costs, replicas) if run.cuts is None else run.cuts
+        replicas = config.replica_counts or (1,) * num_actors
+        cuts = balanced_boundaries(costs, replicas) if config.cuts is None else config.cuts
     return Plan(
         architecture=network,
         cuts=cuts,
         replicas=replicas,
         resources=resources,
-        costs=measured.costs,
-        precision=measured.precision,
-        kernels=measured.kernels,
-        method=run.method,
+        costs=costs,
+        method=config.method,
     )
 
 
@@ -189,8 +173,8 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def default_chunk(plan: Plan, *, batch_size: int, bytes_per_element: int) -> int:
-    """Return how many batches a message takes when nobody says."""
-    activations = max((plan.architecture.boundary_elements(cut) for cut in plan.cuts), default=0)
-    by_bytes = CHUNK_BYTES // max(1, activations * batch_size * bytes_per_element)
+    """Return how many batches a message takes by default."""
+    elements = max((plan.architecture.boundary_elements(cut) for cut in plan.cuts), default=0)
+    by_bytes = CHUNK_BYTES // max(1, elements * batch_size * bytes_per_element)
     by_time = CHUNK_S / max(1e-6, max(plan.stages_s))
     return max(1, min(64, int(by_time), by_bytes))

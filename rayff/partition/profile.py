@@ -1,7 +1,7 @@
 """A short timing of the layers, on the device where they will run.
 
-For each shape of layer it finds the fastest kernels and what a training batch costs with them. It
-is done once a machine: what was found is kept in a file of the cache folder.
+The times decide boundaries and replicas, never kernels, and so no bits. They are taken once a
+machine and kept in a file of the cache folder.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,33 +22,25 @@ from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Recipe
 from rayff.kernels import amx, gpu, native
-from rayff.kernels.convolution import Convolution, methods
-from rayff.learning.analytic import FastStep
+from rayff.kernels.convolution import backends
+from rayff.kernels.pointwise import PointwiseResult
+from rayff.kernels.timing import once_s, seconds
+from rayff.learning.analytic import AnalyticStep
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.optimizers import LayerOptimizer
-from rayff.learning.recorded import cuda_graph
+from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.rules import RULES
 from rayff.models.architecture import Architecture, LayerSpec
 from rayff.partition.boundaries import Costs
 
-FORMAT = 5
-_SAMPLE = 128
-"""Images with which kernels are compared on a CPU, at most. Few would give too much weight to what
-does not depend on them, such as the transforms of filters."""
-_MARGIN = 1.1
-"""How much faster than the surest method another one must be: those load caches and memory more,
-which layers of other stages, and the one before, want too."""
+FORMAT = 6
 _REPEATS = 3
-_REPLAYS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
     """Seconds that a training batch takes in one layer."""
 
-    kernels: Kernels
-    """With which it was timed."""
     forward_s: float
     """The convolution, pool and unfolding included."""
     pointwise_s: float
@@ -74,17 +63,18 @@ class LayerTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Under which layers are timed: what decides the times besides the layer's shape."""
+    """What decides the times of a layer besides its shape and kernels."""
 
     recipe: Recipe
     num_classes: int
     device: torch.device
     dtype: torch.dtype
     rule: str = "fast"
+    loss: str = "goodness"
     neighbours: int = 0
     """Other stages that time at the same moment: they share caches and memory."""
 
-    def key(self, spec: LayerSpec, kernels: Kernels | None) -> str:
+    def key(self, spec: LayerSpec, kernels: Kernels) -> str:
         """Return a name for the timing of one shape of layer."""
         where = (
             torch.cuda.get_device_name(self.device)
@@ -96,107 +86,123 @@ class Conditions:
         recipe = dataclasses.replace(self.recipe, epochs=0, lr=0.0, lr_min=0.0)
         known = (FORMAT, torch.__version__, where, shape, recipe, self.num_classes)
         compiled = (native.missing() is None, amx.missing() is None)
-        how = (str(self.dtype), self.rule, str(kernels), self.neighbours, *compiled)
+        how = (str(self.dtype), self.rule, self.loss, str(kernels), self.neighbours, *compiled)
         return hashlib.sha256(repr((*known, *how)).encode()).hexdigest()[:24]
 
 
 def time_layers(
-    architecture: Architecture,
-    conditions: Conditions,
-    kernels: Sequence[Kernels] | None = None,
+    architecture: Architecture, conditions: Conditions, kernels: Sequence[Kernels]
 ) -> list[LayerTime]:
     """Return what a training batch takes in each layer.
 
     Args:
         architecture: the layers.
         conditions: under which they run.
-        kernels: of each layer; None to find the fastest.
+        kernels: of each layer.
 
     Raises:
         UserError: kernels that cannot compute a layer here.
     """
-    if kernels is not None and conditions.rule == "fast":
-        _check_fit(architecture, conditions, kernels)
+    if conditions.rule == "fast":
+        check_kernels(architecture, kernels, conditions.device, conditions.dtype)
     cache = _Cache(native.cache_dir() / "timings.json")
     found: list[LayerTime] = []
-    for position, spec in enumerate(architecture.layers):
-        wanted = None if kernels is None else kernels[position]
-        key = conditions.key(spec, wanted)
+    for spec, own in zip(architecture.layers, kernels, strict=True):
+        key = conditions.key(spec, own)
         if key not in cache.times:
-            cache.times[key] = time_layer(spec, conditions, wanted)
+            cache.times[key] = time_layer(spec, conditions, own)
             cache.changed = True
         found.append(cache.times[key])
     cache.write()
     return found
 
 
-def _check_fit(
-    architecture: Architecture, conditions: Conditions, kernels: Sequence[Kernels]
+def check_kernels(
+    architecture: Architecture,
+    kernels: Sequence[Kernels],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
-    for spec, wanted in zip(architecture.layers, kernels, strict=True):
-        known = ("conv", *methods(spec, conditions.device, conditions.dtype))
-        for method in wanted.methods:
-            if method not in known:
+    """Raise a UserError where a device cannot compute a layer with its kernels."""
+    for spec, own in zip(architecture.layers, kernels, strict=True):
+        known = ("conv", *backends(spec, device, dtype))
+        for backend in own.backends:
+            if backend not in known:
                 why = native.missing()
-                if method == "amx":
+                if backend == "amx":
                     why = amx.missing() or "it multiplies bfloat16 only: --precision bf16"
                 raise UserError(
-                    f"--kernels: layer {spec.index} cannot be computed with {method} here"
+                    f"--kernels: layer {spec.index} cannot be computed with {backend} here"
                     + (f" ({why})" if why else "")
                     + f"; it can with {', '.join(dict.fromkeys(known))}"
                 )
 
 
 def time_layer(
-    spec: LayerSpec,
-    conditions: Conditions,
-    kernels: Kernels | None,
-    repeats: int = _REPEATS,
+    spec: LayerSpec, conditions: Conditions, kernels: Kernels, repeats: int = _REPEATS
 ) -> LayerTime:
     """Time one layer; of a few repetitions the fastest phases, which others disturbed least."""
     layer = CWConv(
-        spec, conditions.num_classes, dropout=conditions.recipe.dropout, dtype=conditions.dtype
+        spec,
+        conditions.num_classes,
+        dropout=conditions.recipe.dropout,
+        dtype=conditions.dtype,
+        loss=conditions.loss,
     ).to(conditions.device)
     layer = layer.to(memory_format=RULES[conditions.rule].memory_format)
-    optimizer = LayerOptimizer(layer, conditions.recipe)
-    if conditions.rule == "fast":
-        layer.kernels = kernels or fastest_kernels(layer, conditions)
-    passes = [
-        _time_pass(layer, optimizer, conditions, conditions.recipe.batch_size)
-        for _ in range(1 + repeats)
-    ][1:]
-    phases = [min(seconds) for seconds in zip(*passes, strict=True)]
+    layer.kernels = kernels
+    kind = optimizer_class(conditions.recipe.optimizer)
+    optimizer = kind(layer.parameters(), conditions.recipe)
+    time_pass = _time_fast_pass if conditions.rule == "fast" else _time_plain_pass
+    passes = [time_pass(layer, optimizer, conditions) for _ in range(1 + repeats)][1:]
     return LayerTime(
-        kernels=layer.kernels,
-        forward_s=phases[0],
-        pointwise_s=phases[1],
-        gradient_s=phases[2],
-        optimizer_s=phases[3],
+        forward_s=min(each[0] for each in passes),
+        pointwise_s=min(each[1] for each in passes),
+        gradient_s=min(each[2] for each in passes),
+        optimizer_s=min(each[3] for each in passes),
     )
 
 
-def _time_pass(
-    layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions, images: int
-) -> tuple[float, float, float, float]:
-    """Return the seconds of the phases of one step."""
+Phases = tuple[float, float, float, float]
+"""Seconds of forward pass, pointwise pass, gradient and optimizer."""
+
+
+def _time_plain_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+    x, labels = random_batch(layer.spec, conditions, conditions.recipe.batch_size)
+    step = RULES[conditions.rule].step
+    gradient_s = once_s(lambda: step(layer, x, labels, len(x), None)[1](), x.device)
+    return 0.0, 0.0, gradient_s, once_s(optimizer.step, x.device)
+
+
+def _time_fast_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+    images = conditions.recipe.batch_size
     x, labels = random_batch(layer.spec, conditions, images)
-    share = Share(step=0, batch_size=images)
-    if conditions.rule != "fast":  # one phase: what autograd does when is its own affair
-        learn = RULES[conditions.rule].learn
-        gradient_s = _once_s(lambda: learn(layer, x, labels, share), x.device)
-        return 0.0, 0.0, gradient_s, _once_s(optimizer.step, x.device)
-    steps: list[FastStep] = []
+    steps: list[AnalyticStep] = []
+    outputs: list[Tensor] = []
+    results: list[PointwiseResult] = []
+    state = None
+    if layer.dropped:
+        share = Share(step=0, batch_size=images)
+        state = layer.dropout_state(share, x.device).to(x.device)
 
     def forward() -> None:
-        steps.append(FastStep(layer, x))
-        steps[-1].forward()
+        steps.append(AnalyticStep(layer, x))
+        outputs.append(steps[-1].forward())
 
-    forward_s = seconds(forward, x.device)
-    step = steps[-1]
-    state = layer.dropout_state(share, x.device).to(x.device) if layer.dropped else None
-    pointwise_s = seconds(lambda: step.pointwise(labels, share, state), x.device)
-    gradient_s = seconds(step.weight_gradient, x.device)
-    return forward_s, pointwise_s, gradient_s, seconds(optimizer.step, x.device)
+    def pointwise() -> None:
+        results.append(steps[-1].pointwise(outputs[-1], labels, images, state))
+
+    def gradient() -> None:
+        found = results[-1].gradient
+        assert found is not None, "labels give a gradient"
+        steps[-1].weight_gradient(found)
+
+    return (
+        seconds(forward, x.device),
+        seconds(pointwise, x.device),
+        seconds(gradient, x.device),
+        seconds(optimizer.step, x.device),
+    )
 
 
 def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:
@@ -210,94 +216,20 @@ def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[
     return x, labels
 
 
-def fastest_kernels(layer: CWConv, conditions: Conditions) -> Kernels:
-    """Return the fastest pair of methods; if both unfold, they share the unfolded input.
-
-    The methods take turns and medians count, so that a moment's disturbance does not decide.
-    """
-    size = conditions.recipe.batch_size
-    images = min(size, _SAMPLE) if conditions.device.type == "cpu" else size
-    x, _ = random_batch(layer.spec, conditions, images)
-    x = FastStep(layer, x).convolution.x  # pooled
-    weight = layer.weight.detach().to(layer.dtype)
-    known = methods(layer.spec, conditions.device, conditions.dtype)
-    seen: dict[str, list[tuple[float, ...]]] = {method: [] for method in known}
-    for method in known * (1 + _REPEATS):
-        seen[method].append(_time_method(layer.spec, method, x, weight))
-    # of each method, without its first turn: unfolding, forward and gradient
-    usual = {method: np.median(turns[1:], axis=0) for method, turns in seen.items()}
-    for method in known[1:]:
-        usual[method][1:] *= _MARGIN
-
-    def pair_s(pair: Kernels) -> float:
-        unfold_s = usual["unfold"][0] if "unfold" in pair.methods else 0.0
-        return float(unfold_s + usual[pair.forward][1] + usual[pair.gradient][2])
-
-    return min((Kernels(a, b) for a in known for b in known), key=pair_s)
-
-
-def _time_method(
-    spec: LayerSpec, method: str, x: Tensor, weight: Tensor
-) -> tuple[float, float, float]:
-    """Return the seconds of unfolding, of the forward pass and of the gradient."""
-    made: list[Convolution] = []
-    outputs: list[Tensor] = []
-
-    def unfold() -> None:
-        made.append(Convolution(spec, Kernels(method, method), x, weight))
-
-    unfold_s = seconds(unfold, x.device)
-    forward_s = seconds(lambda: outputs.append(made[-1].forward()), x.device)
-    gradient_s = seconds(lambda: made[-1].weight_gradient(outputs[-1]), x.device)
-    return unfold_s, forward_s, gradient_s
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that some of the fast rule's work takes.
-
-    On a GPU it is recorded and replayed, as in training: launched one by one, small kernels would
-    take as long as their launches.
-    """
-    if device.type != "cuda":
-        return _once_s(work, device)
-
-    def nothing_returned() -> None:
-        work()
-
-    with warnings.catch_warnings():  # of recordings without a kernel, such as of a mere view
-        warnings.simplefilter("ignore")
-        replay = cuda_graph(nothing_returned)
-    replay()
-    start = clock(device)
-    for _ in range(_REPLAYS):
-        replay()
-    return (clock(device) - start) / _REPLAYS
-
-
-def _once_s(work: Callable[[], object], device: torch.device) -> float:
-    start = clock(device)
-    work()
-    return clock(device) - start
-
-
-def clock(device: torch.device) -> float:
-    """Return the seconds on a clock, once the device has done all it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 class _Cache:
-    """The times found so far, in a JSON file; one that cannot be used is as good as none."""
+    """The times found so far, in a JSON file; one that cannot be used is treated as empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.changed = False
         self.times: dict[str, LayerTime] = {}
         try:
-            entries = json.loads(path.read_bytes())
-            self.times = {key: _from_json(entry) for key, entry in entries.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            entries: dict[str, Any] = json.loads(path.read_bytes())
+            self.times = {
+                key: LayerTime(**{name: float(value) for name, value in entry.items()})
+                for key, entry in entries.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
             pass
 
     def write(self) -> None:
@@ -314,15 +246,9 @@ class _Cache:
             pass  # the next run times again
 
 
-def _from_json(entry: dict[str, Any]) -> LayerTime:
-    kernels = Kernels(str(entry["kernels"]["forward"]), str(entry["kernels"]["gradient"]))
-    seconds = {key: float(value) for key, value in entry.items() if key != "kernels"}
-    return LayerTime(kernels=kernels, **seconds)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AllReduceTime:
-    """What it takes to send a gradient once between replicas; a sum sends it 2(r - 1)/r times."""
+    """Seconds to send a gradient once between replicas; a sum of r sends it 2(r - 1)/r times."""
 
     call_s: float
     """Seconds of a gradient however small."""

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayff.config.errors import UserError
-from rayff.engine.commands import Command, Evaluate, Report, Snapshot
 from rayff.runs.files import write_atomically
 
 FILE = "timeline.parquet"
@@ -88,27 +87,37 @@ class Timeline:
             if first <= epochs_done:
                 self._epoch(int(first)).add(span for span in spans if span.epoch == first)
 
-    def add(self, command: Command, reports: Sequence[Report]) -> None:
-        """Add the result of a command; snapshots are left out."""
-        if isinstance(command, Snapshot):
-            return
-        number = command.epoch + 1
-        if isinstance(command, Evaluate):
-            kind: str = command.split
-            step = self._batches.get((number, kind), 0)
-            self._batches = {(number, kind): step + len(command.batches)}
-        else:
-            kind, step = "train", command.step
-        self._epoch(number).add(
+    def add(
+        self,
+        *,
+        epoch: int,
+        kind: str,
+        step: int | None,
+        num_batches: int,
+        spans: Iterable[tuple[float, float]],
+    ) -> None:
+        """Add what the stages did for one command.
+
+        Args:
+            epoch: from 1.
+            kind: train, valid or test.
+            step: of the first batch; None to count the split's batches.
+            num_batches: batches of the command.
+            spans: start and duration of each stage in seconds.
+        """
+        if step is None:
+            step = self._batches.get((epoch, kind), 0)
+            self._batches = {(epoch, kind): step + num_batches}
+        self._epoch(epoch).add(
             Span(
-                epoch=number,
+                epoch=epoch,
                 kind=kind,
                 step=step,
                 stage=stage,
-                started_s=report.started_s,
-                busy_s=report.busy_s,
+                started_s=started_s,
+                busy_s=busy_s,
             )
-            for stage, report in enumerate(reports)
+            for stage, (started_s, busy_s) in enumerate(spans)
         )
 
     def _epoch(self, number: int) -> _Epoch:

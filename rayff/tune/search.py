@@ -23,9 +23,10 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from rayff.config.errors import UserError
+from rayff.config.resolved import resolve_recipe
 from rayff.console.search_view import Watch
 from rayff.data.tasks import TaskData, load_task, task_recipe
-from rayff.distributed.loggers import SINKS, check_loggers
+from rayff.distributed.loggers import LOGGERS, check_loggers
 from rayff.distributed.placement import Node, nodes
 from rayff.distributed.session import ray_session
 from rayff.engine.preparation import assemble
@@ -43,7 +44,7 @@ from rayff.tune.schedulers import (
     make_scheduler,
 )
 from rayff.tune.space import Mode, SchedulerName, SearchSpace
-from rayff.tune.trial import trial_bundles, trial_function, trial_resources, trial_run
+from rayff.tune.trial import trial_bundles, trial_config, trial_function, trial_resources
 
 _KEPT_CLONES = 4
 """Checkpoints of a trial that others can go on from."""
@@ -217,7 +218,7 @@ def space_loggers(space: SearchSpace) -> list[str]:
             f"the search space {space.name!r}: logger holds for the whole search; give one value"
         )
     said = {name: space.param_space[name] for name in ("logger",) if name in space.param_space}
-    return [name for name in trial_run(said).loggers if name in SINKS]
+    return [name for name in trial_config(said).loggers if name in LOGGERS]
 
 
 def _trainable(folder: Path, search: Search) -> Any:
@@ -243,8 +244,7 @@ def check_points(space: SearchSpace, there: Sequence[Node]) -> int:
     epochs = 1
     for point in space.points():
         try:
-            run = trial_run(point)
-            run = run.resolved(task_recipe(run.task))
+            run = trial_config(point)
             source = run.task, run.data_dir, run.download
             if source not in data:
                 folder = None if run.data_dir is None else Path(run.data_dir)
@@ -300,8 +300,9 @@ def _row(
         return row
     if watcher.ended[name] == Trial.ERROR:
         return dataclasses.replace(row, status="failed", error=_sentence(error))
-    run = trial_run(config)
-    is_last = row.last and row.last.epoch == run.recipe(task_recipe(run.task)).epochs
+    run = trial_config(config)
+    epochs = resolve_recipe(run, task_recipe(run.task)).epochs
+    is_last = row.last and row.last.epoch == epochs
     return dataclasses.replace(row, status="finished" if is_last else "stopped")
 
 

@@ -34,7 +34,7 @@ MAX_POINTS = 10_000
 """Combinations that are checked before a search starts; further ones are as they begin."""
 
 _DECIDES_RESOURCES = frozenset(
-    "arch method width task data_dir download limit batch_size stages elastic cuts replicas "
+    "arch method loss width task data_dir download limit batch_size stages elastic cuts replicas "
     "transport placement device cpus_per_stage gpus_per_stage".split()
 )
 

@@ -14,11 +14,12 @@ from ray import tune
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.distributed.loggers import SINKS
+from rayff.distributed.controller import train_on_cluster
+from rayff.distributed.loggers import LOGGERS
 from rayff.distributed.placement import Node, bundle, nodes, num_actors, stage_resources
-from rayff.distributed.training import train_prepared
-from rayff.engine.commands import Evaluate, Report, Train
-from rayff.engine.preparation import Prepared, prepare
+from rayff.engine.callbacks import Callback
+from rayff.engine.preparation import prepare
+from rayff.engine.run import PreparedRun, Run
 from rayff.partition.plan import Plan, StageResources
 from rayff.runs.checkpoint import Progress, checkpoint_step
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
@@ -27,7 +28,7 @@ from rayff.tune.results import plain
 from rayff.tune.space import METRICS
 
 
-def trial_run(config: Mapping[str, Any]) -> TrainConfig:
+def trial_config(config: Mapping[str, Any]) -> TrainConfig:
     """Return the run of a trial; samplers may have drawn numbers of NumPy.
 
     Raises:
@@ -62,7 +63,7 @@ def trial_bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     to nothing, and says so itself when it starts: the others go on.
     """
     try:
-        run = trial_run(config)
+        run = trial_config(config)
         count, each = trial_resources(run, nodes())
     except UserError:
         return tune.PlacementGroupFactory([{"CPU": 0.01}])
@@ -79,22 +80,20 @@ def trial_function(folder: Path, *, clones: bool) -> Callable[[dict[str, Any]], 
         clones: whether trials go on from checkpoints of others.
     """
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(point: dict[str, Any]) -> None:
         directory = RunDirectory(folder / TRIALS / tune.get_context().get_trial_name())
-        run = trial_run({**config, "run_dir": str(directory.path)})
-        trial_resources(run, nodes())
-        run = _without_libraries(_in_its_group(run))
+        config = trial_config({**point, "run_dir": str(directory.path)})
+        trial_resources(config, nodes())
+        config = _without_libraries(_in_its_group(config))
         given = tune.get_checkpoint()
         if given is not None:
-            _replace(directory, run, given)
+            _replace(directory, config, given)
         begun = (directory.path / "config.json").exists()
         if not begun:
             shutil.rmtree(directory.path, ignore_errors=True)
 
-        def observe(prepared: Prepared, plan: Plan) -> TrialCallback:
-            return TrialCallback(prepared, clones=clones)
-
-        train_prepared(prepare(run, resume=begun), observe)  # Tune is told of a complete one
+        prepared = prepare(config, resume=begun)
+        train_on_cluster(prepared, [TrialCallback(prepared, clones=clones)])
 
     return trial
 
@@ -114,11 +113,11 @@ def _without_libraries(run: TrainConfig) -> TrainConfig:
 
     The search hands the results of all its trials to the libraries.
     """
-    own = ",".join(name for name in run.loggers if name not in SINKS)
+    own = ",".join(name for name in run.loggers if name not in LOGGERS)
     return dataclasses.replace(run, logger=own or "none")
 
 
-class TrialCallback:
+class TrialCallback(Callback):
     """Reports an epoch to Tune once its checkpoint is on disk: a stopped trial can be used.
 
     Args:
@@ -126,28 +125,21 @@ class TrialCallback:
         clones: whether to hand the checkpoint to Tune, for other trials to go on from.
     """
 
-    def __init__(self, prepared: Prepared, *, clones: bool) -> None:
+    def __init__(self, prepared: PreparedRun, *, clones: bool) -> None:
         self.prepared = prepared
         self.clones = clones
         self._waiting: list[EpochRecord] = []
 
-    def __enter__(self) -> TrialCallback:
-        """Report where a resumed trial stands: a search that was cut short may not know."""
-        metrics, reached = self.prepared.directory.path / METRICS_FILE, self.prepared.progress
-        checkpoints = self.prepared.checkpoints.list()
+    def on_start(self, run: Run, plan: Plan) -> None:
+        """Report where a resumed trial stands: a search that was interrupted may not know."""
+        metrics, reached = run.directory.path / METRICS_FILE, run.progress
+        checkpoints = run.checkpoints.list()
         if checkpoints and metrics.exists():
             before = [row for row in read_metrics(metrics) if row.epoch <= reached.epoch]
             self._waiting = before[-1:]
             self.on_checkpoint(checkpoints[-1])
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def on_result(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """Wait for the epoch."""
-
-    def on_epoch(self, record: EpochRecord) -> None:
+    def on_epoch_end(self, record: EpochRecord) -> None:
         """Wait for the checkpoint."""
         self._waiting.append(record)
 
@@ -170,7 +162,7 @@ class TrialCallback:
         self._waiting = [record for record in self._waiting if record.epoch <= progress.epoch]
 
     def on_warning(self, message: str) -> None:
-        """Leave it to the trial's log."""
+        """Write it to the trial's log."""
         print(f"warning: {message}", flush=True)
 
 

@@ -1,0 +1,156 @@
+"""A run before and after its devices are known: options, data, network and directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rayff.config.kernels import Kernels
+from rayff.config.recipe import Recipe
+from rayff.config.resolved import ResolvedConfig, resolve, written_out
+from rayff.config.train_config import Precision, TrainConfig
+from rayff.data.images import ImageSet, Split
+from rayff.data.tasks import TaskData
+from rayff.engine.schedule import Schedule
+from rayff.learning.methods import num_classifiers
+from rayff.models.architecture import Architecture
+from rayff.runs.checkpoint import Checkpoint, CheckpointStore, Progress
+from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
+from rayff.runs.model_file import ModelDescription, write_model
+from rayff.runs.run_directory import RunDirectory
+from rayff.runs.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run whose data, network and directory were checked; its devices are not known yet."""
+
+    config: TrainConfig
+    """The user's, with the recipe written out."""
+    recipe: Recipe
+    data: TaskData
+    architecture: Architecture
+    directory: RunDirectory
+    checkpoint: Checkpoint | None
+    """Where a resumed run goes on; None at the start."""
+
+    def resolve(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Run:
+        """Return the run with nothing left open."""
+        resolved = resolve(self.config, self.recipe, precision, kernels)
+        fields = {name: getattr(self, name) for name in PreparedRun.__dataclass_fields__}
+        fields["config"] = written_out(self.config, resolved)
+        return Run(**fields, resolved=resolved)
+
+    @property
+    def num_classifiers(self) -> int:
+        """Layers of the network that give logits."""
+        return num_classifiers(self.config.method, self.architecture)
+
+    @property
+    def progress(self) -> Progress:
+        """Where training begins."""
+        return Progress() if self.checkpoint is None else self.checkpoint.progress
+
+    @property
+    def splits(self) -> dict[Split, ImageSet]:
+        """The images of each split."""
+        limit = self.config.limit
+        return {split: images.first(limit) for split, images in self.data.splits.items()}
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoints of the run."""
+        return CheckpointStore(
+            self.directory.checkpoints,
+            self.architecture,
+            seed=self.config.seed,
+            keep=self.config.keep_checkpoints,
+            num_losses=self.num_classifiers,
+        )
+
+    @property
+    def storage(self) -> Storage | None:
+        """Where a copy of the run directory is kept; None for nowhere."""
+        path = self.config.storage_path
+        return Storage(self.directory.path, path) if path else None
+
+    def schedule(self, chunk: int) -> Schedule:
+        """Return the order of the run's commands, `chunk` batches in each."""
+        return Schedule(
+            recipe=self.recipe,
+            seed=self.config.seed,
+            num_images={split: len(images) for split, images in self.splits.items()},
+            chunk=chunk,
+            checkpoint_every=self.config.checkpoint_every,
+        )
+
+    def complete_records(self) -> list[EpochRecord]:
+        """Return the records of a run that is complete, else none."""
+        epochs, metrics = self.recipe.epochs, self.directory.path / METRICS_FILE
+        known = self.config.precision is not None and metrics.exists()
+        if self.progress.epoch < epochs or not known:
+            return []
+        records = read_metrics(metrics)
+        return records if [record.epoch for record in records] == [*range(1, epochs + 1)] else []
+
+    def write_model(self, snapshot: Checkpoint, window: tuple[int, int], precision: str) -> None:
+        """Write the network of a snapshot with the window of layers that classify.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        description = ModelDescription(
+            architecture=self.architecture,
+            sip_window=window,
+            class_names=self.data.class_names,
+            precision=precision,
+            method=self.config.method,
+            loss=self.config.loss,
+        )
+        write_model(self.directory.path, description, snapshot.states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(PreparedRun):
+    """A run that can be trained."""
+
+    resolved: ResolvedConfig
+    """What stages and schedule read; `config` has the same values written out."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainResult:
+    """The outcome of a training."""
+
+    run_dir: Any
+    """Path of the run directory."""
+    metrics: list[EpochRecord]
+    """One record an epoch, those before a resumption included."""
+    epochs: int
+    """Of the whole run."""
+    stopped_by: int | None = None
+    """Number of the signal that stopped it early, or None."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs were trained."""
+        return bool(self.metrics) and self.metrics[-1].epoch == self.epochs
+
+    def __repr__(self) -> str:
+        reached = self.metrics[-1].reached if self.metrics else "no epoch complete"
+        state = "complete" if self.complete else "stopped"
+        return f"<TrainResult {self.run_dir}: {state}, {reached}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{r.epoch}</td><td>{r.train_loss:.4f}</td><td>{r.valid_accuracy:.2f}</td>"
+            f"<td>{r.test_accuracy:.2f}</td></tr>"
+            for r in self.metrics[-10:]
+        )
+        return (
+            f"<p><code>{escape(str(self.run_dir))}</code></p><table><thead><tr><th>epoch</th>"
+            "<th>loss</th><th>validation %</th><th>test %</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )

@@ -1,0 +1,36 @@
+"""Kinds of devices that compute alike: by instruction set, not by model or clock rate."""
+
+from __future__ import annotations
+
+import torch
+
+from rayff.kernels import amx, native
+
+CPU_CLASSES = ("cpu-torch", "cpu", "cpu-avx512", "cpu-avx512-bf16", "cpu-amx")
+"""From the least to the most able; cpu-torch has no compiled kernels."""
+
+
+def device_class(device: torch.device) -> str:
+    """Return the class of a device: one of CPU_CLASSES, or cuda."""
+    if device.type != "cpu":
+        return device.type
+    if native.missing() is not None:
+        return "cpu-torch"
+    if amx.missing() is None:
+        return "cpu-amx"
+    if has_bf16_units():
+        return "cpu-avx512-bf16"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "cpu-avx512" if wide else "cpu"
+
+
+def has_bf16_units() -> bool:
+    """Return whether the processor has AVX-512 instructions for bfloat16."""
+    # a function that torch keeps to itself, and that older versions lack
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def least_able(classes: list[str]) -> str:
+    """Return the class whose kernels all of these devices have."""
+    cpus = [name for name in classes if name in CPU_CLASSES]
+    return min(cpus, key=CPU_CLASSES.index) if cpus else classes[0]

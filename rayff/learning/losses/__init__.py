@@ -1,0 +1,43 @@
+"""Local losses: what a layer minimises on its own output, and the logits that it gives.
+
+A local loss is a module of one layer. Its parameters, if it has any, are learned with the layer's
+weights and saved with them.
+
+Shape legend: B batch, K channels, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rayff.config.errors import UserError
+from rayff.config.registry import Registry
+from rayff.learning.losses.goodness import Goodness
+from rayff.models.architecture import LayerSpec
+
+LOSSES: Registry[type[nn.Module]] = Registry("local loss", "--loss")
+"""Classes that are made with the layer's LayerSpec and the number of classes C. Their
+`forward(h, labels)` takes the activation h (B, K, H, W) and the labels (B,) and returns logits
+(B, C) and the loss of each image (B,). In evaluation labels and losses are None."""
+LOSSES.add("goodness", Goodness)
+
+
+def make_loss(name: str, spec: LayerSpec, num_classes: int) -> nn.Module:
+    """Return the loss of one layer.
+
+    Raises:
+        UserError: an unknown name, or an object that is no subclass of nn.Module.
+    """
+    kind = LOSSES.load(name)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UserError(f"--loss {name} is not a subclass of torch.nn.Module: name a class")
+    return kind(spec, num_classes)
+
+
+def check_logits(logits: Tensor, images: int, num_classes: int, loss: nn.Module) -> None:
+    """Raise a ValueError where a loss gives other logits than (B, C)."""
+    if tuple(logits.shape) != (images, num_classes):
+        raise ValueError(
+            f"{type(loss).__name__} returned logits of shape {tuple(logits.shape)} for {images} "
+            f"images and {num_classes} classes: return (B, C) logits"
+        )

@@ -1,0 +1,61 @@
+"""Training methods: the network that each trains, found by name without importing the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rayff.config.recipe import Method
+from rayff.config.registry import import_object
+from rayff.learning.classifier import Classifier
+from rayff.models.architecture import Architecture
+
+NETWORKS: dict[Method, str] = {
+    "ff": "rayff.learning.network:LocalNetwork",
+    "bp": "rayff.baselines.model:EndToEndNetwork",
+    "bp-deepsup": "rayff.baselines.model:EndToEndNetwork",
+}
+"""Import path of the network of each method."""
+
+
+def build_network(
+    method: Method,
+    architecture: Architecture,
+    *,
+    loss: str,
+    window: tuple[int, int],
+    class_names: tuple[str, ...],
+    dtype: torch.dtype = torch.float32,
+) -> Classifier:
+    """Return a network of the method with initial weights."""
+    network_class: Any = import_object(NETWORKS[method], "--method")
+    network: Classifier = network_class.build(
+        architecture,
+        method=method,
+        loss=loss,
+        window=window,
+        class_names=class_names,
+        dtype=dtype,
+    )
+    return network
+
+
+def parameter_shapes(
+    method: Method, architecture: Architecture, loss: str
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """Return the shapes of the parameters of each layer, by number and name.
+
+    The layers themselves say them: they are built without memory.
+    """
+    with torch.device("meta"):
+        network = build_network(method, architecture, loss=loss, window=(0, 0), class_names=())
+    return {
+        spec.index: {name: tuple(p.shape) for name, p in module.named_parameters()}
+        for spec, module in network.learned_layers
+    }
+
+
+def num_classifiers(method: Method, architecture: Architecture) -> int:
+    """Return how many layers of a network give logits."""
+    return 1 if method == "bp" else len(architecture)

@@ -1,0 +1,174 @@
+"""A run's trained network: model.safetensors, and architecture.json that describes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
+from torch import Tensor
+
+from rayff.config.errors import UserError
+from rayff.config.recipe import Method
+from rayff.config.text import is_plain
+from rayff.kernels.precision import DTYPES
+from rayff.learning.classifier import Classifier
+from rayff.learning.layer_state import is_parameter
+from rayff.learning.methods import build_network, num_classifiers, parameter_shapes
+from rayff.models.architecture import IMAGE_SIZE, Architecture
+from rayff.runs.files import write_atomically
+from rayff.runs.run_directory import RunDirectory, read_json
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "architecture.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What architecture.json says of the network in model.safetensors."""
+
+    architecture: Architecture
+    sip_window: tuple[int, int]
+    """First and last layer whose logits are summed."""
+    class_names: tuple[str, ...]
+    precision: str
+    method: Method = "ff"
+    loss: str = "goodness"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as JSON can hold it."""
+        return {**vars(self), "architecture": self.architecture.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelDescription:
+        """Read what `to_dict` returned.
+
+        Raises:
+            ValueError: a value is missing, of another type, or does not fit the others.
+        """
+        for name in ("architecture", "sip_window", "class_names", "precision"):
+            if not isinstance(data, dict) or name not in data:
+                raise ValueError(f"{DESCRIPTION} lacks {name!r}")
+        method, loss = data.get("method", "ff"), data.get("loss", "goodness")
+        if method not in get_args(Method):
+            raise ValueError(f"there is no method {method!r}")
+        if data["precision"] not in DTYPES or not isinstance(loss, str):
+            raise ValueError(f"{DESCRIPTION} has an unknown precision or loss")
+        architecture = Architecture.from_dict(data["architecture"])
+        first, last = data["sip_window"]
+        names = data["class_names"]
+        if (
+            not type(first) is type(last) is int
+            or not 0 <= first <= last < num_classifiers(method, architecture)
+            or type(names) is not list
+            or len(names) != architecture.num_classes
+            or not all(is_plain(name) for name in names)
+        ):
+            raise ValueError("its window or class names do not fit the network")
+        return cls(
+            architecture=architecture,
+            sip_window=(first, last),
+            class_names=tuple(names),
+            precision=data["precision"],
+            method=method,
+            loss=loss,
+        )
+
+
+def write_model(
+    directory: Path, description: ModelDescription, states: Mapping[int, NDArray[np.uint8]]
+) -> None:
+    """Write the network of a snapshot: `layers.N.weight` and the like, without optimizer state.
+
+    Args:
+        directory: the run directory.
+        description: of the network.
+        states: the bytes of each layer's safetensors file, by number.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    weights = {
+        f"layers.{index}.{name}": value
+        for index in sorted(states)
+        for name, value in load(states[index].tobytes()).items()
+        if is_parameter(name)
+    }
+    write_atomically(directory / WEIGHTS, save(weights))
+    text = json.dumps(description.to_dict(), indent=1)
+    write_atomically(directory / DESCRIPTION, text.encode() + b"\n")
+
+
+def read_model(run_dir: Path) -> Classifier:
+    """Return the trained network of a run, on the CPU in eval mode.
+
+    Raises:
+        UserError: no run directory, no model in it yet, or a damaged one.
+    """
+    RunDirectory(run_dir).read_config()
+    description, weights = run_dir / DESCRIPTION, run_dir / WEIGHTS
+    if not (description.exists() and weights.exists()):
+        raise UserError(
+            f"{run_dir} holds no trained model yet: its first checkpoint was not reached; "
+            "continue with --resume"
+        )
+    try:
+        about = ModelDescription.from_dict(read_json(description))
+        tensors = load_file(weights)
+        # before the network takes the memory that a description claims
+        shapes = parameter_shapes(about.method, about.architecture, about.loss)
+        _check_weights(about.architecture, shapes, tensors)
+        network = build_network(
+            about.method,
+            about.architecture,
+            loss=about.loss,
+            window=about.sip_window,
+            class_names=about.class_names,
+            dtype=DTYPES[about.precision],
+        )
+        for spec, module in network.learned_layers:
+            own = {name: tensors[f"layers.{spec.index}.{name}"] for name in shapes[spec.index]}
+            module.load_state_dict(own)
+    except (KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the model in {run_dir} is damaged: {reason}; write it again with --resume"
+        ) from error
+    return network.eval()
+
+
+def _check_weights(
+    architecture: Architecture,
+    shapes: Mapping[int, Mapping[str, tuple[int, ...]]],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Raise a ValueError where the weights are not those of a whole network for images."""
+    first = architecture[0]
+    if (first.index, first.in_size) != (0, IMAGE_SIZE) or first.in_channels not in (1, 3):
+        raise ValueError(
+            f"its first layer takes {first.in_channels} channels of {first.in_size}x"
+            f"{first.in_size} pixels, which are no images"
+        )
+    expected = {
+        f"layers.{index}.{name}": shape
+        for index, own in shapes.items()
+        for name, shape in own.items()
+    }
+    if odd := expected.keys() ^ tensors.keys():
+        raise ValueError(f"weights and description differ in {min(odd)!a}")
+    for name, shape in expected.items():
+        found = tensors[name]
+        if tuple(found.shape) != shape or found.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is of shape {tuple(found.shape)} and {found.dtype}, expected {shape} "
+                "and torch.float32"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")

@@ -1,0 +1,112 @@
+"""Writes a run's records as it goes: metrics, timeline and events, besides its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rayff.runs.checkpoint import Checkpoint, Progress
+from rayff.runs.checkpoint_manager import CheckpointManager, reason
+from rayff.runs.metrics import EpochRecord, Metrics
+from rayff.runs.timeline import FILE as TIMELINE
+from rayff.runs.timeline import Timeline
+
+EVENTS = "events.jsonl"
+
+
+class RunRecorder:
+    """What a run leaves in its directory; a context manager. No failed write ends the run.
+
+    Args:
+        directory: the run directory, which exists.
+        checkpoints: its snapshots and checkpoints.
+        num_classifiers: layers of the network that give logits.
+        tensorboard: whether to write TensorBoard events.
+        on_warning: called with what could not be written.
+
+    Attributes:
+        reached: batches trained so far, snapshot or not.
+        timeline: when each stage did what.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        checkpoints: CheckpointManager,
+        *,
+        num_classifiers: int,
+        tensorboard: bool,
+        on_warning: Callable[[str], None],
+    ) -> None:
+        self.directory = directory
+        self.checkpoints = checkpoints
+        self.num_classifiers = num_classifiers
+        self.on_warning = on_warning
+        self.reached = checkpoints.step
+        self._metrics = Metrics(directory, tensorboard=tensorboard)
+        self._metrics.load(self.progress.epoch)
+        self.timeline = Timeline(directory, self.progress.epoch)
+
+    def __enter__(self) -> RunRecorder:
+        self.checkpoints.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._metrics.__exit__()
+        self.checkpoints.__exit__()
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run goes on: at its newest snapshot."""
+        return self.checkpoints.progress
+
+    @property
+    def records(self) -> list[EpochRecord]:
+        """Of all epochs, those before a resumption included."""
+        return self._metrics.records
+
+    def go_back(self) -> None:
+        """Forget the epochs behind the newest snapshot, which will be trained again."""
+        self._metrics.go_back(self.progress.epoch)
+        self.timeline = Timeline(self.directory, self.progress.epoch)
+
+    def add_epoch(self, record: EpochRecord) -> None:
+        """Write the record of an epoch and the timeline."""
+        self._attempt(
+            lambda: self._metrics.append(record),
+            f"metrics of epoch {record.epoch} not written ({{}}): they will be with those of the "
+            "next epoch",
+        )
+        self._attempt(self.timeline.write, f"{TIMELINE} could not be written ({{}})")
+
+    def add_snapshot(self, snapshot: Checkpoint, *, final: bool) -> None:
+        """Keep a snapshot, with the window of the newest epoch.
+
+        Raises:
+            RunError: the final one cannot be written.
+        """
+        window = self._metrics.window(default=(0, self.num_classifiers - 1))
+        self.checkpoints.add(snapshot, window, final=final)
+
+    def add_event(self, event: str, **facts: Any) -> None:
+        """Add a line to events.jsonl: what happened to the run, when and where it stood."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+
+        def append() -> None:
+            with (self.directory / EVENTS).open("a") as file:
+                file.write(line + "\n")
+
+        self._attempt(append, f"{EVENTS} could not be written ({{}})")
+
+    def poll(self) -> None:
+        """Report background work that has ended since the last call."""
+        self.checkpoints.poll()
+
+    def _attempt(self, write: Callable[[], None], message: str) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.on_warning(message.format(reason(error)))
