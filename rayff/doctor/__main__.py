@@ -1,30 +1,30 @@
-"""python -m rayff.doctor: tells what of this machine or cluster would be slow or fail."""
-
-from __future__ import annotations
+"""python -m rayff.doctor: check the machine, its software, storage and Ray."""
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.config.text import printable
-from rayff.doctor.check import Check, CheckResult, examine, fails, one_line
+from rayff.doctor import machine, software, storage
+from rayff.doctor.check import Check, CheckResult, fail, one_line, run_check
 from rayff.engine.stop import StopRequest
 
 DESCRIPTION = """\
-Look at Ray, GPUs, compilers, precision and storage here, and tell what would be slow or fail.
+Check Ray, GPUs, compilers, precision, storage and data: what would be slow or fail in a training.
 
-Each line is a check: ok, note (something optional is missing), slow or fails, with the remedy
-below. Joins the cluster that RAY_ADDRESS names, and else starts a local Ray and stops it again.
-The exit code is 1 where something fails, and else 0.
+Each check is ok, note (something optional is missing), slow or fail, with its remedy. Joins the
+cluster of RAY_ADDRESS, or starts a local Ray and stops it again. The exit code is 1 when a check
+fails, else 0.
 
 Examples:
   python -m rayff.doctor
@@ -32,7 +32,7 @@ Examples:
   python -m rayff.doctor --no-ray --json
 """
 
-STYLES = {"ok": "green", "note": "cyan", "slow": "yellow", "fails": "bold red"}
+STYLES = {"ok": "green", "note": "cyan", "slow": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,114 +40,101 @@ class DoctorCommand:
     """The flags."""
 
     task: str = "digits"
-    """Data to look for: a task's name, or a folder of image Parquet."""
+    """Data to load: a task's name, or a folder of image Parquet."""
     data_dir: str | None = None
-    """Folder that holds the task's data."""
+    """Folder of the task's data."""
     run_dir: str = "runs"
-    """Folder that is to hold run directories."""
+    """Folder for run directories."""
     storage_path: str | None = None
-    """Folder or URI to try as the storage of copies; a small file is written, read and deleted."""
+    """Folder or URI for copies of runs; a small file is written, read and deleted there."""
     no_ray: tyro.conf.FlagCreatePairsOff[bool] = False
     """Start no Ray and join no cluster."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print a JSON list with one object a check."""
+    """Print a JSON list with an object per check."""
 
 
-def checks(command: DoctorCommand) -> Generator[tuple[str, Check], None, None]:
-    """Yield the checks by name, in the order in which they are done."""
-    from rayff.doctor import machine, software
-    from rayff.doctor import storage as places
+def checks(command: DoctorCommand, stack: ExitStack) -> dict[str, Check]:
+    """Return the checks by name, in the order to run them.
 
-    yield "versions", software.versions
-    yield "optional packages", software.extras
-    yield "CPUs", machine.cpus
-    yield "niceness", machine.niceness
-    yield "memory", machine.memory
-    yield "shared memory", machine.shared_memory
-    yield "open files", machine.open_files
-    yield "precision", software.precision
-    yield "GPUs", software.gpus
-    yield "GPU compiler", software.triton
-    yield "cache", places.cache
-    yield "compiled kernels", software.kernels
-    yield "disk of runs", lambda: places.run_disk(Path(command.run_dir))
-    yield "disk of Ray", places.ray_disk
-    data_dir = None if command.data_dir is None else Path(command.data_dir)
-    yield "data", lambda: places.data(command.task, data_dir)
-    storage_path = command.storage_path
-    if storage_path is not None:
-        yield "storage", lambda: places.storage(storage_path)
-    if not command.no_ray:
-        yield from _ray_checks()
-
-
-def _ray_checks() -> Iterator[tuple[str, Check]]:
+    Args:
+        command: the flags.
+        stack: takes the connection to Ray.
+    """
+    table: dict[str, Check] = {
+        "versions": software.versions,
+        "optional packages": software.optional_packages,
+        "CPUs": machine.cpus,
+        "niceness": machine.niceness,
+        "memory": machine.memory,
+        "shared memory": machine.shared_memory,
+        "open files": machine.open_files,
+        "precision": machine.precision,
+        "GPUs": machine.gpus,
+        "Triton kernels": software.triton_kernels,
+        "cache": storage.cache,
+        "C++ kernels": software.cpp_kernels,
+        "run directory": partial(storage.run_dir, command.run_dir),
+        "Ray's temp folder": storage.ray_temp_dir,
+        "data": partial(storage.data, command.task, command.data_dir),
+        "storage": partial(storage.storage, command.storage_path),
+    }
+    if command.no_ray:
+        return table
     try:
-        from rayff.doctor.cluster import ray_checks
-    except Exception as error:  # whatever a library that does not fit raises
-        found = fails(
-            f"the cluster's part cannot be imported ({one_line(error)})",
-            "pip install --force-reinstall 'ray[train,tune]' torch",
-        )
-        yield "Ray", lambda: found
-    else:
-        yield from ray_checks()
+        from rayff.doctor import cluster
+    except Exception as error:  # a broken installation of Ray raises anything
+        return table | {"Ray": partial(fail, f"cannot be imported: {one_line(error)}")}
+    return table | {
+        "Ray token": cluster.token,
+        "job submission": cluster.job_submission,
+        "Ray": partial(cluster.connect, stack),
+        "nodes": cluster.node_resources,
+        "node versions": cluster.node_versions,
+    }
 
 
 def main(args: Sequence[str]) -> int:
-    """Look at everything and tell; return 1 where something fails, or 128 plus a signal's number.
+    """Run all checks; return 1 when one fails, 128 plus its number after a signal, else 0.
 
-    A signal waits for the check that is under way: Ray breaks when its start is interrupted.
+    A signal waits for the check that is running: Ray breaks when its start is interrupted.
     """
     command = parse(DoctorCommand, module="rayff.doctor", description=DESCRIPTION, args=args)
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False)
-    found = []
+    console = Console(stderr=command.json, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a line per result, for grep
+    results = {}
     with (
-        StopRequest(lambda name: errors.print(f"{name}: stopping behind this check")) as stop,
-        closing(checks(command)) as to_do,
+        StopRequest(lambda name: console.print(f"{name}: stopping after this check")) as stop,
+        ExitStack() as stack,
     ):
-        for name, result in examined(to_do, errors if command.json else console):
+        for name, check in checks(command, stack).items():
+            with console.status(name):
+                result = run_check(check)
             if stop.signum is not None:
                 return 128 + stop.signum
-            found.append((name, result))
-            if not command.json:
-                show(name, result, console)
+            if result is not None:
+                results[name] = result
+                if not command.json:
+                    show(name, result, console)
+    counts = Counter(result.state for result in results.values())
     if command.json:
-        print(json.dumps([{"check": n, **dataclasses.asdict(f)} for n, f in found], indent=1))
+        objects = [{"check": n} | dataclasses.asdict(r) for n, r in results.items()]
+        print(json.dumps(objects, indent=1))
     else:
-        show_summary([result for _, result in found], console)
-    return int(any(result.state == "fails" for _, result in found))
-
-
-def examined(
-    to_do: Iterable[tuple[str, Check]], console: Console
-) -> Iterator[tuple[str, CheckResult]]:
-    """Do the checks, and show on a terminal which one takes its time."""
-    for name, check in to_do:
-        with console.status(name) if console.is_terminal else nullcontext():
-            result = examine(check)
-        yield name, result
+        bad = ", ".join(f"{counts[state]} {state}" for state in ("fail", "slow") if counts[state])
+        console.print(f"{len(results)} checks: {bad or 'all well'}")
+    return int(counts["fail"] > 0)
 
 
 def show(name: str, result: CheckResult, console: Console) -> None:
-    """Print a line of what was found, and one of what to do."""
-    line = Text(f"{result.state:<6}", STYLES[result.state])
-    line.append(f"{name}: ", "bold").append(printable(result.found), "default")
-    console.print(line)
-    if result.remedy is not None:
-        console.print(Text(f"      -> {printable(result.remedy)}"))
-
-
-def show_summary(found: Sequence[CheckResult], console: Console) -> None:
-    """Print how much there is to do."""
-    count = Counter(result.state for result in found)
-    fail, slow = count["fails"], count["slow"]
-    what = ", ".join(
-        f"{number} would {how}" for number, how in ((fail, "fail"), (slow, "be slow")) if number
+    """Print a result, with its remedy below."""
+    text = result.text if result.remedy is None else f"{result.text}\n-> {result.remedy}"
+    row = Table.grid("", "", "", padding=(0, 1))
+    row.columns[0].width, row.columns[1].width = 4, 17
+    row.add_row(
+        Text(result.state, STYLES[result.state]), Text(name, "bold"), Text(printable(text))
     )
-    text = f"of {len(found)} checks, {what}" if what else f"all {len(found)} checks are well"
-    console.print(Text(text, STYLES["fails" if fail else "slow" if slow else "ok"]))
+    console.print(row)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,44 @@
-"""What a check comes to."""
+"""The result of a check, and how a check is run."""
 
-from __future__ import annotations
-
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeAlias
 
 from rayff.config.errors import UserError
 
-State = Literal["ok", "note", "slow", "fails"]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """What a check found out; a note says that something optional is missing."""
 
-    state: State
-    """note: something optional is not there, or could not be looked at."""
-    found: str
-    """A clause, on one line."""
+    state: Literal["ok", "note", "slow", "fail"]
+    text: str
     remedy: str | None = None
-    """What to do; None where all is well."""
 
 
-Check = Callable[[], CheckResult]
+ok = partial(CheckResult, "ok")
+note = partial(CheckResult, "note")
+slow = partial(CheckResult, "slow")
+fail = partial(CheckResult, "fail")
+
+Check: TypeAlias = Callable[[], CheckResult | None]
+"""None: the check does not apply here."""
 
 
-def ok(found: str) -> CheckResult:
-    """Return that all is well."""
-    return CheckResult(state="ok", found=found)
-
-
-def note(found: str, remedy: str) -> CheckResult:
-    """Return that something optional is missing."""
-    return CheckResult(state="note", found=found, remedy=remedy)
-
-
-def slow(found: str, remedy: str) -> CheckResult:
-    """Return that work would be slower than it could be."""
-    return CheckResult(state="slow", found=found, remedy=remedy)
-
-
-def fails(found: str, remedy: str) -> CheckResult:
-    """Return that work would fail."""
-    return CheckResult(state="fails", found=found, remedy=remedy)
-
-
-def refused(error: UserError) -> CheckResult:
-    """Return what a user's mistake is: its sentence ends with the remedy."""
-    for separator in ("; ", ": "):
-        found, _, remedy = str(error).rpartition(separator)
-        if found:
-            return fails(found, remedy)
-    return fails(str(error), "mend it and try again")
-
-
-def examine(check: Check) -> CheckResult:
-    """Return what a check finds; where it breaks, that it could not be done."""
+def run_check(check: Check) -> CheckResult | None:
+    """Run a check; an error in it is a result too, so that the other checks go on."""
     try:
         return check()
     except UserError as error:
-        return refused(error)
-    except Exception as error:  # whatever it meets, the other checks go on
-        return note(
-            f"could not be looked at ({type(error).__name__}: {one_line(error)})",
-            "the other checks tell more; please report it if they do not",
-        )
+        text, _, remedy = str(error).rpartition("; ")
+        return fail(text, remedy) if text else fail(remedy)
+    except Exception as error:  # a broken installation raises anything
+        text = f"could not be checked ({type(error).__name__}: {one_line(error)})"
+        return note(text, "please report it unless another check explains it")
 
 
 def one_line(error: object) -> str:
-    """Return an error's text on one line of bearable length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes as a person reads it."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} GiB"
+    """Return an error's message as one line of at most 300 characters."""
+    return textwrap.shorten(str(error), 300, placeholder="...")

@@ -1,232 +1,127 @@
-"""What the doctor looks at with Ray: whether one starts or answers, and what its nodes are."""
+"""Checks of Ray: it starts or can be joined, and its nodes fit."""
 
-from __future__ import annotations
-
-import functools
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.filesize import decimal
 
-from rayff.distributed.placement import Node, nodes
+from rayff.distributed.placement import nodes
 from rayff.distributed.session import ray_session
-from rayff.doctor.check import (
-    Check,
-    CheckResult,
-    fails,
-    note,
-    ok,
-    one_line,
-    size,
-    slow,
-)
-from rayff.doctor.software import requirements
+from rayff.doctor.check import CheckResult, fail, note, ok, one_line, slow
+from rayff.doctor.software import unmet_requirements
 
-SMALL_STORE_BYTES = 200 * 2**20
-"""Below which an object store holds few chunks of the larger networks."""
-JOIN_S = 30.0
-PATIENCE_S = 60.0
-"""For a task; a node may have to start a worker for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Programs:
-    """What runs on a node."""
-
-    host: str
-    python: str
-    ray: str
-    torch: str
-    niceness: int
-
-    @property
-    def versions(self) -> tuple[str, str, str]:
-        """What must be the same on all nodes."""
-        return self.python, self.ray, self.torch
-
-
-def ray_checks() -> Iterator[tuple[str, Check]]:
-    """Yield the checks by name; Ray is started or joined by one, and left at the end."""
-    yield "Ray's token", token
-    yield "Ray's job server", job_packages
-    with ExitStack() as stack:
-        yield "Ray", functools.partial(connect, stack)
-        if ray.is_initialized():
-            yield "nodes", lambda: describe(nodes())
-            yield "object stores", lambda: stores(nodes())
-            yield "programs of the nodes", lambda: same_programs(programs_here(), ask_nodes())
+JOIN_TIMEOUT_S = 30.0
+TASK_TIMEOUT_S = 60.0
+"""A node may have to start a worker first."""
 
 
 def token() -> CheckResult:
-    """Tell how processes prove to Ray that they belong to it."""
-    mode = os.environ.get("RAY_AUTH_MODE")
+    """Check that a token is set where the cluster asks for one; it is never shown."""
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    where = "in RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else None
-    if where is None and file.is_file():
-        where = f"in {file}"
-    found = f"RAY_AUTH_MODE is {mode or 'not set'}, a token is {where or 'not here'}"
-    if mode == "token" and where is None and os.environ.get("RAY_ADDRESS"):
-        return fails(
-            found, "get the cluster's token: RAY_AUTH_TOKEN, or a file RAY_AUTH_TOKEN_PATH"
-        )
-    return ok(found)
+    source = str(file) if file.is_file() else "not set"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        source = "RAY_AUTH_TOKEN"
+    text = f"RAY_AUTH_MODE: {mode}, token: {source}"
+    if mode == "token" and source == "not set" and os.environ.get("RAY_ADDRESS"):
+        return fail(text, "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token")
+    return ok(text)
 
 
-def job_packages() -> CheckResult:
-    """Tell whether jobs can be submitted from here."""
-    missing = set()
-    for requirement in requirements("ray"):
-        marker = requirement.marker
-        if marker is None or not marker.evaluate({"extra": "default"}):
-            continue
-        try:
-            metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            missing.add(requirement.name)
-    if missing:
-        return note(
-            f"ray job submit needs {', '.join(sorted(missing))}", "pip install 'ray[default]'"
-        )
-    return ok("its packages are here (ray[default])")
+def job_submission() -> CheckResult:
+    """Check that `ray job submit` has its packages."""
+    if unmet := unmet_requirements("ray", "default"):
+        return note("; ".join(unmet), "pip install 'ray[default]' for ray job submit")
+    return ok("ray[default] is installed")
 
 
 def connect(stack: ExitStack) -> CheckResult:
-    """Start a local Ray, or join the cluster of RAY_ADDRESS, and run a task; `stack` leaves it.
+    """Join the cluster of RAY_ADDRESS, or start a local Ray; `stack` takes the connection.
 
     Raises:
         UserError: the cluster does not answer.
     """
     address = os.environ.get("RAY_ADDRESS")
-    if address and not joins():
-        return fails(
-            f"{address} (RAY_ADDRESS) is no Ray cluster that can be joined within {JOIN_S:g} s",
-            "check that it is the address of a head node (host:6379) and that this machine can "
-            "reach its ports",
-        )
+    if address and not _join_ends():
+        text = f"{address} (RAY_ADDRESS) cannot be joined within {JOIN_TIMEOUT_S:g} s"
+        return fail(text, "set it to a head node that this machine can reach, as host:6379")
     start = time.perf_counter()
     stack.enter_context(ray_session())
-    started_s = time.perf_counter() - start
-    done = _remote_programs().remote()
-    if not ray.wait([done], timeout=PATIENCE_S)[0]:
-        return fails(
-            f"no task ran within {PATIENCE_S:g} s: {_unused()}",
-            "wait for the other work, or look at ray status",
-        )
-    programs = ray.get(done)
-    task_s = time.perf_counter() - start - started_s
-    how = f"the cluster at {address} answers" if address else "a local one starts"
-    return ok(
-        f"{how} in {started_s:.1f} s, a first task takes {task_s:.1f} s; "
-        f"workers at nice {programs.niceness}"
-    )
+    how = f"joined {address}" if address else "a local Ray started"
+    return ok(f"{how} in {time.perf_counter() - start:.1f} s")
 
 
-def joins() -> bool:
-    """Tell whether joining the cluster comes to an end; Ray may wait for minutes, or abort."""
+def _join_ends() -> bool:
+    """Try to join in another process, since Ray may wait for minutes or abort its process."""
     program = "from rayff.distributed.session import ray_session\nwith ray_session(): pass"
+    command = [sys.executable, "-c", program]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, timeout=JOIN_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, timeout=JOIN_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode >= 0  # an error is told where it is met again
+    return done.returncode >= 0  # where it raises, joining in this process will too
 
 
-def describe(there: list[Node]) -> CheckResult:
-    """Tell what the nodes have."""
-    found = " + ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in there)
-    if not any(node.cpus for node in there):
-        return fails(
-            f"{len(there)} without CPUs ({found})", "add a node with CPUs: ray start --address ..."
-        )
-    return ok(f"{len(there)}: {found}; {_unused()}")
-
-
-def stores(there: list[Node]) -> CheckResult:
-    """Tell what the object stores hold."""
-    found = ", ".join(size(node.store_bytes) for node in there)
-    if min(node.store_bytes for node in there) < SMALL_STORE_BYTES:
-        return slow(
-            f"{found}: few chunks fit, so --window becomes small",
-            "start those nodes with a larger --object-store-memory (and /dev/shm)",
-        )
-    return ok(found)
-
-
-def same_programs(here: Programs, found: list[Programs | str]) -> CheckResult:
-    """Compare the programs of the nodes with those of this process.
-
-    Args:
-        here: of this process.
-        found: of each node, or why it did not tell.
-    """
-    silent = [answer for answer in found if isinstance(answer, str)]
-    if silent:
-        return fails(
-            f"{len(silent)} of {len(found)} nodes cannot run this package ({silent[0]})",
-            "install it there, or submit a job with --working-dir",
-        )
-    odd = [node for node in found if isinstance(node, Programs) and node.versions != here.versions]
-    mine = f"Python {here.python}, ray {here.ray}, torch {here.torch}"
-    if odd:
-        first = odd[0]
-        return fails(
-            f"{len(odd)} of {len(found)} nodes differ from {mine}: {first.host} has Python "
-            f"{first.python}, ray {first.ray}, torch {first.torch}",
-            "install the same versions everywhere, or one container image",
-        )
-    return ok(f"the same on {len(found)} of {len(found)}: {mine}")
-
-
-def programs_here() -> Programs:
-    """Return the programs of this process."""
-    return Programs(
-        host=platform.node(),
-        python=platform.python_version(),
-        ray=ray.__version__,
-        torch=metadata.version("torch"),
-        niceness=os.getpriority(os.PRIO_PROCESS, 0),
-    )
-
-
-def ask_nodes() -> list[Programs | str]:
-    """Return the programs of each node, or why it does not tell."""
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = [node["NodeID"] for node in found if node["Alive"]]
-    asked = [
-        _remote_programs()
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote()
+def node_resources() -> CheckResult | None:
+    """Check that nodes have CPUs and object stores that hold chunks."""
+    if not ray.is_initialized():
+        return None
+    alive = nodes()
+    kinds = Counter(
+        f"{node.cpus:g} CPUs, {node.gpus:g} GPUs, {decimal(int(node.store_bytes))} object store"
         for node in alive
-    ]
-    done, _ = ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_S)
-    answers: list[Programs | str] = []
-    for reference in asked:
-        try:
-            answers.append(
-                ray.get(reference) if reference in done else f"silent for {PATIENCE_S:g} s"
-            )
-        except Exception as error:  # of Ray, or of whatever is missing there
-            answers.append(one_line(error).rpartition("Error: ")[2])
-    return answers
-
-
-def _remote_programs() -> Any:
-    wrap: Any = ray.remote
-    return wrap(num_cpus=0, max_retries=0)(programs_here)
-
-
-def _unused() -> str:
+    )
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs are unused"
+    text = "; ".join(f"{count} x ({kind})" for kind, count in kinds.items())
+    text += f"; free: {free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+    if not any(node.cpus for node in alive):
+        return fail(text, "add a node with CPUs: ray start --address ...")
+    if min(node.store_bytes for node in alive) < 200e6:
+        remedy = "start nodes with a larger --object-store-memory and /dev/shm"
+        return slow(f"{text}; few chunks fit into the smallest object store", remedy)
+    return ok(text)
+
+
+def node_versions() -> CheckResult | None:
+    """Run a task on every node and compare its versions with those of this process."""
+    if not ray.is_initialized():
+        return None
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node for node in found if node["Alive"]]
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(versions)
+    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    calls = [remote.options(scheduling_strategy=pin).remote() for pin in pins]
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=TASK_TIMEOUT_S)
+    answers = []
+    for node, call in zip(alive, calls, strict=True):
+        try:
+            answer = ray.get(call) if call in ready else f"no answer for {TASK_TIMEOUT_S:g} s"
+        except Exception as error:  # an import on the node may raise anything
+            answer = one_line(str(error).rpartition("Error: ")[2])
+        answers.append((node["NodeManagerHostname"], answer))
+    return compare_versions(versions(), answers)
+
+
+def versions() -> str:
+    """Return the versions that must be the same on all nodes."""
+    return f"Python {platform.python_version()}, ray {ray.__version__}, torch {torch.__version__}"
+
+
+def compare_versions(own: str, answers: Sequence[tuple[str, str]]) -> CheckResult:
+    """Compare this process with the answers of the nodes: pairs of host name and versions."""
+    others = [f"{host}: {answer}" for host, answer in answers if answer != own]
+    if others:
+        text = f"{own} here, but not on {len(others)} of {len(answers)} nodes ({others[0]})"
+        return fail(text, "install the same packages on all, or submit a job with --working-dir")
+    return ok(f"{own} on all {len(answers)}")

@@ -1,151 +1,134 @@
-"""Processors, memory and limits of this machine, as this process may use them."""
-
-from __future__ import annotations
+"""Checks of the CPUs, memory, limits and GPUs that this process has."""
 
 import math
 import os
-import re
+import resource
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from rich.filesize import decimal
 
-from rayff.doctor.check import CheckResult, fails, note, ok, size, slow
+from rayff.doctor.check import CheckResult, fail, note, ok, one_line, slow
 
 CGROUP = Path("/sys/fs/cgroup")
-SHARED_MEMORY = Path("/dev/shm")
-
-ACTOR_BYTES = 250 * 2**20
-"""What an actor with torch takes before it has layers."""
-STORE_SHARE = 0.3
-"""Share of the free memory that Ray gives its object store."""
-STORE_CAP = 10 * 10**9
-"""What /dev/shm must hold of it, at most: Ray asks for no more where less is there."""
-KILL_SHARE = 0.95
-"""Of the memory in use, from which on Ray kills workers."""
-MOST_NICE = 19
-MANY_FILES, FEW_FILES = 8192, 1024
-"""Open files a process: what Ray recommends, and what is usual at the least."""
+NVIDIA_FILES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/nvidia-smi"))
+"""One is there where a driver is, on Linux and in WSL."""
+ACTOR_BYTES = 250_000_000
+"""Memory of a stage actor without its layers."""
 
 
 def cpus() -> CheckResult:
-    """Compare the processors here with those that this process may use."""
-    there = os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    quota = cpu_quota()
-    usable = min(affinity, there if quota is None else quota)
-    load = os.getloadavg()[0]
-    found = f"{usable:g} of {there} CPUs for this process, load {load:.1f}"
-    if affinity < min(there, math.inf if quota is None else quota):
-        return slow(
-            f"{found}: Ray does not see that only {affinity} are allowed (affinity)",
-            f"give trainings --stages and --cpus-per-stage of {affinity} CPUs together, or start "
-            f"Ray with ray start --head --num-cpus {affinity} and set RAY_ADDRESS",
-        )
-    if usable < 1:
-        return slow(f"{found} (a limit of its cgroup)", "give the container one CPU or more")
-    return ok(found)
+    """Compare the machine's CPUs with those that affinity and cgroup leave."""
+    total, quota = os.cpu_count() or 1, cpu_quota()
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    text = f"{min(affinity, quota):g} of {total} usable"
+    if affinity < min(total, quota):
+        remedy = f"ray start --head --num-cpus {affinity}, then set RAY_ADDRESS"
+        return slow(f"{text} (CPU affinity), which Ray does not see", remedy)
+    return ok(text) if quota >= 1 else slow(f"{text} (cgroup)", "give the container a whole CPU")
 
 
-def cpu_quota() -> float | None:
-    """Return how many CPUs the cgroup allows, or None for no limit."""
-    for file, parts in (
-        ("cpu.max", None),
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            words = (CGROUP / file).read_text().split()
-            if parts is not None:
-                words += (CGROUP / parts).read_text().split()
-            quota, period = int(words[0]), int(words[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        return quota / period if quota > 0 and period > 0 else None
-    return None
+def cpu_quota() -> float:
+    """Return how many CPUs the cgroup (v2 or v1) allows; inf without a limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            quota, period = map(int, " ".join(map(read_cgroup, names)).split())
+            return quota / period if quota > 0 else math.inf
+    return math.inf
+
+
+def read_cgroup(name: str) -> str:
+    """Return the content of a file of the cgroup."""
+    return (CGROUP / name).read_text()
 
 
 def niceness() -> CheckResult:
-    """Tell whether other work leaves Ray's workers, which are nicer, enough of the CPUs.
-
-    A local Ray adds the workers' niceness to that of this process, up to what a system knows.
-    """
-    there, own = os.cpu_count() or 1, psutil.Process().nice()
-    said = os.environ.get("RAY_worker_niceness", "")
-    workers = min(own + (int(said) if re.fullmatch("-?[0-9]+", said) else 15), MOST_NICE)
-    busy = psutil.cpu_percent(interval=0.5) / 100 * there
-    found = f"Ray's workers run at nice {workers}, this process at {own}"
-    if busy > there / 2 and workers > own:
-        return slow(
-            f"{found}, and other work uses {busy:.1f} of {there} CPUs: workers get what is left",
-            "stop the other work, or set RAY_worker_niceness=0 where Ray is started",
-        )
-    if own > 0:
-        return slow(f"{found}: other work goes first", "start it without nice")
-    return ok(f"{found}; {busy:.1f} of {there} CPUs are in use")
+    """Check whether other processes go before Ray's workers, which are niced."""
+    own, total = psutil.Process().nice(), os.cpu_count() or 1
+    workers = min(own + int(os.environ.get("RAY_worker_niceness", "15")), 19)
+    busy = psutil.cpu_percent(interval=0.5) / 100 * total
+    text = f"{own}, and {workers} for workers of a local Ray; {busy:.1f} of {total} CPUs are busy"
+    if own > 0 or (workers > own and busy > total / 2):
+        remedy = "stop them, start this without nice, or start Ray with RAY_worker_niceness=0"
+        return slow(f"{text}: other processes go first", remedy)
+    return ok(text)
 
 
 def memory() -> CheckResult:
-    """Tell what memory is free."""
-    total, available = memory_bytes()
-    found = f"{size(available)} of {size(total)} free"
-    if available < total * (1 - KILL_SHARE):
-        return fails(
-            f"{found}: Ray kills workers where more than {KILL_SHARE:.0%} is in use",
-            "end other programs, or use a machine with more memory",
-        )
-    if available < 8 * ACTOR_BYTES:
-        return slow(
-            f"{found}; an actor takes about {size(ACTOR_BYTES)} beside its layers",
-            "use one or two --stages and a small --width, or free memory",
-        )
-    return ok(found)
+    """Check that memory is free for stages; Ray kills workers when 95% is used."""
+    total, free = memory_bytes()
+    text = f"{decimal(free)} of {decimal(total)} free"
+    if free < 0.05 * total:
+        return fail(f"{text}: Ray kills workers when less than 5% is", "stop other processes")
+    if free < 8 * ACTOR_BYTES:
+        text += f", and a stage takes {decimal(ACTOR_BYTES)} plus its layers"
+        return slow(text, "use few --stages and a small --width, or stop other processes")
+    return ok(text)
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Return how much memory this process may use, and how much of that is free."""
+    """Return the total and the free memory, within the limit of the cgroup (v2 or v1)."""
     system = psutil.virtual_memory()
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, maximum, current, prefix in (
+        ("", "max", "current", ""),
+        ("memory/", "limit_in_bytes", "usage_in_bytes", "total_"),
     ):
-        try:
-            limit = int((CGROUP / limit_file).read_text())
-            used = int((CGROUP / used_file).read_text())
-        except (OSError, ValueError):
-            continue
-        if limit < system.total:
-            return limit, min(max(0, limit - used), system.available)
+        with suppress(OSError, ValueError):  # not there, or "max"
+            limit = int(read_cgroup(f"{folder}memory.{maximum}"))
+            stat = dict(map(str.split, read_cgroup(f"{folder}memory.stat").splitlines()))
+            cached = sum(int(stat.get(f"{prefix}{k}_file", 0)) for k in ("active", "inactive"))
+            free = limit - int(read_cgroup(f"{folder}memory.{current}")) + cached
+            if limit < system.total:
+                return limit, min(max(0, free), system.available)
     return system.total, system.available
 
 
 def shared_memory() -> CheckResult:
-    """Tell whether Ray's object store fits in /dev/shm; where not, Ray puts it on the disk."""
-    try:
-        free = psutil.disk_usage(str(SHARED_MEMORY)).free
-    except OSError:
-        return note(f"there is no {SHARED_MEMORY} here", "on Linux, mount a tmpfs there")
-    wanted = min(STORE_SHARE * memory_bytes()[1], max(STORE_CAP, 0.95 * free))
-    if free >= wanted:
-        return ok(
-            f"{size(free)} free in {SHARED_MEMORY}, enough for an object store of {size(wanted)}"
-        )
-    return slow(
-        f"{size(free)} free in {SHARED_MEMORY}, and Ray's object store wants {size(wanted)}: it "
-        "would be put into /tmp",
-        f"delete files there, start the container with --shm-size={math.ceil(wanted / 1e9)}gb, or "
-        f"start Ray with --object-store-memory {int(0.9 * free)}",
-    )
+    """Check that Ray's object store (30% of the free memory) fits into /dev/shm."""
+    free = psutil.disk_usage("/dev/shm").free
+    size = int(min(0.3 * memory_bytes()[1], max(10e9, 0.95 * free)))
+    text = f"{decimal(free)} free in /dev/shm, Ray's object store takes {decimal(size)}"
+    if free < size:
+        remedy = f"docker run --shm-size={math.ceil(size / 1e9)}gb, or delete files there"
+        return slow(f"{text}: it goes to /tmp", remedy)
+    return ok(text)
 
 
 def open_files() -> CheckResult:
-    """Tell how many files a process may open: each connection of Ray is one."""
-    import resource
+    """Check how many files a process may open; each connection of Ray is one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in limits)
+    text = f"{soft} per process (hard limit {hard}); Ray recommends 8192"
+    remedy = "ulimit -n 8192 before Ray starts; hard limit: limits.conf, docker --ulimit nofile"
+    return ok(text) if soft >= 8192 else (note if soft >= 1024 else fail)(text, remedy)
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= MANY_FILES:
-        return ok("no limit" if soft == resource.RLIM_INFINITY else f"{soft} a process")
-    remedy = f"ulimit -n {MANY_FILES}, before Ray is started"
-    if hard != resource.RLIM_INFINITY and hard < MANY_FILES:
-        remedy = f"raise the hard limit of {hard} (limits.conf, or docker run --ulimit nofile)"
-    if soft < FEW_FILES:
-        return fails(f"{soft} a process: Ray runs out of connections", remedy)
-    return note(f"{soft} a process, enough for a few nodes; Ray recommends {MANY_FILES}", remedy)
+
+def precision() -> CheckResult:
+    """Report the default precision and torch's threads."""
+    import torch
+
+    from rayff.kernels.precision import default_precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return ok(f"{default_precision(device)} on {device}; {torch.get_num_threads()} torch threads")
+
+
+def gpus() -> CheckResult:
+    """Check that torch sees the GPUs, and find out why it does not."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # it says why; AssertionError where torch is built for CPUs
+        if not any(file.exists() for file in NVIDIA_FILES):
+            return ok("none: stages run on CPUs")
+        text = f"torch {torch.__version__} sees no GPU: {one_line(error)}"
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+            return note(f"{text} (CUDA_VISIBLE_DEVICES hides them)", "unset CUDA_VISIBLE_DEVICES")
+        return fail(text, "install torch for the driver's CUDA: https://pytorch.org/get-started")
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    models = Counter(f"{device.name} ({decimal(device.total_memory)})" for device in devices)
+    found = ", ".join(f"{count} x {model}" for model, count in models.items())
+    return ok(f"{found}; torch for CUDA {torch.version.cuda}")

@@ -1,175 +1,85 @@
-"""Python, packages, GPUs, number formats and compilers."""
-
-from __future__ import annotations
+"""Checks of packages, compilers and compiled kernels."""
 
 import importlib
 import importlib.util
-import os
 import platform
-import shutil
-import subprocess
 import time
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from rayff.doctor.check import CheckResult, fails, note, ok, one_line, slow
+from rayff.doctor.check import CheckResult, fail, note, ok, one_line, slow
 
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow")
-OPTIONAL = ("optuna", "mlflow", "wandb")
-NVIDIA_DEVICE = Path("/dev/nvidiactl")
+OPTIONAL_PACKAGES = ("optuna", "mlflow", "wandb")
 
 
 def versions() -> CheckResult:
-    """Tell the versions of what matters, whether they fit, and whether they can be imported."""
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            return fails(f"{', '.join(found)}, but no {name}", f"pip install {name}")
-    if odd := misfits(("rayff", "torchvision", "ray"), PACKAGES):
-        return fails(
-            f"{', '.join(found)}: {'; '.join(odd)}", f"pip install -U {' '.join(PACKAGES)}"
-        )
+    """Check that the packages fit together and can be imported."""
+    unmet = [*unmet_requirements("rayff"), *unmet_requirements("torchvision")]
+    unmet += unmet_requirements("ray")
+    remedy = f"pip install -U --force-reinstall {' '.join(PACKAGES)}"
+    if unmet:
+        return fail("; ".join(unmet), remedy)
     for name in PACKAGES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a library that does not fit shows as any kind of error
-            return fails(
-                f"{name} cannot be imported ({one_line(error)})",
-                f"pip install --force-reinstall {' '.join(PACKAGES)}",
-            )
-    return ok(", ".join(found))
+        except Exception as error:  # packages that do not fit raise anything
+            return fail(f"{name} cannot be imported: {one_line(error)}", remedy)
+    found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    return ok(", ".join([f"Python {platform.python_version()}", *found]))
 
 
-def misfits(wanting: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    """Return a clause for each package that another one wants in another version."""
-    odd = []
-    for name in wanting:
-        for requirement in requirements(name):
-            if requirement.name not in wanted or requirement.marker is not None:
-                continue
-            version = metadata.version(requirement.name)
-            if not requirement.specifier.contains(version, prereleases=True):
-                odd.append(f"{name} wants {requirement.name} {requirement.specifier}")
-    return odd
-
-
-def requirements(name: str) -> list[Requirement]:
-    """Return what a package says it needs; nothing for one that is not installed."""
+def unmet_requirements(package: str, extra: str = "") -> list[str]:
+    """Return a clause for each requirement of a package, with an extra, that is not met."""
     try:
-        return [Requirement(text) for text in metadata.requires(name) or ()]
-    except metadata.PackageNotFoundError:
+        requirements = [Requirement(text) for text in metadata.requires(package) or ()]
+    except metadata.PackageNotFoundError:  # rayff where it is not installed, as in a job
         return []
+    unmet = []
+    for requirement in requirements:
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            unmet.append(f"{package} needs {wanted}, installed is {version or 'none'}")
+    return unmet
 
 
-def extras() -> CheckResult:
-    """Tell which optional packages are here."""
-    here = [name for name in OPTIONAL if importlib.util.find_spec(name) is not None]
-    missing = [name for name in OPTIONAL if name not in here]
-    return ok(
-        "; ".join(
-            f"{', '.join(names)} {where}"
-            for names, where in ((here, "here"), (missing, "not, and only wanted by options"))
-            if names
-        )
-    )
+def optional_packages() -> CheckResult:
+    """Check which optional packages are installed."""
+    missing = [name for name in OPTIONAL_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return note(f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
+    return ok(", ".join(OPTIONAL_PACKAGES))
 
 
-def precision() -> CheckResult:
-    """Tell the number format that a training would take."""
-    import torch
-
-    from rayff.kernels.precision import default_precision
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = f"{torch.get_num_threads()} torch threads"
-    what = "the GPU" if device.type == "cuda" else "the processor"
-    if default_precision(device) == "bf16":
-        return ok(f"bf16 by default: {what} has units for it; {threads}")
-    return ok(f"fp32 by default: {what} has no units for bf16; {threads}")
-
-
-def gpus() -> CheckResult:
-    """Tell what GPUs torch sees, and why it sees none that are there."""
-    import torch
-
-    hidden, driver = os.environ.get("CUDA_VISIBLE_DEVICES"), nvidia_driver()
-    if torch.cuda.is_available():
-        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        names = ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)
-        return ok(f"{names}; torch for CUDA {torch.version.cuda}, driver {driver or 'unknown'}")
-    if driver is None and not NVIDIA_DEVICE.exists():
-        return ok("none here: layers compute on CPUs")
-    if hidden is not None and hidden.strip() in ("", "-1"):
-        return note(
-            f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}: layers compute on CPUs",
-            "unset CUDA_VISIBLE_DEVICES to use them",
-        )
-    if torch.version.cuda is None:
-        return fails(
-            f"a GPU is here (driver {driver}), but torch {torch.__version__} is built for CPUs",
-            "install torch for CUDA (https://pytorch.org/get-started), or use --device cpu",
-        )
-    return fails(
-        f"torch for CUDA {torch.version.cuda} cannot use the GPU with driver {driver}",
-        "update the driver, install torch for an older CUDA, or use --device cpu",
-    )
-
-
-def nvidia_driver() -> str | None:
-    """Return the version of NVIDIA's driver, or None where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    lines = done.stdout.split()
-    return lines[0] if done.returncode == 0 and lines else None
-
-
-def kernels() -> CheckResult:
-    """Compile the kernels for CPUs, or take them from the cache, and load them."""
-    from rayff.kernels import amx, native
-
-    try:
-        compiler = native.find_compiler()
-    except native.NoKernelsError as error:
-        return slow(
-            f"{error}: torch computes what the compiled kernels would",
-            "install g++ (apt-get install g++), or set CXX to a C++ compiler",
-        )
-    cached = native.library_file(compiler).exists()
-    start = time.perf_counter()
-    why = native.missing()
-    took_s = time.perf_counter() - start
-    if why is not None:
-        return slow(
-            f"the kernels are missing: {why}",
-            "install another compiler and set CXX, or RAYFF_CACHE_DIR to a folder of your own "
-            "from which programs may run",
-        )
-    how = "cached" if cached else f"compiled in {took_s:.1f} s"
-    tiles = "" if amx.missing() else "; with the processor's tile units (AMX)"
-    return ok(f"{how}, by {compiler}{tiles}")
-
-
-def triton() -> CheckResult:
-    """Compile a kernel for the GPU and run it, as the fast rule does."""
+def triton_kernels() -> CheckResult | None:
+    """Compile the Triton kernels and run one."""
     import torch
 
     from rayff.kernels import gpu
 
     if not torch.cuda.is_available():
-        return ok("not needed without a GPU")
+        return None
     start = time.perf_counter()
-    why = gpu.missing()
-    if why is not None:
-        return slow(
-            f"the GPU's kernels are missing: {why}",
-            "pip install triton, and a C compiler and Python's headers (apt-get install gcc "
-            "python3-dev)",
-        )
-    return ok(f"the GPU's kernels run, after {time.perf_counter() - start:.1f} s")
+    if why := gpu.missing():
+        remedy = "pip install triton; apt-get install gcc python3-dev"
+        return slow(f"not usable, torch is slower: {why}", remedy)
+    return ok(f"ready after {time.perf_counter() - start:.1f} s")
+
+
+def cpp_kernels() -> CheckResult:
+    """Compile the C++ kernels, or load them from the cache."""
+    from rayff.kernels import amx, native
+
+    start = time.perf_counter()
+    if why := native.missing():
+        remedy = "apt-get install g++, set CXX to a compiler, or RAYFF_CACHE_DIR to another folder"
+        return slow(f"not usable, torch is slower: {why}", remedy)
+    text = f"ready after {time.perf_counter() - start:.1f} s"
+    return ok(text if amx.missing() else f"{text}, with AMX")

@@ -1,4 +1,4 @@
-"""Machines that are made up: small, limited, busy."""
+"""Machines that are small, limited or busy."""
 
 import os
 import resource
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from rayff.doctor import machine
 
@@ -14,147 +15,166 @@ GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
-def roomy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 CPUs, nothing to do, 16 GiB of which 10 are free, no cgroup."""
+def large_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 idle CPUs, 16 GiB of memory of which 10 are free, no cgroup."""
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 5.0)
     monkeypatch.setattr(psutil.Process, "nice", lambda process: 0)
     monkeypatch.delenv("RAY_worker_niceness", raising=False)
-    have_memory(monkeypatch, 16 * GIB, 10 * GIB)
+    set_memory(monkeypatch, 16 * GIB, 10 * GIB)
 
 
-def have_memory(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
+def set_memory(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
     memory = SimpleNamespace(total=total, available=available)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
 
-class TestCpus:
-    def test_all_of_them(self) -> None:
-        result = machine.cpus()
-        assert result.state == "ok"
-        assert "8 of 8 CPUs" in result.found
+def write(folder: Path, **files: object) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
 
-    def test_an_affinity_that_ray_does_not_see(self, monkeypatch: pytest.MonkeyPatch) -> None:
+
+class TestCpus:
+    def test_all(self) -> None:
+        assert machine.cpus() == machine.ok("8 of 8 usable")
+
+    def test_affinity_that_ray_does_not_see(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
         result = machine.cpus()
         assert result.state == "slow"
-        assert "2 of 8 CPUs" in result.found
+        assert result.text.startswith("2 of 8 usable")
         assert "--num-cpus 2" in str(result.remedy)
 
-    def test_a_quota_of_the_cgroup(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu.max").write_text("250000 100000\n")
-        assert machine.cpus().found.startswith("2.5 of 8 CPUs")
+    def test_quota_of_cgroup_v2(self, tmp_path: Path) -> None:
+        write(tmp_path, cpu__max="250000 100000")
+        assert machine.cpus() == machine.ok("2.5 of 8 usable")
 
-    def test_a_quota_of_an_old_cgroup(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu").mkdir()
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    def test_quota_of_cgroup_v1(self, tmp_path: Path) -> None:
+        write(tmp_path / "cpu", cpu__cfs_quota_us=50000, cpu__cfs_period_us=100000)
         result = machine.cpus()
         assert result.state == "slow"
-        assert result.found.startswith("0.5 of 8 CPUs")
+        assert result.text.startswith("0.5 of 8 usable")
 
-    @pytest.mark.parametrize("text", ["max 100000\n", "", "nonsense"])
+    @pytest.mark.parametrize("text", ["max 100000", "", "nonsense", "-1 100000"])
     def test_no_quota(self, text: str, tmp_path: Path) -> None:
-        (tmp_path / "cpu.max").write_text(text)
-        assert machine.cpu_quota() is None
+        write(tmp_path, cpu__max=text)
+        assert machine.cpu_quota() == float("inf")
 
 
 class TestNiceness:
-    def test_a_quiet_machine(self) -> None:
-        result = machine.niceness()
-        assert result.state == "ok"
-        assert "nice 15" in result.found
-
-    def test_other_work_goes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 90.0)
-        result = machine.niceness()
-        assert result.state == "slow"
-        assert "7.2 of 8 CPUs" in result.found
-        assert "RAY_worker_niceness=0" in str(result.remedy)
-
     @pytest.mark.parametrize(
-        ("own", "said", "workers"), [(3, None, 18), (10, None, 19), (2, "5", 7), (2, "?", 17)]
+        ("own", "environment", "busy_percent", "workers", "state"),
+        [
+            (0, "15", 5.0, 15, "ok"),
+            (0, "15", 90.0, 15, "slow"),
+            (0, "0", 90.0, 0, "ok"),
+            (10, "15", 5.0, 19, "slow"),
+        ],
     )
-    def test_workers_are_nicer_than_this_process_up_to_19(
-        self, monkeypatch: pytest.MonkeyPatch, own: int, said: str | None, workers: int
+    def test_workers_are_niced(
+        self,
+        own: int,
+        environment: str,
+        busy_percent: float,
+        workers: int,
+        state: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(psutil.Process, "nice", lambda process: own)
-        if said is not None:
-            monkeypatch.setenv("RAY_worker_niceness", said)
-        found = machine.niceness().found
-        assert found.startswith(f"Ray's workers run at nice {workers}, this process at {own}")
-
-    def test_workers_that_are_not_nice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 90.0)
-        monkeypatch.setenv("RAY_worker_niceness", "0")
-        assert machine.niceness().state == "ok"
+        monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy_percent)
+        monkeypatch.setenv("RAY_worker_niceness", environment)
+        result = machine.niceness()
+        assert result.state == state
+        assert result.text.startswith(f"{own}, and {workers} for workers")
 
 
 class TestMemory:
-    def test_enough(self) -> None:
-        assert machine.memory().found == "10.0 GiB of 16.0 GiB free"
+    @pytest.mark.parametrize(
+        ("free", "state"), [(10 * GIB, "ok"), (GIB, "slow"), (GIB // 2, "fail")]
+    )
+    def test_free(self, free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        set_memory(monkeypatch, 16 * GIB, free)
+        assert machine.memory().state == state
 
-    def test_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        have_memory(monkeypatch, 16 * GIB, GIB)
-        assert machine.memory().state == "slow"
+    def test_limit_of_cgroup_v2_without_file_cache(self, tmp_path: Path) -> None:
+        write(tmp_path, memory__max=4 * GIB, memory__current=3 * GIB)
+        write(tmp_path, memory__stat=f"anon 7\ninactive_file {GIB}\nactive_file {GIB // 2}")
+        assert machine.memory_bytes() == (4 * GIB, int(2.5 * GIB))
 
-    def test_so_little_that_ray_kills_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        have_memory(monkeypatch, 16 * GIB, GIB // 2)
-        result = machine.memory()
-        assert result.state == "fails"
-        assert "95%" in result.found
+    def test_limit_of_cgroup_v1(self, tmp_path: Path) -> None:
+        folder = tmp_path / "memory"
+        write(folder, memory__limit_in_bytes=4 * GIB, memory__usage_in_bytes=3 * GIB)
+        write(folder, memory__stat=f"inactive_file 5\ntotal_inactive_file {GIB}")
+        assert machine.memory_bytes() == (4 * GIB, 2 * GIB)
 
-    def test_a_limit_of_the_cgroup(self, tmp_path: Path) -> None:
-        (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-        (tmp_path / "memory.current").write_text(f"{GIB}\n")
-        assert machine.memory().found == "3.0 GiB of 4.0 GiB free"
+    @pytest.mark.parametrize("limit", ["max", 2**62])
+    def test_cgroup_without_limit(self, limit: object, tmp_path: Path) -> None:
+        write(tmp_path, memory__max=limit, memory__current=GIB, memory__stat="")
+        assert machine.memory_bytes() == (16 * GIB, 10 * GIB)
 
 
-class TestSharedMemory:
-    def have(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-        monkeypatch.setattr(psutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+@pytest.mark.parametrize(
+    ("available", "shm_free", "state"),
+    [
+        (10 * GIB, 4 * GIB, "ok"),
+        (10 * GIB, 64 * 2**20, "slow"),  # of a container
+        (500 * GIB, 50 * GIB, "ok"),  # Ray asks for no more than there is
+    ],
+)
+def test_shared_memory(
+    available: int, shm_free: int, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_memory(monkeypatch, 512 * GIB, available)
+    monkeypatch.setattr(psutil, "disk_usage", lambda path: SimpleNamespace(free=shm_free))
+    result = machine.shared_memory()
+    assert result.state == state
+    assert state == "ok" or "--shm-size=4gb" in str(result.remedy)
 
-    def test_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.have(monkeypatch, 4 * GIB)
-        assert machine.shared_memory().state == "ok"
 
-    def test_the_64_mib_of_a_container(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.have(monkeypatch, 64 * 2**20)
-        result = machine.shared_memory()
-        assert result.state == "slow"
-        assert result.found.startswith("64 MiB free")
-        assert "wants 3.0 GiB" in result.found
-        assert "--shm-size=4gb" in str(result.remedy)
+@pytest.mark.parametrize(
+    ("soft", "state"),
+    [(256, "fail"), (1024, "note"), (20_000, "ok"), (resource.RLIM_INFINITY, "ok")],
+)
+def test_open_files(soft: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, resource.RLIM_INFINITY))
+    assert machine.open_files().state == state
 
-    def test_a_large_machine_asks_for_no_more_than_there_is(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        have_memory(monkeypatch, 512 * GIB, 500 * GIB)
-        self.have(monkeypatch, 50 * GIB)
-        assert machine.shared_memory().state == "ok"
+
+def test_precision() -> None:
+    assert machine.precision().text[:4] in ("fp32", "bf16")
+
+
+class TestGpus:
+    @pytest.fixture(autouse=True)
+    def broken_cuda(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine with a driver, whose GPUs torch cannot use."""
+
+        def refuse() -> None:
+            raise RuntimeError("the NVIDIA driver is too old")
+
+        monkeypatch.setattr(torch.cuda, "init", refuse)
+        monkeypatch.setattr(machine, "NVIDIA_FILES", (tmp_path,))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def test_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "none")
-        assert machine.shared_memory().state == "note"
+        monkeypatch.setattr(machine, "NVIDIA_FILES", (tmp_path / "none",))
+        assert machine.gpus().state == "ok"
 
+    def test_unusable(self) -> None:
+        result = machine.gpus()
+        assert result.state == "fail"
+        assert "the NVIDIA driver is too old" in result.text
 
-class TestOpenFiles:
-    @pytest.mark.parametrize(
-        ("soft", "hard", "state", "remedy"),
-        [
-            (256, 4096, "fails", "hard limit of 4096"),
-            (256, 65536, "fails", "ulimit -n 8192"),
-            (1024, resource.RLIM_INFINITY, "note", "ulimit -n 8192"),
-            (20_000, 20_000, "ok", "None"),
-            (resource.RLIM_INFINITY, resource.RLIM_INFINITY, "ok", "None"),
-        ],
-    )
-    def test_is_judged_by_what_ray_needs(
-        self, soft: int, hard: int, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
-        result = machine.open_files()
-        assert result.state == state
-        assert remedy in str(result.remedy)
+    def test_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert machine.gpus().state == "note"
+
+    def test_usable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = SimpleNamespace(name="H100", total_memory=85e9)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+        assert machine.gpus().text.startswith("2 x H100 (85.0 GB);")
