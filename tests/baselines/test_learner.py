@@ -22,7 +22,7 @@ from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
 from rayff.runs.run_directory import RunDirectory
 from tests.engine.local_run import layer_files, timeless, train
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 CPU = torch.device("cpu")
 METHODS: list[Method] = ["bp", "bp-deepsup"]

@@ -16,8 +16,8 @@ from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from tests.distributed.test_controller import SearchCallback, layer_files, train_watched
 from tests.engine.local_run import timeless
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 from tests.training import local_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayff.bench import backprop, memory, scaling, step
-from tests.ray_instance import local_ray
+from tests.helpers.ray_instance import local_ray
 
 
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.evaluate import main
-from tests.colour_run import write_run, write_task
+from tests.helpers.colour_run import write_run, write_task
 
 
 @pytest.fixture(scope="module")

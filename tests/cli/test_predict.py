@@ -10,7 +10,7 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.predict import main
-from tests.colour_run import write_image, write_run, write_task
+from tests.helpers.colour_run import write_image, write_run, write_task
 
 ROOT = math.sqrt(5) / 2
 """Goodness that layer 0 gives the right class; all its others are 0."""

@@ -21,7 +21,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.runs.metrics import read_metrics
 from rayff.train import main
 from tests.engine.local_run import train as train_here
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 TINY = ["--arch", "tinycnn", "--width", "4", "--batch-size", "16", "--lr", "0.01"]
 PATIENCE_S = 120

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import ray
+from rayff.distributed.training import TrainResult, train
 
 from rayff.config.errors import RunError, UserError
 from rayff.config.train_config import TrainConfig
 from rayff.distributed import stage_group as stage_group
 from rayff.distributed.local_cluster import LocalNodes
-from rayff.distributed.training import TrainResult, train
 from rayff.engine.loop import Callback
 from rayff.runs.metrics import EpochRecord
 from tests.engine.local_run import Diary, timeless
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

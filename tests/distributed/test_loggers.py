@@ -29,9 +29,9 @@ from rayff.tune.callback import SearchCallback
 from rayff.tune.loggers import SearchLogger
 from rayff.tune.search import space_loggers
 from rayff.tune.space import SearchSpace
-from tests.ray_instance import local_ray
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 from tests.runs.test_metrics import record
-from tests.tasks import write_tiny_task
 
 PATIENCE_S = 60
 

@@ -13,20 +13,20 @@ import pytest
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, RayError, RayTaskError
+from rayff.distributed.training import open_pipeline, train
 
 from rayff.config.errors import TrainingDiverged, UserError
 from rayff.config.train_config import TrainConfig
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.pipeline import RayPipeline
-from rayff.distributed.training import open_pipeline, train
 from rayff.distributed.transport import ObjectStoreTransport
 from rayff.engine.commands import Command, Snapshot, Train
 from rayff.engine.loop import Loop
 from rayff.engine.preparation import Prepared, prepare
 from rayff.engine.stop import StopRequest
 from rayff.runs.checkpoint_manager import RunRecorder
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = pytest.mark.ray
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from rayff.distributed.training import train
 
 from rayff.config.train_config import TrainConfig
 from rayff.console.run_view import observe_quietly
 from rayff.distributed import ray_metrics as metrics
 from rayff.distributed.ray_metrics import GAUGES, RUN_COUNTERS, STAGE_COUNTERS, RunMetrics
-from rayff.distributed.training import train
 from rayff.engine.commands import Report, Train
 from rayff.engine.progress import Tracker
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Progress
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 IMAGES = {"train": 96, "valid": 20, "test": 30}
 EPOCHS = 2

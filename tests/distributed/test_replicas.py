@@ -13,16 +13,16 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
+from rayff.distributed.training import open_pipeline, train
 
 from rayff.config.errors import RunError, TrainingDiverged, UserError
 from rayff.config.train_config import TrainConfig
 from rayff.distributed.pipeline import RayPipeline, StageFailedError
 from rayff.distributed.stage_group import actor_names
-from rayff.distributed.training import open_pipeline, train
 from rayff.engine.preparation import Prepared, prepare
 from rayff.partition.plan import Plan
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

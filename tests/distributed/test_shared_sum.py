@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from rayff.distributed.replica_group import ReplicaGroup
 from torch import Tensor
 
 from rayff.distributed import shared_sum
-from rayff.distributed.replica_group import ReplicaGroup
 from tests.jobs.ray_nodes import free_ports
 
 WEIGHTS = [

@@ -13,7 +13,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.distributed.local_cluster import LocalNodes
 from tests.distributed.test_controller import OPTIONS, SearchCallback, events, train_watched
 from tests.equivalence.test_cuts import layer_files, train_in_one_process
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -12,8 +12,8 @@ from ray._private.internal_api import memory_summary
 from rayff.config.train_config import TrainConfig
 from rayff.distributed import pipeline
 from tests.distributed.test_controller import SearchCallback, layer_files, train_watched
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.doctor import storage
+from tests.helpers.tiny_task import write_tiny_task
 from tests.runs.test_storage import S3
-from tests.tasks import write_tiny_task
 
 
 @pytest.fixture

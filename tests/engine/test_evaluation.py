@@ -15,8 +15,8 @@ from rayff.engine.evaluation import (
     surest_mistakes,
 )
 from rayff.runs.run_directory import RunDirectory
-from tests.colour_run import pixels, write_run, write_task
 from tests.data.files import write_parquet
+from tests.helpers.colour_run import pixels, write_run, write_task
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from rayff.runs.files import write_durably
 from rayff.runs.metrics import read_metrics
 from rayff.runs.run_directory import RunDirectory
 from tests.engine.local_run import Diary, layer_files, local_pipeline, timeless, train
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 # 96 training images in batches of 40 are 3 batches; with the 20 images for validation and the 30
 # for testing that makes 5 results an epoch where a chunk is one batch.

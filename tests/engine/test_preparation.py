@@ -15,8 +15,8 @@ from rayff.engine.preparation import default_run_dir, prepare
 from rayff.runs.checkpoint import Progress
 from tests.data.files import write_parquet
 from tests.engine.local_run import train
+from tests.helpers.tiny_task import write_tiny_task
 from tests.runs.test_metrics import write as write_metrics
-from tests.tasks import write_tiny_task
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

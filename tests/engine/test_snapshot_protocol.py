@@ -36,7 +36,7 @@ from tests.engine.local_run import (
     timeless,
     train,
 )
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 Batches = tuple[tuple[int, ...], ...]
 """The batches that a layer has learned from, in order: nothing else decides its state."""

@@ -20,8 +20,8 @@ from rayff.engine.stage import local_stage
 from rayff.engine.stop import StopRequest
 from rayff.runs.checkpoint_manager import RunRecorder
 from rayff.runs.run_directory import RunDirectory
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 # A narrow resnet: its cuts lie inside blocks and between them, with shortcuts that are added,
 # concatenated and pooled. Of an epoch's three batches the last is smaller.

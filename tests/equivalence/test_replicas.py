@@ -11,8 +11,8 @@ from safetensors.torch import load
 import rayff
 from rayff.config.train_config import TrainConfig
 from tests.equivalence.test_cuts import layer_files, train_in_one_process
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 # Of an epoch's three batches of a narrow resnet the last has one image: fewer than replicas.
 RUN: dict[str, Any] = {

@@ -26,7 +26,7 @@ from tests.engine.local_run import local_pipeline, train
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.fuzz.tensors import broken_tensors
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 RUN = TrainConfig(
     arch="tinycnn", width=4, epochs=2, batch_size=32, lr=0.01, rule="plain", precision="fp32"

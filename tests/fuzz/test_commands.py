@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rayff.distributed.training as cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rayff.distributed.training as cluster
 from rayff.cli import run_command
 from rayff.config.train_config import TrainConfig
-from tests.colour_run import write_image, write_run, write_task
 from tests.engine.local_run import train as train_locally
 from tests.fuzz.checks import cases, tree
 from tests.fuzz.mutations import broken_bytes, broken_json
-from tests.tasks import write_tiny_task
+from tests.helpers.colour_run import write_image, write_run, write_task
+from tests.helpers.tiny_task import write_tiny_task
 
 Main = Callable[[Sequence[str]], int]
 

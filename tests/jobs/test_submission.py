@@ -16,6 +16,7 @@ import pytest
 
 import rayff
 from tests.cli.test_train import layer_files
+from tests.helpers.tiny_task import write_tiny_task
 from tests.jobs.ray_nodes import (
     PATIENCE_S,
     REPOSITORY,
@@ -25,7 +26,6 @@ from tests.jobs.ray_nodes import (
     short_folder,
     wait_until,
 )
-from tests.tasks import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

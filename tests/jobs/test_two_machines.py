@@ -24,6 +24,7 @@ import pytest
 from rayff.distributed.local_cluster import SYSTEM
 from tests.cli.test_train import layer_files
 from tests.distributed.test_controller import events
+from tests.helpers.tiny_task import write_tiny_task
 from tests.jobs.ray_nodes import (
     PATIENCE_S,
     environment,
@@ -32,7 +33,6 @@ from tests.jobs.ray_nodes import (
     short_folder,
     wait_until,
 )
-from tests.tasks import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from rayff.config.train_config import TrainConfig
 from tests.engine.local_run import train
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 
 def write_run(folder: Path, **options: Any) -> Path:

@@ -18,7 +18,7 @@ from rayff.engine.preparation import prepare
 from rayff.runs.storage import Storage, file_system
 from rayff.train import read_flags
 from tests.engine.local_run import Diary, layer_files, timeless, train
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 LAST = 6  # two epochs of three batches
 

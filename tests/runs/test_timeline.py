@@ -13,7 +13,7 @@ from rayff.engine.commands import Evaluate, Report, Snapshot, Train
 from rayff.runs import timeline
 from rayff.runs.timeline import Span, Timeline, read_timeline
 from tests.engine.local_run import train
-from tests.tasks import write_tiny_task
+from tests.helpers.tiny_task import write_tiny_task
 
 BATCH = np.arange(4)
 

@@ -24,8 +24,8 @@ from rayff.runs.run_directory import RunDirectory
 from rayff.tune.__main__ import main
 from rayff.tune.trial import _replace
 from tests.cli.test_train import PATIENCE_S, start
-from tests.ray_instance import local_ray
-from tests.tasks import write_tiny_task
+from tests.helpers.ray_instance import local_ray
+from tests.helpers.tiny_task import write_tiny_task
 
 ASHA = """
 from ray import tune
