@@ -55,7 +55,7 @@ from rayff.partition.plan import Plan, StageResources
 LOOKOUT_S = 0.5
 """How often the driver, while it waits for an answer, looks whether the workers are alive."""
 NOTICE_S = 20.0
-"""After which a user is told that workers are waited for; they take some seconds anyway."""
+"""After which the user learns that workers are waited for; they take some seconds anyway."""
 _FAREWELL_S = 20.0
 _TIMED_IMAGES = 16
 

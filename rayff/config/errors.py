@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence with what is wrong, where, and the remedy.
+    """A mistake that the user can correct: one sentence with the value, the place and the remedy.
 
     The commands print it without a traceback and exit with code 2.
     """

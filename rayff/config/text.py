@@ -1,4 +1,4 @@
-"""Text: what of a stranger's a terminal and a CSV file can take, and how counts are said."""
+"""Text: checks of untrusted text, and plurals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 
 def is_plain(text: object) -> bool:
-    """Tell whether this is text without control characters and lone surrogates.
+    """Return whether this is text without control characters and lone surrogates.
 
     The first could steer a terminal, the second have no place in UTF-8.
     """
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Tell whether a file could have this name."""
+    """Return whether a file could have this name."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:

@@ -72,7 +72,7 @@ class TrainConfig:
     """Number format of convolutions and activations; weights and losses stay float32. Default:
     bf16 where the processor or GPU has units for it, else fp32."""
     rule: RuleName | None = None
-    """How a layer finds its gradient: fast, in closed form, or plain, by autograd in the layer; the
+    """How a layer finds its gradient: fast, in closed form, or plain, by autograd; the
     results are the same up to rounding. Default: fast for goodness, plain for other losses."""
     kernels: str | None = None
     """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each conv,
@@ -140,7 +140,7 @@ class TrainConfig:
 
     @property
     def loggers(self) -> tuple[str, ...]:
-        """Who gets the metrics, each once."""
+        """Where the metrics go, each once."""
         names = (name.strip() for name in self.logger.split(","))
         return () if self.logger == "none" else tuple(dict.fromkeys(names))
 
@@ -185,7 +185,7 @@ class TrainConfig:
 
 
 def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
-    """Return `value` as the field's annotation wants it; JSON has lists where we have tuples."""
+    """Return `value` with the type of the field's annotation; JSON has lists for tuples."""
     kinds: dict[str, type | tuple[type, ...]] = {
         "int": int,
         "float": (int, float),

@@ -65,7 +65,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 MAX_PIXELS = 2**26
 """Pixels of an image at most, 8192 x 8192: a few bytes can claim to be far more."""
 
-# what is refused anyway needs no warning besides
+# such images are refused, so a warning says nothing new
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -135,7 +135,7 @@ def to_array(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
 
 
 def is_grey(data: bytes) -> bool:
-    """Tell whether an image file's bytes hold grey values alone, by the mode it is stored in.
+    """Return whether an image file holds grey values alone, by the mode it is stored in.
 
     Raises:
         ValueError: the bytes are no image that Pillow knows.

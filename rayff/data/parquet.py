@@ -94,8 +94,8 @@ def class_names(files: Sequence[Path]) -> tuple[str, ...] | None:
     for number, name in enumerate(names):
         if not is_plain(str(name)):
             raise UserError(
-                f"{files[0]} names class {number} {str(name)!a}, which is no plain text: mend its "
-                "metadata"
+                f"{files[0]} names class {number} {str(name)!a}, which is no plain text: correct "
+                "its metadata"
             )
     return tuple(str(name) for name in names)
 
@@ -244,7 +244,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    """Return the column to read: the encoded bytes alone, without the path beside them."""
+    """Return the column to read: the encoded bytes alone, without the path."""
     name = _column(schema, path, IMAGE_COLUMNS, "image")
     kind = schema.field(name).type
     if _is_binary(kind):
@@ -269,14 +269,14 @@ def _label_column(schema: Any, path: Path) -> str:
     return name
 
 
-def _column(schema: Any, path: Path, wanted: tuple[str, ...], role: str) -> str:
-    for name in wanted:
+def _column(schema: Any, path: Path, names: tuple[str, ...], role: str) -> str:
+    for name in names:
         if schema.names.count(name) > 1:
             raise UserError(f"{path} has more than one column {name!r}: drop all but one")
         if name in schema.names:
             return name
     raise UserError(
-        f"{path} has no {role} column: expected {' or '.join(map(repr, wanted))}, "
+        f"{path} has no {role} column: expected {' or '.join(map(repr, names))}, "
         f"the columns there are {', '.join(map(repr, schema.names))}"
     )
 
@@ -300,7 +300,7 @@ def _unequal(path: Path) -> UserError:
 
 
 def _row_error(path: Path, row: int, problem: str) -> UserError:
-    return UserError(f"{path}, row {row} (counted from 0): {problem}; mend or drop that row")
+    return UserError(f"{path}, row {row} (counted from 0): {problem}; correct or drop that row")
 
 
 def _num_cores() -> int:

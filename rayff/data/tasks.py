@@ -166,7 +166,7 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
     Args:
         task: a known name, or a path to a folder of image Parquet files.
         data_dir: where the data of a named task lies, or is downloaded to.
-        download: fetch with torchvision what is not there.
+        download: fetch missing files with torchvision.
 
     Raises:
         UserError: the name is unknown, the data is not there, or a file is not as it should be.
@@ -325,7 +325,7 @@ def _hold_out(train: ImageSet, valid_size: int, source: Path) -> tuple[ImageSet,
     if len(train) <= valid_size:
         raise UserError(
             f"{source} has {len(train):,} training images, of which {valid_size:,} are to be held "
-            "out for validation: give more, or a validation.parquet beside them"
+            "out for validation: give more, or a validation.parquet"
         )
     kept, held_out = holdout(len(train), valid_size)
     return train.take(kept), train.take(held_out)

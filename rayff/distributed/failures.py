@@ -1,4 +1,4 @@
-"""What is lost: processes and nodes that are gone, told apart from errors of the code."""
+"""Failures: processes and nodes that died, distinguished from errors of the code."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def run_chunk(run: Run, plan: Plan) -> int:
 
 
 def run_window(run: Run, plan: Plan, chunk: int, warn: Callable[[str], None]) -> int:
-    """Return how many chunks may be in flight: as asked, or as the smallest store has room for.
+    """Return how many chunks may be in flight: as asked, or as many as the smallest store holds.
 
     A chunk is in the store once, between two stages, wherever it is on its way.
     """

@@ -34,11 +34,11 @@ from rayff.engine.pipeline import Result
 from rayff.engine.replicas import Replica, merge
 
 VERDICT_S = 5.0
-"""How long the other replicas of a stage have to say why one of them failed."""
-LOOKOUT_S = 0.5
-"""How often the driver, while it waits for a report, looks for stages that died elsewhere."""
+"""How long the other replicas of a stage may take to report their own failure."""
+POLL_S = 0.5
+"""How often the driver, while it waits for a report, checks the other stages."""
 STORE_EVERY_S = 1.0
-"""Seconds from one look at the object store to the next."""
+"""Seconds from one check of the object store to the next."""
 STORE_RESERVE = 0.35
 """Share of the object store that is to stay free: where it does not, the window shrinks. Ray
 begins to spill when a fifth is left."""
@@ -52,7 +52,7 @@ class RayPipeline:
         stage_names: for messages, such as "layers 0-4".
         transport: how messages travel.
         window: commands in flight at most.
-        warn: is told when the window shrinks.
+        warn: called when the window shrinks.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class RayPipeline:
         self.transport = transport
         self.window = window
         self.warn = warn
-        self._flying: deque[tuple[Command, list[list[ObjectRef[Any]]]]] = deque()
-        self._store_seen_s = time.monotonic()
+        self._in_flight: deque[tuple[Command, list[list[ObjectRef[Any]]]]] = deque()
+        self._store_checked_s = time.monotonic()
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:
@@ -79,7 +79,7 @@ class RayPipeline:
     @property
     def in_flight(self) -> int:
         """Commands between the first stage and the results."""
-        return len(self._flying)
+        return len(self._in_flight)
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         """Carry out commands in order and give back their results in the same order.
@@ -90,12 +90,12 @@ class RayPipeline:
             RunError: the replicas of a stage no longer agree.
         """
         for command in commands:
-            self._flying.append((command, self._submit(command)))
-            self._watch_store()
-            while len(self._flying) >= self.window:
-                yield self._land()
-        while self._flying:
-            yield self._land()
+            self._in_flight.append((command, self._submit(command)))
+            self._check_store()
+            while len(self._in_flight) >= self.window:
+                yield self._receive()
+        while self._in_flight:
+            yield self._receive()
 
     def _submit(self, command: Command) -> list[list[ObjectRef[Any]]]:
         """Call every actor with the command; return the references of each stage's reports."""
@@ -116,14 +116,14 @@ class RayPipeline:
             pieces = onward
         return reports
 
-    def _land(self) -> Result:
+    def _receive(self) -> Result:
         """Wait for the reports of the oldest command in flight, stage by stage."""
-        command, references = self._flying[0]
+        command, references = self._in_flight[0]
         reports: list[Report] = []
         for position, of_stage in enumerate(references):
             self._wait(of_stage)
             reports.append(self._merged(of_stage, position))
-        self._flying.popleft()
+        self._in_flight.popleft()
         if isinstance(command, Snapshot):
             reports = [_own_memory(report) for report in reports]
         return command, reports
@@ -131,8 +131,8 @@ class RayPipeline:
     def _wait(self, references: list[ObjectRef[Any]]) -> None:
         """Wait for some reports; a stage that dies meanwhile, whichever, is an error at once."""
         count = len(references)
-        while len(ray.wait(references, num_returns=count, timeout=LOOKOUT_S)[0]) < count:
-            for _, of_stages in self._flying:
+        while len(ray.wait(references, num_returns=count, timeout=POLL_S)[0]) < count:
+            for _, of_stages in self._in_flight:
                 for position, of_stage in enumerate(of_stages):
                     if ray.wait(of_stage, num_returns=len(of_stage), timeout=0)[1]:
                         break  # nothing behind it is done either
@@ -144,15 +144,15 @@ class RayPipeline:
         except RayError as error:
             raise self._explained(error, references, position) from error
 
-    def _watch_store(self) -> None:
-        """Shrink the window where the object store has little room left: better wait than spill.
+    def _check_store(self) -> None:
+        """Shrink the window where the object store is nearly full, since spilling is slower.
 
-        What the store holds beside the messages in flight is other work's.
+        The store also holds objects of other work.
         """
         now = time.monotonic()
-        if now - self._store_seen_s < STORE_EVERY_S or self.window == 1:
+        if now - self._store_checked_s < STORE_EVERY_S or self.window == 1:
             return
-        self._store_seen_s = now
+        self._store_checked_s = now
         there = store_bytes()
         free = there - store_used()
         if free < STORE_RESERVE * there:
@@ -166,7 +166,7 @@ class RayPipeline:
     def _explained(
         self, error: RayError, references: list[ObjectRef[Any]], position: int
     ) -> Exception:
-        """Return the error as the user is to read it.
+        """Return the error that the user reads.
 
         Of several replicas one fails first and the others' sums break: the first is what counts.
         """

@@ -116,7 +116,7 @@ def stage_resources(config: TrainConfig, there: Sequence[Node], count: int) -> S
     """Return what each of `count` actors takes: what the run says, or an even share.
 
     Raises:
-        UserError: the cluster cannot hold the plan; wanted and there are named.
+        UserError: the cluster cannot hold the plan.
     """
     gpus = config.gpus_per_stage
     if gpus is None:
@@ -147,7 +147,7 @@ def stage_resources(config: TrainConfig, there: Sequence[Node], count: int) -> S
         shown = " + ".join(f"({node.gpus:g} GPUs, {node.cpus:g} CPUs)" for node in there)
         raise UserError(
             f"the cluster cannot hold the plan: {plural(count, 'actor')} of {gpus:g} GPUs and "
-            f"{cpus:g} CPUs each {'is' if count == 1 else 'are'} wanted"
+            f"{cpus:g} CPUs each {'is' if count == 1 else 'are'} needed"
             f"{APART if config.apart else ''}, and its nodes have {shown or 'nothing'}; use fewer "
             "--stages, --replicas or --workers"
             + (", or --placement spread" if config.apart else "")
@@ -218,7 +218,7 @@ def reserve(
 def has_free_room(
     group: PlacementGroup, each: StageResources, more: int, placement: Placement
 ) -> bool:
-    """Return whether that many actors more would find room now, beside those of the group."""
+    """Return whether that many actors more would find room now."""
     taken = ",".join(dict.fromkeys(filter(None, _node_ids(group))))
     elsewhere = {"ray.io/node-id": f"!in({taken})"} if placement == "strict_spread" else {}
     probe = placement_group(
@@ -244,7 +244,7 @@ def node_names(group: PlacementGroup, count: int) -> tuple[str, ...]:
 
 
 def short_names(there: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Return the shortest name that tells each node from the others.
+    """Return the shortest names that distinguish the nodes.
 
     Args:
         there: host name and address of each node, by its id.

@@ -35,7 +35,7 @@ ASSUMED_ALL_REDUCE = {
 """Where there are no actors to time it."""
 
 NOTICE_S = 3.0
-"""After which the user is told what takes so long."""
+"""After which the user learns what takes so long."""
 _CPU_REMEDY = (
     "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and from "
     "which programs may run"

@@ -1,4 +1,4 @@
-"""How a chunk travels from one actor to the next.
+"""Transports of chunks between actors.
 
 Two ways, one interface. Through the object store a tensor crosses as a NumPy view of its
 contiguous memory, which Ray writes once and maps without a copy on the other side. Directly
@@ -181,7 +181,7 @@ class Transport(Protocol):
         """Call an actor.
 
         Args:
-            actor: whom.
+            actor: of a stage, or a replica of one.
             command: what to do.
             pieces: its messages from the stage before.
             receivers: replicas of the next stage; 0 where nothing goes on.

@@ -1,4 +1,4 @@
-"""Where a run stands and how fast it goes, for those who watch it."""
+"""Progress of a run: where it stands and how fast it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MovingRate:
 
 @dataclass
 class Tracker:
-    """What is known of a run under way; adding a result takes no more than O(stages)."""
+    """Progress of a run, updated by its callbacks in O(stages)."""
 
     epochs: int
     """Of the whole run."""

@@ -1,4 +1,4 @@
-"""Replicas of a stage: who sees which images of a batch, and what they say together.
+"""Replicas of a stage: their shares of a batch, the pieces they exchange, their joint report.
 
     stage of 2          stage of 3, a batch of 12
 
@@ -7,9 +7,9 @@
     rows 6-11  --6-7-/
                -8-11--> rows 8-11
 
-Each replica sees one share of every batch. A stage sends each replica behind it the piece of its
-rows that the other one sees. Who sends to whom depends on the numbers of replicas alone; how many
-rows a piece has depends on the batch, and may be none.
+Each replica processes one share of every batch, and sends each replica of the next stage the piece
+of its rows that is in that one's share. The pairs depend on the numbers of replicas alone; a
+piece's number of rows depends on the batch, and may be zero.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Replica:
     """Replicas of the stage."""
 
     def rows(self, batch_size: int) -> range:
-        """Return the positions in a batch of the images that it sees."""
+        """Return the positions in a batch of its images."""
         first = batch_size * self.index // self.count
         return range(first, batch_size * (self.index + 1) // self.count)
 
     def receivers(self, count: int) -> range:
-        """Return which of the `count` replicas of the next stage see some of its images.
+        """Return which of the `count` replicas of the next stage process some of its images.
 
         Those are the replicas whose share, as a fraction of a batch, overlaps its own.
         """
@@ -53,7 +53,7 @@ def split(chunk: Chunk, sizes: Sequence[int], sender: Replica, receivers: int) -
     Args:
         chunk: the sender's rows of each batch.
         sizes: images of each whole batch.
-        sender: who sends.
+        sender: the replica that sends.
         receivers: replicas of the next stage.
     """
     if sender.count == receivers == 1:
@@ -67,9 +67,9 @@ def split(chunk: Chunk, sizes: Sequence[int], sender: Replica, receivers: int) -
     ]
 
 
-def _rows(batch: Batch, own: range, wanted: range) -> Batch:
-    """Return those of a batch's rows, which are `own` of the whole one, that are wanted."""
-    first, end = max(own.start, wanted.start), min(own.stop, wanted.stop)
+def _rows(batch: Batch, own: range, target: range) -> Batch:
+    """Return those of a batch's rows, which are `own` of the whole one, that are in `target`."""
+    first, end = max(own.start, target.start), min(own.stop, target.stop)
     some = slice(first - own.start, max(first, end) - own.start)
     activations, shortcut = batch.activations, batch.activations.shortcut
     return Batch(
@@ -109,7 +109,7 @@ def _cat(tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 def merge(reports: Sequence[Report]) -> Report:
-    """Return what the replicas of a stage say together.
+    """Return the joint report of the replicas of a stage.
 
     Raises:
         RunError: their weights differ, which they never should.
@@ -121,7 +121,7 @@ def merge(reports: Sequence[Report]) -> Report:
         if any(report.digests[layer] != digest for report in reports):
             raise RunError(
                 f"the replicas of layer {layer} no longer have the same weights: the last "
-                "checkpoint stays, go on with --resume (with --replicas for one actor a stage, if "
+                "checkpoint stays, continue with --resume (with --replicas for one actor a stage, if "
                 "it happens again)"
             )
     hits = [report.hits for report in reports if report.hits is not None]

@@ -54,7 +54,7 @@ class Schedule:
         Each epoch trains, evaluates on the validation and the test images, and is followed by a
         snapshot where one is due. Once `stop` says so, a final snapshot of the place reached
         ends the run; an epoch whose evaluation it interrupts is evaluated again on resumption. A
-        run that is complete yields its final snapshot again, which writes what is missing of it.
+        run that is complete yields its final snapshot again, which writes missing files again.
         """
         if epoch == self.recipe.epochs:
             yield Snapshot(epoch=epoch, batch=0, final=True)

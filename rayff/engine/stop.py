@@ -1,4 +1,4 @@
-"""Stopping on request: Ctrl-C and SIGTERM become a question that the schedule asks."""
+"""Stop requests: Ctrl-C and SIGTERM set a flag that the schedule reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets `signum`; a second one interrupts.
 
     Ray must not be shut down inside a signal handler, so the handler sets a flag and the run
-    leaves from its loop, with a checkpoint. What is said of it is said by a thread: the handler
+    leaves from its loop, with a checkpoint. A thread announces it: the handler
     may have interrupted the main thread in the middle of writing. Outside the main thread
     nothing is handled: there Python delivers no signals.
 

@@ -89,7 +89,7 @@ class Convolution:
         if self.kernels.forward == "conv":
             y = F.conv2d(*self.operands, None, spec.stride, spec.kernel_size // 2)
             return y[:, : spec.out_channels]
-        assert self.columns is not None, "unfolded at the beginning"
+        assert self.columns is not None, "unfolded in the constructor"
         y = self.columns @ self.weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1).T
         return y.view(len(self.x), spec.out_size, spec.out_size, -1).permute(0, 3, 1, 2)
 
@@ -102,7 +102,7 @@ class Convolution:
             return amx.weight_gradient(self.x, gradient, spec)
         if self.kernels.gradient == "conv":
             return self._torch_gradient(gradient)[: spec.out_channels, : spec.in_channels]
-        assert self.columns is not None, "unfolded at the beginning"
+        assert self.columns is not None, "unfolded in the constructor"
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, spec.out_channels)
         found = rows.T @ self.columns
         return found.view(-1, kernel, kernel, spec.in_channels).permute(0, 3, 1, 2)

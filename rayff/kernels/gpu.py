@@ -51,7 +51,7 @@ def pitch(channels: int, dtype: torch.dtype) -> int:
     return channels if channels % (16 // dtype.itemsize) == 0 else -(-channels // 16) * 16
 
 
-def room(shape: torch.Size, like: Tensor) -> Tensor:
+def empty_pitched(shape: torch.Size, like: Tensor) -> Tensor:
     """Return memory for features (B, K, H, W), channels last and pitched, with what it held."""
     images, channels, height, width = shape
     rows = like.new_empty(images, height, width, pitch(channels, like.dtype))
@@ -60,7 +60,7 @@ def room(shape: torch.Size, like: Tensor) -> Tensor:
 
 def pitched(features: Tensor) -> Tensor:
     """Return a copy of features (B, K, H, W) in pitched memory, whose gaps hold zeros."""
-    copy = room(features.shape, features)
+    copy = empty_pitched(features.shape, features)
     with_gaps(copy).zero_()
     return copy.copy_(features)
 
@@ -125,7 +125,7 @@ def pointwise(
     y = _rows(y)
     images, channels, height, width = y.shape
     pixels, group = height * width, channels // num_classes
-    features = room(y.shape, y)
+    features = empty_pitched(y.shape, y)
     padded, rows, parts = _parts(pixels, max(_pitch(y), _pitch(features)))
     if dropout_state is None or labels is None:
         dropped = 0
@@ -188,32 +188,32 @@ def join(features: Tensor, shortcut: Tensor, spec: LayerSpec) -> Tensor:
     images, own, height, width = features.shape
     other = shortcut.shape[1]
     concat = spec.join == "concat"
-    met = room(torch.Size((images, own + other * concat, height, width)), features)
-    _meet(_rows(features), _rows(shortcut), met, other_first=own * concat)
-    return met
+    joined = empty_pitched(torch.Size((images, own + other * concat, height, width)), features)
+    _join(_rows(features), _rows(shortcut), joined, other_first=own * concat)
+    return joined
 
 
 def pool(features: Tensor) -> Tensor:
     """Return the means of 2x2 pixels, pitched."""
     images, channels, height, width = features.shape
-    pooled = room(torch.Size((images, channels, height // 2, width // 2)), features)
-    _meet(None, _rows(features), pooled, other_first=0)
+    pooled = empty_pitched(torch.Size((images, channels, height // 2, width // 2)), features)
+    _join(None, _rows(features), pooled, other_first=0)
     return pooled
 
 
-def _meet(features: Tensor | None, shortcut: Tensor, met: Tensor, *, other_first: int) -> None:
-    images, _, height, width = met.shape
-    padded = max(16, _power(_pitch(met)))
+def _join(features: Tensor | None, shortcut: Tensor, target: Tensor, *, other_first: int) -> None:
+    images, _, height, width = target.shape
+    padded = max(16, _power(_pitch(target)))
     rows_in_all, rows = images * height * width, max(1, _TILE // 4 // padded)
-    _kernels().meet[-(-rows_in_all // rows),](
-        *(shortcut if features is None else features, shortcut, met, rows_in_all),
+    _kernels().join[-(-rows_in_all // rows),](
+        *(shortcut if features is None else features, shortcut, target, rows_in_all),
         WIDTH=width,
         OWN=0 if features is None else features.shape[1],
         OWN_PITCH=0 if features is None else _pitch(features),
         OTHER=shortcut.shape[1],
         OTHER_PITCH=_pitch(shortcut),
         OTHER_FIRST=other_first,
-        TARGET_PITCH=_pitch(met),
+        TARGET_PITCH=_pitch(target),
         POOLED=shortcut.shape[-1] != width,
         ROWS=rows,
         PADDED=padded,

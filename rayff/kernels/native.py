@@ -37,7 +37,7 @@ class NoKernelsError(Exception):
 
 
 def cache_dir() -> Path:
-    """Return the folder of what is found out once a machine: RAYFF_CACHE_DIR or ~/.cache/rayff."""
+    """Return the cache folder of this machine: RAYFF_CACHE_DIR or ~/.cache/rayff."""
     named = os.environ.get("RAYFF_CACHE_DIR")
     if named:
         return Path(named)
@@ -90,14 +90,14 @@ def find_compiler() -> str:
 
 @functools.cache
 def processor() -> str:
-    """Return what tells processors apart: model and instructions, since a cache may be shared."""
+    """Return the processor's model and instructions: machines may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    wanted = ("model name", "flags", "Features")
-    told = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}
-    return " ".join((platform.machine(), platform.processor(), *told.values()))
+    names = ("model name", "flags", "Features")
+    found = {line.split(":")[0].strip(): line for line in lines if line.startswith(names)}
+    return " ".join((platform.machine(), platform.processor(), *found.values()))
 
 
 def _compile(compiler: str, target: Path) -> None:
@@ -106,16 +106,16 @@ def _compile(compiler: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         aside = Path(folder) / target.name
         for flags in _ATTEMPTS:
-            said = _run(compiler, flags, aside)
-            if not said:
+            problem = _run(compiler, flags, aside)
+            if not problem:
                 break
         else:
-            raise NoKernelsError(f"{compiler} fails ({said})")
+            raise NoKernelsError(f"{compiler} fails ({problem})")
         aside.replace(target)
 
 
 def _run(compiler: str, flags: tuple[str, ...], target: Path) -> str:
-    """Run the compiler; return what it has to complain of, or nothing."""
+    """Run the compiler; return its first error, or nothing."""
     command = [compiler, *_FLAGS, *flags, *map(str, _SOURCES), "-o", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
@@ -151,16 +151,16 @@ def number(name: str, *arguments: int) -> int:
     return int(function(*map(ctypes.c_int64, arguments)))
 
 
-_rooms = threading.local()
+_scratch = threading.local()
 
 
 def scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Return memory of this thread that is used again, since fresh pages cost as much as work."""
-    rooms: dict[str, Tensor] = _rooms.__dict__
+    """Return memory of this thread that later calls reuse: fresh pages cost as much as work."""
+    memory: dict[str, Tensor] = _scratch.__dict__
     size = math.prod(shape) * dtype.itemsize
-    if name not in rooms or len(rooms[name]) < size:
-        rooms[name] = torch.empty(size, dtype=torch.uint8)
-    return rooms[name][:size].view(dtype).view(shape)
+    if name not in memory or len(memory[name]) < size:
+        memory[name] = torch.empty(size, dtype=torch.uint8)
+    return memory[name][:size].view(dtype).view(shape)
 
 
 def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData[object]:

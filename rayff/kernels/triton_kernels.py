@@ -141,14 +141,14 @@ def classes(
     slope = scale / tl.sqrt_rn(variance * scale * scale + epsilon)
     tl.store(target + CLASSES, slope, mask=inside)
     if LEARNS:
-        wanted = group == tl.load(labels + image)
+        label = group == tl.load(labels + image)
         logits = tl.where(inside, logits, float("-inf"))
         below = logits - tl.max(logits, axis=0)
         powers = tl.exp(below)
         total_power = tl.sum(powers, axis=0)
-        loss = tl.log(total_power) - tl.sum(tl.where(wanted, below, 0.0), axis=0)
+        loss = tl.log(total_power) - tl.sum(tl.where(label, below, 0.0), axis=0)
         tl.store(losses + image, loss)
-        gradient = (powers / total_power - tl.where(wanted, 1.0, 0.0)) * factor
+        gradient = (powers / total_power - tl.where(label, 1.0, 0.0)) * factor
         tl.store(target + 2 * CLASSES, gradient, mask=inside)
 
 
@@ -179,15 +179,15 @@ def outputs(
     normalised = (active(value) - mean[None, :]) * slope[None, :]
     target = features + image * PIXELS * FEATURE_PITCH
     target = target + rows[:, None] * FEATURE_PITCH + channels[None, :]
-    room = (rows < PIXELS)[:, None] & (channels < FEATURE_PITCH)[None, :]
-    tl.store(target, normalised, mask=room)
+    writable = (rows < PIXELS)[:, None] & (channels < FEATURE_PITCH)[None, :]
+    tl.store(target, normalised, mask=writable)
     if LEARNS:
         each = tl.load(group + 2 * CLASSES, mask=known, other=0.0)
         tl.store(places, tl.where(value > 0, each[None, :], 0.0), mask=inside)
 
 
 @triton.jit
-def meet(
+def join(
     features,
     shortcut,
     target,
@@ -229,8 +229,8 @@ def meet(
         value += tl.load(below + OTHER_PITCH, mask=inside, other=0.0).to(tl.float32)
         value = (value * 0.25).to(target.dtype.element_ty).to(tl.float32)
     places = target + rows[:, None] * TARGET_PITCH + channels[None, :]
-    room = there & (channels < TARGET_PITCH)[None, :]
-    tl.store(places, found + value, mask=room)
+    writable = there & (channels < TARGET_PITCH)[None, :]
+    tl.store(places, found + value, mask=writable)
 
 
 @triton.jit

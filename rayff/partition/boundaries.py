@@ -1,4 +1,4 @@
-"""Where to cut a chain so that the slowest stage is as fast as can be: a pure function."""
+"""Boundaries of stages that make the slowest stage as fast as possible: pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a batch costs.
+    """Costs of a batch.
 
     A stage of r replicas divides what grows with the images by r. Each of its replicas steps all
     weights of the stage, and sends and receives 2(r - 1)/r of their gradients to add them up.
@@ -59,7 +59,7 @@ def balanced_boundaries(
     Args:
         costs: of a batch.
         replicas: of each stage, in order.
-        slowness: of each stage's machine: how many times its seconds the costs are; 1 if empty.
+        slowness: of each stage's machine, by which the costs are multiplied; 1 if empty.
 
     Raises:
         ValueError: more stages than layers.

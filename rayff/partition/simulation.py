@@ -1,7 +1,7 @@
-"""A pipeline played through on paper: when each stage works, fill and drain included.
+"""Simulation of a pipeline: fill, steady state and drain.
 
 A stage works on a chunk when it has finished the one before and the chunk has arrived. A link
-carries one chunk at a time, beside the work of the stages. A chunk enters the first stage when
+carries one chunk at a time, in parallel with the stages. A chunk enters the first stage when
 fewer than a window of them are between there and the end.
 """
 
@@ -19,7 +19,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """How a pipeline fares."""
+    """Speed of a simulated pipeline."""
 
     total_s: float
     """From the first chunk's entrance to the last one's exit."""
@@ -70,7 +70,7 @@ def simulate(
     window: int | None = None,
     overlap: bool = False,
 ) -> Simulated:
-    """Play a training through.
+    """Simulate a training.
 
     Args:
         costs: of a batch.
@@ -80,7 +80,7 @@ def simulate(
         num_chunks: how many chunks are trained on.
         chunk: batches of a chunk.
         window: chunks under way at most; any number if None.
-        overlap: transfers go on beside the work of the stages, and do not add to it.
+        overlap: transfers run in parallel with the stages, and do not add to their time.
     """
     counts = replicas or [1] * (len(cuts) + 1)
     working, link_s = costs, [0.0] * len(cuts)

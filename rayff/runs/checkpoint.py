@@ -39,7 +39,7 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: all that resumption needs beside the layers."""
+    """Position of a run: what resumption needs besides the layers."""
 
     epoch: int = 0
     """Epochs that are complete, evaluation included."""

@@ -1,4 +1,4 @@
-"""What a run records of each epoch, and the files it goes to: Parquet, CSV, TensorBoard."""
+"""Metrics of each epoch, and their files: Parquet, CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class EpochRecord:
 
     @property
     def has_window(self) -> bool:
-        """Whether several layers say a class, as in all but plain backpropagation."""
+        """Whether several layers classify, as in all methods but plain backpropagation."""
         return len(self.layer_loss) > 1
 
     @property
     def reached(self) -> str:
-        """What the network gets right, in words."""
+        """The accuracies in words."""
         layers = f" with {layer_range(self.sip_first, self.sip_last)}" if self.has_window else ""
         return (
             f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
@@ -119,7 +119,7 @@ class Metrics:
         return self.records[-1].sip_first, self.records[-1].sip_last
 
     def append(self, record: EpochRecord) -> None:
-        """Add an epoch to metrics.parquet, metrics.csv and, if wanted, the TensorBoard events."""
+        """Add an epoch to metrics.parquet, metrics.csv and the TensorBoard events, if any."""
         self.records.append(record)
         rows = [dataclasses.asdict(row) for row in self.records]
         sink = io.BytesIO()

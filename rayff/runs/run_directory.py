@@ -15,7 +15,7 @@ from rayff.runs.files import is_aside, write_atomically
 
 CONFIG = "config.json"
 SEARCH = "search.json"
-"""The file of a search's folder that says what is searched."""
+"""The file of a search's folder that describes the search."""
 TRIALS = "trials"
 """The folder of a search that holds the run directories of its trials."""
 
@@ -50,12 +50,12 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path} is a file; name a folder")
         if (self.path / SEARCH).is_file():
             raise UserError(
-                f"--run-dir {self.path} holds a search: go on with it by python -m rayff.tune "
+                f"--run-dir {self.path} holds a search: continue it with rayff tune "
                 f"--run-dir {self.path} --resume, or name another folder"
             )
         if not is_empty:
             raise UserError(
-                f"--run-dir {self.path} is not empty: add --resume to go on with the run in it, "
+                f"--run-dir {self.path} is not empty: add --resume to continue the run in it, "
                 "or name another folder"
             )
 

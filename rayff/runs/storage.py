@@ -49,7 +49,7 @@ class Storage:
         self._check_folder()
         if self._has(CONFIG):
             raise UserError(
-                f"{self.name} holds a run already: add --resume to go on with it, or name another "
+                f"{self.name} holds a run already: add --resume to continue it, or name another "
                 "--run-dir"
             )
 
