@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rayff.config.environment import set_ray_defaults
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import TrainConfig
 
@@ -79,6 +80,7 @@ class Trainer:
             from rayff.engine.local import train_locally
 
             return train_locally(prepared, callbacks)
+        set_ray_defaults()
         from rayff.distributed.controller import train_on_cluster
 
         return train_on_cluster(prepared, callbacks)
@@ -100,6 +102,7 @@ class Trainer:
                 f"--logger {names[0]} goes through Ray: leave it out with --backend local, or use "
                 "--backend ray"
             )
+        set_ray_defaults()
         from rayff.distributed.loggers import check_loggers
 
         check_loggers(names)

@@ -44,7 +44,7 @@ from rayff.engine.pipeline import Result
 from rayff.engine.replicas import Replica, merge
 from rayff.engine.run import PreparedRun, Run
 from rayff.engine.stage import Stage
-from rayff.kernels.precision import DTYPES, set_deterministic
+from rayff.kernels.precision import DTYPES, configure_torch
 from rayff.kernels.timing import once_s
 from rayff.learning.chain import Activations
 from rayff.learning.generators import Share
@@ -151,8 +151,7 @@ def distributed(network: nn.Module) -> nn.Module:
 
 def work(config: dict[str, Any]) -> None:
     """Carry out messages until None comes; runs on every worker."""
-    torch.set_num_threads(config["threads"])
-    set_deterministic()
+    configure_torch(config["threads"])
     context = ray.train.get_context()
     replica = Replica(index=context.get_world_rank(), count=context.get_world_size())
     worker = Worker(ray.train.torch.get_device(), replica)
@@ -195,9 +194,9 @@ class WorkerGroup:
         self.send(Describe())
         return self.receive(self.warn)
 
-    def autotune(self, prepared: PreparedRun, precision: Precision) -> tuple[Kernels, ...]:
+    def autotune(self, precision: Precision) -> tuple[Kernels, ...]:
         """Return torch's convolution: backpropagation has no other."""
-        return (Kernels(),) * len(prepared.architecture)
+        return (Kernels(),)
 
     def measure(self, run: Run) -> Costs:
         """Time a step on all of them at once."""

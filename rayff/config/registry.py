@@ -11,6 +11,7 @@ the run goes on: on every node of a cluster, and where the model is loaded.
 from __future__ import annotations
 
 import importlib
+import platform
 import re
 from typing import Any, Generic, TypeVar, cast
 
@@ -81,9 +82,9 @@ def import_object(path: str, flag: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
-            f"{flag} {path}: the module {module_name} cannot be imported here "
+            f"{flag} {path}: the module {module_name} cannot be imported on {platform.node()} "
             f"({type(error).__name__}: {error}); it must be on the Python path of every process "
-            "of the run: install it, or submit it with --working-dir or py_modules"
+            "of the run: install it there, or submit it with --working-dir or py_modules"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

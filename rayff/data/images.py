@@ -65,9 +65,6 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 MAX_PIXELS = 2**26
 """Pixels of an image at most, 8192 x 8192: a few bytes can claim to be far more."""
 
-# such images are refused, so a warning says nothing new
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
 
 def decode_image(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     """Decode an image file's bytes to shape (`channels`, 32, 32), resized where needed.
@@ -82,6 +79,8 @@ def decode_image(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Return those of the formats that this Pillow has."""
+    # images so large are refused with a sentence of their own
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

@@ -76,7 +76,7 @@ class ActorGroup(Protocol):
         """Return what the device of each actor can do."""
         ...
 
-    def autotune(self, prepared: PreparedRun, precision: Precision) -> tuple[Kernels, ...]:
+    def autotune(self, precision: Precision) -> tuple[Kernels, ...]:
         """Return the kernels that a timing on the first actor chooses."""
         ...
 

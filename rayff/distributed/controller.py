@@ -63,8 +63,8 @@ from rayff.distributed.ray_metrics import RayMetrics
 from rayff.distributed.session import ray_session
 from rayff.engine.active_run import ActiveRun, start_run
 from rayff.engine.callbacks import Callback
-from rayff.engine.kernel_choice import choose_kernels
 from rayff.engine.loop import Loop
+from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, make_plan, rebalanced
@@ -204,16 +204,7 @@ class Controller:
         """Resolve the run by its devices, plan it, and make what lives as long as it does."""
         prepared = self.prepared
         common = Capabilities.common(group.capabilities())
-        precision = prepared.config.precision or common.precision
-        kernels = choose_kernels(
-            prepared.config,
-            prepared.architecture,
-            prepared.recipe.batch_size,
-            precision,
-            common.device_class,
-            lambda: group.autotune(prepared, precision),
-        )
-        run = prepared.resolve(precision, kernels)
+        run = resolve_run(prepared, common.precision, common.device_class, group.autotune)
         warn_of_missing_kernels(run, common, self.resources, self._warn)
         self.costs = group.measure(run)
         plan = self._plan_for(run, group.num_actors)

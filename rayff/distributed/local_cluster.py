@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from rayff.config.environment import set_ray_defaults
+
 SYSTEM = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
@@ -31,7 +33,7 @@ class LocalNodes:
     """
 
     def __init__(self, count: int, store_bytes: int = 200 * 2**20, cpus: int = 1) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        set_ray_defaults()
         self.count = count
         self.store_bytes = store_bytes
         self.cpus = cpus

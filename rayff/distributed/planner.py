@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rayff.config.kernels import Kernels
-from rayff.config.train_config import TrainConfig
+from rayff.config.train_config import Precision, TrainConfig
 from rayff.data.tasks import TASKS, TaskData, load_task
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import time_all_reduce
@@ -19,8 +19,8 @@ from rayff.distributed.failures import wait_for
 from rayff.distributed.placement import capacity, nodes, num_actors, stage_resources
 from rayff.distributed.session import ray_session
 from rayff.distributed.stage_actor import remote_stage
-from rayff.engine.kernel_choice import choose_kernels
 from rayff.engine.preparation import assemble
+from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
 from rayff.partition.boundaries import Costs
@@ -59,6 +59,29 @@ def warn_of_missing_kernels(
             f"the fast rule runs without its compiled kernels: {found.missing}; it is faster "
             f"{remedy}"
         )
+
+
+def ask_capabilities(
+    prepared: PreparedRun, actors: Sequence[ActorHandle[Any]]
+) -> list[Capabilities]:
+    """Return what the device of each actor can do, once it can import what the run names.
+
+    Raises:
+        UserError: a node cannot import the loss, the optimizer or an augmentation.
+    """
+    config = prepared.config
+    names = config.loss, prepared.recipe.optimizer, config.augment
+    calls = [actor.capabilities.remote(*names) for actor in actors]
+    return wait_for(calls, "described its device")
+
+
+def autotune_on(
+    actor: ActorHandle[Any], prepared: PreparedRun, precision: Precision
+) -> tuple[Kernels, ...]:
+    """Return each layer's kernels, chosen by a timing on an actor."""
+    call = actor.autotune.remote(prepared.architecture, prepared.recipe.batch_size, precision)
+    kernels: tuple[Kernels, ...] = wait_for([call], "timed the kernels")[0]
+    return kernels
 
 
 def measure_costs(
@@ -119,9 +142,13 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
         held = capacity(there, resources)
         actors = [remote_stage(resources) for _ in range(min(count, held))]
         try:
-            calls = [actor.capabilities.remote() for actor in actors]
-            common = Capabilities.common(wait_for(calls, "described its device"))
-            run = resolve_on_actors(prepared, common, actors)
+            common = Capabilities.common(ask_capabilities(prepared, actors))
+            run = resolve_run(
+                prepared,
+                common.precision,
+                common.device_class,
+                lambda precision: autotune_on(actors[0], prepared, precision),
+            )
             warn_of_missing_kernels(run, common, resources, warn)
             measured = measure_costs(run, resources, actors, warn)
         finally:
@@ -129,30 +156,6 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
                 ray.kill(actor)
     batch_size = run.recipe.batch_size
     return _facts(run, make_plan(config, network, resources, measured, count, batch_size))
-
-
-def resolve_on_actors(
-    prepared: PreparedRun, common: Capabilities, actors: Sequence[ActorHandle[Any]]
-) -> Run:
-    """Return the run resolved by the devices of its actors.
-
-    Args:
-        prepared: the run.
-        common: what all devices can do.
-        actors: the first one times the kernels, where the config asks for it.
-    """
-    precision = prepared.config.precision or common.precision
-    network, images = prepared.architecture, prepared.recipe.batch_size
-
-    def tune() -> tuple[Kernels, ...]:
-        calls = [actors[0].autotune.remote(network, images, precision)]
-        kernels: tuple[Kernels, ...] = wait_for(calls, "timed the kernels")[0]
-        return kernels
-
-    kernels = choose_kernels(
-        prepared.config, network, images, precision, common.device_class, tune
-    )
-    return prepared.resolve(precision, kernels)
 
 
 def _without_data(config: TrainConfig) -> PreparedRun:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from rayff.config.environment import set_ray_defaults
 from rayff.config.errors import UserError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -30,9 +31,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # of a stage that dies with chunks in flight the driver reads one error, and says it itself
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    set_ray_defaults()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address:

@@ -19,6 +19,7 @@ from rayff.config.kernels import Kernels
 from rayff.config.resolved import ResolvedConfig
 from rayff.config.text import layer_range
 from rayff.config.train_config import Precision
+from rayff.data.augmentation import parse_augmentations
 from rayff.data.images import ImageSet, Split
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
@@ -38,7 +39,9 @@ from rayff.engine.stage import Stage
 from rayff.kernels import gpu, native
 from rayff.kernels.autotune import autotune
 from rayff.kernels.device_class import device_class
-from rayff.kernels.precision import DTYPES, default_precision, set_deterministic
+from rayff.kernels.precision import DTYPES, configure_torch, default_precision
+from rayff.learning.losses import LOSSES
+from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
 from rayff.partition.plan import StageResources
 from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, time_layers
@@ -68,9 +71,8 @@ class StageActor:
     """
 
     def __init__(self, threads: int, device: str) -> None:
-        torch.set_num_threads(threads)
+        configure_torch(threads)
         use_own_interface()
-        set_deterministic()
         self.device = torch.device(device)
         self.group = ReplicaGroup(self.device)
         self.stage: Stage | None = None
@@ -84,8 +86,15 @@ class StageActor:
         which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
         return f"StageActor({layer_range(layers[0].index, layers[-1].index)}{which})"
 
-    def capabilities(self) -> Capabilities:
-        """Return what the device can do."""
+    def capabilities(self, loss: str, optimizer: str, augment: str) -> Capabilities:
+        """Return what the device can do, once what the run names can be imported on its node.
+
+        Raises:
+            UserError: it cannot; the node is named.
+        """
+        LOSSES.load(loss)
+        optimizer_class(optimizer)
+        parse_augmentations(augment)
         return device_capabilities(self.device)
 
     def autotune(

@@ -21,7 +21,12 @@ from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.distributed.failures import StageFailedError, wait_for
 from rayff.distributed.pipeline import RayPipeline
 from rayff.distributed.placement import has_free_room, node_names, reserve
-from rayff.distributed.planner import all_reduce_backend, measure_costs
+from rayff.distributed.planner import (
+    all_reduce_backend,
+    ask_capabilities,
+    autotune_on,
+    measure_costs,
+)
 from rayff.distributed.stage_actor import remote_stage
 from rayff.distributed.transport import Transport, make_transport
 from rayff.engine.learner import StageSpec, States
@@ -38,7 +43,7 @@ class StageGroup:
     """Stage actors in the bundles of a placement group; an ActorGroup.
 
     Attributes:
-        config: the user's.
+        prepared: the run.
         resources: of each actor.
         placement_group: with a bundle for each actor, in order.
         actors: in the order of the bundles.
@@ -46,7 +51,7 @@ class StageGroup:
         warn: called when the window shrinks.
     """
 
-    config: TrainConfig
+    prepared: PreparedRun
     resources: StageResources
     placement_group: PlacementGroup
     actors: list[ActorHandle[Any]]
@@ -66,19 +71,17 @@ class StageGroup:
 
     def free_room(self, more: int) -> bool:
         """Return whether that many more actors would find room now."""
-        return has_free_room(self.placement_group, self.resources, more, self.config.placement)
+        return has_free_room(
+            self.placement_group, self.resources, more, self.prepared.config.placement
+        )
 
     def capabilities(self) -> list[Capabilities]:
         """Return what the device of each actor can do."""
-        calls = [actor.capabilities.remote() for actor in self.actors]
-        return wait_for(calls, "described its device")
+        return ask_capabilities(self.prepared, self.actors)
 
-    def autotune(self, prepared: PreparedRun, precision: Precision) -> tuple[Kernels, ...]:
+    def autotune(self, precision: Precision) -> tuple[Kernels, ...]:
         """Return the kernels that a timing on the first actor chooses."""
-        network, images = prepared.architecture, prepared.recipe.batch_size
-        calls = [self.actors[0].autotune.remote(network, images, precision)]
-        kernels: tuple[Kernels, ...] = wait_for(calls, "timed the kernels")[0]
-        return kernels
+        return autotune_on(self.actors[0], self.prepared, precision)
 
     def measure(self, run: Run) -> Costs:
         """Time the layers on all actors at once."""
@@ -136,7 +139,7 @@ def open_stage_group(
         try:
             _await_start(placement_group, actors)
             transport.connect(actors)
-            group = StageGroup(config, resources, placement_group, actors, transport, warn)
+            group = StageGroup(prepared, resources, placement_group, actors, transport, warn)
             yield group
             group.leave_groups()
         finally:

@@ -25,9 +25,6 @@ from rayff.distributed.failures import StageFailedError
 from rayff.engine.commands import Batch, Chunk, Command, Evaluate, Train
 from rayff.learning.chain import Activations
 
-# The stage never writes to what it receives; NumPy's read-only mark is what torch warns about.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -97,7 +94,9 @@ def unpack(sent: Packed | Direct, device: torch.device) -> Tensor:
     if isinstance(sent, Direct):
         tensor = sent.memory
     else:
-        tensor = torch.from_numpy(sent.array).view(getattr(torch, sent.dtype))
+        with warnings.catch_warnings():  # the stage never writes to what it receives
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensor = torch.from_numpy(sent.array).view(getattr(torch, sent.dtype))
         tensor = tensor.to(device, non_blocking=True)
     return tensor.permute(0, 3, 1, 2) if sent.channels_last else tensor
 

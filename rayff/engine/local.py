@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import torch
 
 from rayff.config.errors import UserError
-from rayff.config.train_config import Precision, TrainConfig
+from rayff.config.train_config import TrainConfig
 from rayff.config.validation import as_flag, flag
 from rayff.engine.active_run import start_run
 from rayff.engine.callbacks import Callback
-from rayff.engine.kernel_choice import choose_kernels
 from rayff.engine.learner import StageSpec, States, make_learner
 from rayff.engine.loop import Loop
 from rayff.engine.pipeline import LocalPipeline
 from rayff.engine.prediction import pick_device
+from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.engine.stage import Stage
 from rayff.kernels.autotune import autotune
@@ -106,19 +106,16 @@ def resolve_for(prepared: PreparedRun, device: torch.device) -> Run:
     Raises:
         UserError: kernels that the device does not have.
     """
-    config, network = prepared.config, prepared.architecture
-    precision: Precision = config.precision or default_precision(device)
-    kernels = choose_kernels(
-        config,
-        network,
-        prepared.recipe.batch_size,
-        precision,
+    network, images = prepared.architecture, prepared.recipe.batch_size
+    run = resolve_run(
+        prepared,
+        default_precision(device),
         device_class(device),
-        lambda: autotune(network, prepared.recipe.batch_size, device, DTYPES[precision]),
+        lambda precision: autotune(network, images, device, DTYPES[precision]),
     )
-    run = prepared.resolve(precision, kernels)
-    if run.resolved.rule == "fast" and config.method == "ff":
-        check_kernels(network, kernels, device, DTYPES[precision])
+    resolved = run.resolved
+    if resolved.rule == "fast" and resolved.method == "ff":
+        check_kernels(network, resolved.kernels, device, DTYPES[resolved.precision])
     return run
 
 

@@ -11,7 +11,7 @@ import torch
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import read_image
-from rayff.kernels.precision import set_deterministic
+from rayff.kernels.precision import configure_torch
 from rayff.learning.classifier import Classifier
 
 
@@ -60,5 +60,5 @@ def pick_device(name: Device) -> torch.device:
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    set_deterministic()
+    configure_torch()
     return torch.device(name)

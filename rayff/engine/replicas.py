@@ -121,8 +121,8 @@ def merge(reports: Sequence[Report]) -> Report:
         if any(report.digests[layer] != digest for report in reports):
             raise RunError(
                 f"the replicas of layer {layer} no longer have the same weights: the last "
-                "checkpoint stays, continue with --resume (with --replicas for one actor a stage, if "
-                "it happens again)"
+                "checkpoint stays, continue with --resume (with --replicas for one actor a stage "
+                "if it happens again)"
             )
     hits = [report.hits for report in reports if report.hits is not None]
     return dataclasses.replace(

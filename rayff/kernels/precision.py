@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rayff.config.environment import set_torch_defaults
 from rayff.config.train_config import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -21,6 +22,18 @@ def default_precision(device: torch.device) -> Precision:
         checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         supported = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return "bf16" if supported else "fp32"
+
+
+def configure_torch(threads: int | None = None) -> None:
+    """Set up torch in a process that computes: before its first large tensor.
+
+    Args:
+        threads: torch's threads; None leaves them.
+    """
+    set_torch_defaults()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    set_deterministic()
 
 
 def set_deterministic() -> None:

@@ -1,10 +1,4 @@
-"""How a layer learns; torch only.
+"""How layers learn: the layer, the chain, local losses, steps, optimizers, readouts.
 
-Shape legend: B batch, K channels, C classes, H x W pixels, L layers.
+Shape legend: B batch, K channels, C classes, H x W pixels, L layers, P cells of a pooled map.
 """
-
-import os
-
-# Tensors of many megabytes come and go in each step: on huge pages they cost a third as much. Read
-# by torch when it first allocates.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

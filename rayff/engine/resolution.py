@@ -1,0 +1,43 @@
+"""Resolution of a run by its devices: precision and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rayff.config.kernels import Kernels, parse_kernels
+from rayff.config.resolved import resolve_rule
+from rayff.config.train_config import Precision
+from rayff.engine.run import PreparedRun, Run
+from rayff.kernels.precision import DTYPES
+from rayff.kernels.table import table_kernels
+
+
+def resolve_run(
+    prepared: PreparedRun,
+    default_precision: Precision,
+    device_class: str,
+    tune: Callable[[Precision], tuple[Kernels, ...]],
+) -> Run:
+    """Return the run with nothing left open.
+
+    Each layer's kernels are the user's, or chosen by a timing where asked (`--autotune`), or by
+    the table of the device class: a static choice, so that runs repeat bit for bit.
+
+    Args:
+        prepared: the run.
+        default_precision: of the least able device.
+        device_class: of the least able device.
+        tune: times the backends.
+    """
+    config, network = prepared.config, prepared.architecture
+    precision = config.precision or default_precision
+    if config.method != "ff" or resolve_rule(config) == "plain":
+        kernels = (Kernels(),) * len(network)
+    elif config.kernels is not None:
+        kernels = parse_kernels(config.kernels, len(network))
+    elif config.autotune:
+        kernels = tune(precision)
+    else:
+        images = prepared.recipe.batch_size
+        kernels = table_kernels(network, images, device_class, DTYPES[precision])
+    return prepared.resolve(precision, kernels)
