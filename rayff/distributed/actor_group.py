@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any, Protocol
 
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Method
-from rayff.config.registry import import_object
 from rayff.config.train_config import Precision
 from rayff.engine.learner import States
 from rayff.engine.pipeline import Pipeline
@@ -103,6 +103,6 @@ are a function that is called with warnings, and the seconds to wait for the res
 
 def group_opener(method: Method) -> OpenGroup:
     """Return what starts the actors of a method."""
-    opener: Any = import_object(GROUPS[method], "--method")
+    opener: Any = pkgutil.resolve_name(GROUPS[method])
     found: OpenGroup = opener
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from rayff.config.recipe import Method, Recipe
-from rayff.config.registry import import_object
 from rayff.config.resolved import ResolvedConfig
 from rayff.engine.commands import Batch
 from rayff.engine.replicas import Replica
@@ -96,7 +96,7 @@ def make_learner(
         states: to go on from a snapshot.
         options: what only one learner takes, such as `all_reduce`.
     """
-    kind: Any = import_object(LEARNERS[spec.config.method], "--method")
+    kind: Any = pkgutil.resolve_name(LEARNERS[spec.config.method])
     learner: Learner = kind(spec, device, states, **options)
     return learner
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import torch
 
 from rayff.config.recipe import Method
-from rayff.config.registry import import_object
 from rayff.learning.classifier import Classifier
 from rayff.models.architecture import Architecture
 
@@ -29,7 +29,7 @@ def build_network(
     dtype: torch.dtype = torch.float32,
 ) -> Classifier:
     """Return a network of the method with initial weights."""
-    network_class: Any = import_object(NETWORKS[method], "--method")
+    network_class: Any = pkgutil.resolve_name(NETWORKS[method])
     network: Classifier = network_class.build(
         architecture,
         method=method,
