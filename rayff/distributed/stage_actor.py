@@ -24,9 +24,7 @@ from rayff.data.images import ImageSet, Split
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
 from rayff.distributed.transport import (
-    Direct,
     Message,
-    SentBatch,
     as_tensors,
     message_bytes,
     pack_chunk,
@@ -182,7 +180,7 @@ class StageActor:
         messages = [pack_chunk(part) for part in parts]
         return (*messages, _with_bytes(report, *messages))
 
-    def send(self, command: Command, *pieces: Message) -> list[SentBatch[Direct]]:
+    def send(self, command: Command, *pieces: Message) -> Message:
         """Carry out a command; the message goes on as tensors, device to device."""
         chunk, report = self._handle(command, pieces)
         message = as_tensors(chunk)

@@ -1,16 +1,16 @@
 """Transports of chunks between actors.
 
-Two ways, one interface. Through the object store a tensor crosses as a NumPy view of its
-contiguous memory, which Ray writes once and maps without a copy on the other side. Directly
-(Ray Direct Transport) it crosses as it is, from device to device.
+Through the object store a tensor crosses as a NumPy view of its contiguous memory, which Ray writes
+once and maps without a copy on the other side. Directly (Ray Direct Transport) it crosses as it is,
+from device to device.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -22,31 +22,19 @@ from torch import Tensor
 
 from rayff.config.errors import UserError
 from rayff.distributed.failures import StageFailedError
-from rayff.engine.commands import Batch, Chunk, Command, Evaluate, Train
-from rayff.learning.chain import Activations
+from rayff.engine.commands import Chunk, Command, Evaluate, Train
+
+Message = list[Any]
+"""A chunk whose batches hold a SentTensor for each tensor."""
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A tensor as the object store can share it."""
+class SentTensor:
+    """A tensor in a message."""
 
-    array: NDArray[Any]
-    """Contiguous; bfloat16 is seen as int16."""
+    memory: NDArray[Any] | Tensor
+    """Contiguous: an array for the object store (bfloat16 as int16), a tensor for the others."""
     dtype: str
-    channels_last: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the memory."""
-        return self.array.nbytes
-
-
-@dataclass(frozen=True)
-class Direct:
-    """A tensor as a direct transport can send it."""
-
-    memory: Tensor
-    """Contiguous."""
     channels_last: bool
 
     @property
@@ -54,99 +42,56 @@ class Direct:
         """Size of the memory."""
         return self.memory.nbytes
 
+    @classmethod
+    def direct(cls, tensor: Tensor) -> SentTensor:
+        """Send the tensor's memory where it is; a copy where it has gaps."""
+        tensor = tensor.detach()
+        if tensor.dim() == 4 and tensor.stride(1) == 1:  # pitched, perhaps
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        last = last and not tensor.is_contiguous()
+        memory = tensor.permute(0, 2, 3, 1) if last else tensor.contiguous()
+        return cls(memory, str(tensor.dtype).removeprefix("torch."), last)
 
-Sent = TypeVar("Sent", Packed, Direct)
-SentBatch = tuple[Sent, Sent | None, Sent, tuple[Sent, ...]]
-Message = Sequence[SentBatch[Packed]] | Sequence[SentBatch[Direct]]
+    @classmethod
+    def shared(cls, tensor: Tensor) -> SentTensor:
+        """Send a view of the tensor's memory; a copy where it is on a GPU or has gaps."""
+        sent = cls.direct(tensor.cpu())
+        memory = torch.as_tensor(sent.memory)
+        if memory.dtype == torch.bfloat16:
+            memory = memory.view(torch.int16)
+        return cls(memory.numpy(), sent.dtype, sent.channels_last)
 
-
-def _memory(tensor: Tensor) -> tuple[Tensor, bool]:
-    """Return the tensor in the order of its memory, contiguous, and whether channels are last.
-
-    It is a view, or a copy where the memory has gaps.
-    """
-    tensor = tensor.detach()
-    if tensor.dim() == 4 and tensor.stride(1) == 1:  # pitched, perhaps
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    channels_last = channels_last and not tensor.is_contiguous()
-    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()), channels_last
-
-
-def pack(tensor: Tensor) -> Packed:
-    """Return a view of the tensor's memory (a copy where it is on a GPU or not contiguous)."""
-    memory, channels_last = _memory(tensor.cpu())
-    if memory.dtype == torch.bfloat16:
-        memory = memory.view(torch.int16)
-    return Packed(memory.numpy(), str(tensor.dtype).removeprefix("torch."), channels_last)
-
-
-def direct(tensor: Tensor) -> Direct:
-    """Return the tensor's memory where it is."""
-    return Direct(*_memory(tensor))
-
-
-def unpack(sent: Packed | Direct, device: torch.device) -> Tensor:
-    """Return the tensor; on a CPU it shares the memory of the array and must not be written.
-
-    A tensor that came directly is there already.
-    """
-    if isinstance(sent, Direct):
-        tensor = sent.memory
-    else:
-        with warnings.catch_warnings():  # the stage never writes to what it receives
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(sent.array).view(getattr(torch, sent.dtype))
-        tensor = tensor.to(device, non_blocking=True)
-    return tensor.permute(0, 3, 1, 2) if sent.channels_last else tensor
+    def receive(self, device: torch.device) -> Tensor:
+        """Return the tensor; on a CPU it may share the array's memory and must not be written."""
+        if isinstance(self.memory, Tensor):
+            tensor = self.memory
+        else:
+            with warnings.catch_warnings():  # the stage never writes to what it receives
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                tensor = torch.from_numpy(self.memory).view(getattr(torch, self.dtype))
+            tensor = tensor.to(device, non_blocking=True)
+        return tensor.permute(0, 3, 1, 2) if self.channels_last else tensor
 
 
-def _chunk(chunk: Chunk, way: Callable[[Tensor], Sent]) -> list[SentBatch[Sent]]:
-    return [
-        (
-            way(batch.activations.features),
-            None if batch.activations.shortcut is None else way(batch.activations.shortcut),
-            way(batch.labels),
-            tuple(way(goodness) for goodness in batch.logits),
-        )
-        for batch in chunk
-    ]
-
-
-def pack_chunk(chunk: Chunk) -> list[SentBatch[Packed]]:
+def pack_chunk(chunk: Chunk) -> Message:
     """Return a chunk as the object store can share it."""
-    return _chunk(chunk, pack)
+    return [batch.map(SentTensor.shared) for batch in chunk]
 
 
-def as_tensors(chunk: Chunk | None) -> list[SentBatch[Direct]]:
-    """Return a chunk as the tensors that cross directly."""
-    return _chunk(chunk or [], direct)
+def as_tensors(chunk: Chunk | None) -> Message:
+    """Return a chunk as tensors that cross directly."""
+    return [batch.map(SentTensor.direct) for batch in chunk or []]
 
 
 def message_bytes(message: Message) -> int:
     """Return the size of all tensors of a message."""
-    return sum(
-        tensor.nbytes
-        for features, shortcut, labels, goodness in message
-        for tensor in (features, shortcut, labels, *goodness)
-        if tensor is not None
-    )
+    return sum(tensor.nbytes for batch in message for tensor in batch.tensors)
 
 
 def unpack_message(message: Message, device: torch.device) -> Chunk:
     """Return the chunk of a message of either transport, on a stage's device."""
-    chunk = []
-    for features, shortcut, labels, goodness in message:
-        batch = Batch(
-            activations=Activations(
-                features=unpack(features, device),
-                shortcut=None if shortcut is None else unpack(shortcut, device),
-            ),
-            labels=unpack(labels, device),
-            logits=tuple(unpack(each, device) for each in goodness),
-        )
-        chunk.append(batch)
-    return chunk
+    return [batch.map(lambda sent: sent.receive(device)) for batch in message]
 
 
 def call_name(command: Command) -> str:
@@ -159,14 +104,13 @@ def call_name(command: Command) -> str:
     return "StageActor.train" if isinstance(command, Train) else "StageActor.snapshot"
 
 
-class Transport(Protocol):
-    """How the driver calls an actor so that its messages reach the next stage."""
+class Transport:
+    """Calls actors so that their messages reach the next stage, as objects of Ray's store."""
 
-    actor_options: dict[str, Any]
+    actor_options: dict[str, Any] = {}
 
     def connect(self, actors: list[ActorHandle[Any]]) -> None:
-        """Make what the actors need to reach each other."""
-        ...
+        """Prepare the actors; every node has a store, so there is nothing to do."""
 
     def call(
         self,
@@ -183,33 +127,12 @@ class Transport(Protocol):
             actor: of a stage, or a replica of one.
             command: what to do.
             pieces: its messages from the stage before.
-            receivers: replicas of the next stage; 0 where nothing goes on.
-            num_pieces: how many of them see some of its images.
+            receivers: replicas of the next stage; 0 where no message follows.
+            num_pieces: how many of them process some of its images.
 
         Returns:
             the references of its messages, one a piece, and of its report.
         """
-        ...
-
-
-class ObjectStoreTransport:
-    """Messages are objects of Ray's store."""
-
-    actor_options: dict[str, Any] = {}
-
-    def connect(self, actors: list[ActorHandle[Any]]) -> None:
-        """Need nothing: every node has a store."""
-
-    def call(
-        self,
-        actor: ActorHandle[Any],
-        command: Command,
-        pieces: Sequence[ObjectRef[Any]],
-        *,
-        receivers: int,
-        num_pieces: int,
-    ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
-        """Call an actor; each of its results is an object."""
         call = actor.handle.options(name=call_name(command), num_returns=num_pieces + 1)
         results = call.remote(command, receivers, *pieces)
         if num_pieces == 0:
@@ -218,7 +141,7 @@ class ObjectStoreTransport:
         return onward, report
 
 
-class DirectTransport:
+class DirectTransport(Transport):
     """Messages go from device to device (Ray Direct Transport), between stages of one actor.
 
     Args:
@@ -270,4 +193,4 @@ class DirectTransport:
 
 def make_transport(name: str) -> Transport:
     """Return the transport that `--transport` names."""
-    return ObjectStoreTransport() if name == "object-store" else DirectTransport(name)
+    return Transport() if name == "object-store" else DirectTransport(name)

@@ -5,7 +5,9 @@ A stage carries out its commands in the order called, so the order of commands *
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,21 @@ class Batch:
     """(B,); no images at all where there are fewer of them than replicas."""
     logits: tuple[Tensor, ...] = ()
     """Of all layers so far, (B, C) each; filled by Evaluate alone."""
+
+    def map(self, function: Callable[[Any], Any]) -> Batch:
+        """Return the batch with a function applied to each tensor, in the order of `tensors`."""
+        return Batch(
+            activations=self.activations.map(function),
+            labels=function(self.labels),
+            logits=tuple(map(function, self.logits)),
+        )
+
+    @property
+    def tensors(self) -> list[Any]:
+        """All tensors of the batch."""
+        features, shortcut = self.activations.features, self.activations.shortcut
+        carried = [features] if shortcut is None else [features, shortcut]
+        return [*carried, self.labels, *self.logits]
 
 
 Chunk = list[Batch]

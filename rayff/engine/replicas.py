@@ -19,11 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rayff.config.errors import RunError
 from rayff.engine.commands import Batch, Chunk, Report
-from rayff.learning.chain import Activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +69,7 @@ def _rows(batch: Batch, own: range, target: range) -> Batch:
     """Return those of a batch's rows, which are `own` of the whole one, that are in `target`."""
     first, end = max(own.start, target.start), min(own.stop, target.stop)
     some = slice(first - own.start, max(first, end) - own.start)
-    activations, shortcut = batch.activations, batch.activations.shortcut
-    return Batch(
-        activations=Activations(
-            features=activations.features[some],
-            shortcut=None if shortcut is None else shortcut[some],
-        ),
-        labels=batch.labels[some],
-        logits=tuple(goodness[some] for goodness in batch.logits),
-    )
+    return batch.map(lambda tensor: tensor[some])
 
 
 def join(pieces: Sequence[Chunk]) -> Chunk:
@@ -93,19 +83,10 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     some = [batch for batch in batches if len(batch.labels)] or batches[:1]
     if len(some) == 1:
         return some[0]
-    shortcuts = [b.activations.shortcut for b in some if b.activations.shortcut is not None]
-    return Batch(
-        activations=Activations(
-            features=torch.cat([batch.activations.features for batch in some]),
-            shortcut=torch.cat(shortcuts) if shortcuts else None,
-        ),
-        labels=torch.cat([batch.labels for batch in some]),
-        logits=tuple(map(_cat, zip(*(batch.logits for batch in some), strict=True))),
+    columns = iter(
+        [torch.cat(tensors) for tensors in zip(*(b.tensors for b in some), strict=True)]
     )
-
-
-def _cat(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(tensors)
+    return some[0].map(lambda tensor: next(columns))
 
 
 def merge(reports: Sequence[Report]) -> Report:

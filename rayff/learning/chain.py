@@ -28,9 +28,10 @@ class Activations:
     """The open block's input, (B, K', H', W'); None where no block is open."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
-        """Return the activations with a function applied to each tensor."""
+        """Return the activations with a function applied to each tensor, features first."""
+        features = function(self.features)
         shortcut = None if self.shortcut is None else function(self.shortcut)
-        return Activations(features=function(self.features), shortcut=shortcut)
+        return Activations(features=features, shortcut=shortcut)
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

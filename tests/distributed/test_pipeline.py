@@ -19,7 +19,7 @@ from rayff.config.errors import TrainingDiverged, UserError
 from rayff.config.train_config import TrainConfig
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.pipeline import RayPipeline
-from rayff.distributed.transport import ObjectStoreTransport
+from rayff.distributed.transport import Transport
 from rayff.engine.commands import Command, Snapshot, Train
 from rayff.engine.loop import Loop
 from rayff.engine.preparation import Prepared, prepare
@@ -66,7 +66,7 @@ class TestALossIsNamed:
             "rayff.distributed.pipeline._failures", lambda references: [(0, error)]
         )
         names = ["layers 0-1 on a", "layers 2-3 on b"]
-        pipeline = RayPipeline([[], []], names, ObjectStoreTransport(), window=1)
+        pipeline = RayPipeline([[], []], names, Transport(), window=1)
         explained = pipeline._explained(error, [], 1)
         assert isinstance(explained, StageFailedError)
         assert str(explained).startswith(sentence)
