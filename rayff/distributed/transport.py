@@ -1,8 +1,8 @@
 """Transports of chunks between actors.
 
-Through the object store a tensor crosses as a NumPy view of its contiguous memory, which Ray writes
-once and maps without a copy on the other side. Directly (Ray Direct Transport) it crosses as it is,
-from device to device.
+Through the object store a tensor crosses as a NumPy view of its contiguous memory, which Ray
+writes once and maps without a copy on the other side. Directly (Ray Direct Transport) it crosses
+as it is, from device to device.
 """
 
 from __future__ import annotations

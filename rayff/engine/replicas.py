@@ -83,10 +83,9 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     some = [batch for batch in batches if len(batch.labels)] or batches[:1]
     if len(some) == 1:
         return some[0]
-    columns = iter(
-        [torch.cat(tensors) for tensors in zip(*(b.tensors for b in some), strict=True)]
-    )
-    return some[0].map(lambda tensor: next(columns))
+    pieces = zip(*(batch.tensors for batch in some), strict=True)
+    joined = iter([torch.cat(tensors) for tensors in pieces])
+    return some[0].map(lambda tensor: next(joined))
 
 
 def merge(reports: Sequence[Report]) -> Report:
