@@ -1,0 +1,38 @@
+"""README.md and docs/: their size, their links and what their examples import."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, REPOSITORY, Example, anchors, examples, relative_links
+
+README = REPOSITORY / "README.md"
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in relative_links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target) or target.name == "api.md", link
+
+
+def test_readme_names_every_page() -> None:
+    linked = {(REPOSITORY / link.partition("#")[0]) for link in relative_links(README)}
+    assert {page for page in PAGES if page.name not in ("README.md", "index.md")} <= linked
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda e: f"{e.page}: {e.title or ''}")
+def test_what_an_example_imports_from_rayff_exists(example: Example) -> None:
+    for node in ast.walk(ast.parse(example.code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rayff":
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name), f"{node.module} has no {name.name}"
