@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import rayff
+from rayff.engine.evaluation import evaluate
 from tests.docs.pages import examples, write_modules
 
 SMALL: dict[str, Any] = {
@@ -20,7 +21,7 @@ SMALL: dict[str, Any] = {
 OPTIONS = {
     "my_losses": {"loss": "my_losses:SquaredGoodness"},
     "my_nets": {"arch": "my_nets:build"},
-    "my_optimizers": {"optimizer": "my_optimizers:nadam"},
+    "my_optimizers": {"optimizer": "my_optimizers:NAdam"},
     "my_data": {"task": "my_data:load", "batch_size": 16},
     "my_augment": {"augment": "my_augment:flip"},
 }
@@ -49,7 +50,8 @@ def test_every_example_is_used() -> None:
 def test_example_trains(name: str, tmp_path: Path) -> None:
     result = train(tmp_path, **OPTIONS[name])
     assert len(result.metrics) == 1
-    assert rayff.evaluate(result.run_dir).accuracy == result.metrics[-1].test_accuracy
+    found = evaluate(result.run_dir, limit=SMALL["limit"])
+    assert found.accuracy == result.metrics[-1].test_accuracy
 
 
 def test_callback_stops_the_run(tmp_path: Path) -> None:
