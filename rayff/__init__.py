@@ -12,17 +12,16 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rayff.config.errors import RunError, UserError
 from rayff.config.train_config import TrainConfig
 from rayff.trainer import Trainer
 
 if TYPE_CHECKING:
-    from rayff.engine.evaluation import Evaluation
     from rayff.learning.classifier import Classifier
 
-__all__ = ["RunError", "TrainConfig", "Trainer", "UserError", "evaluate", "load_model"]
+__all__ = ["RunError", "TrainConfig", "Trainer", "UserError", "load_model"]
 
 try:
     __version__ = version("rayff")
@@ -42,10 +41,3 @@ def load_model(run_dir: str | PathLike[str]) -> Classifier:
     from rayff.runs.model_file import read_model
 
     return read_model(Path(run_dir))
-
-
-def evaluate(run_dir: str | PathLike[str], **options: Any) -> Evaluation:
-    """Evaluate a run's network; see rayff.engine.evaluation.evaluate for the options."""
-    from rayff.engine.evaluation import evaluate as evaluate_run
-
-    return evaluate_run(Path(run_dir), **options)
