@@ -1,4 +1,4 @@
-"""python -m rayff.evaluate: what a run's network gets right on its task."""
+"""The command `rayff evaluate`: the accuracy of a trained network on its data set."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from rayff.engine.evaluation import Evaluation
 
 DESCRIPTION = """\
-Evaluate the trained network of a run on the task it was trained on.
-
-Prints its accuracy, that of each layer, and which classes it confuses.
+Evaluate the trained network of a run on the data set it was trained on.
 
 Examples:
-  python -m rayff.evaluate runs/first
-  python -m rayff.evaluate runs/first --no-prune --split valid --save tables
+  rayff evaluate runs/first
+  rayff evaluate runs/first --no-prune --split valid --save tables
+
+Prints the accuracy of the network and of each layer, and the confusions.
 """
 
 MAX_MATRIX_CLASSES = 20
@@ -38,23 +38,23 @@ NUM_PAIRS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """The flags."""
+    """The options."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run directory, which holds config.json and model.safetensors."""
     data_dir: str | None = None
-    """Folder that holds the task's data. Default: the one the run was trained from."""
+    """Folder of the data set. Default: the one that the run was trained on."""
     no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Classify with the sum of all layers. Default: with the window of layers that was chosen on
+    """Classify by the sum over all layers. Default: over the window of layers that was chosen on
     the validation images (SIP)."""
     split: Literal["test", "valid", "train"] = "test"
     """Images to classify."""
     limit: int | None = None
-    """Images to classify at most, the first ones. Default: all."""
+    """Classify the first images only, this many. Default: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto is a GPU where there is one."""
     batch_size: int = 256
-    """Images at a time; it changes memory and speed alone."""
+    """Images per batch; it changes memory and speed only."""
     save: str | None = None
     """Folder to write accuracy.csv, layer_accuracy.csv and confusion.csv to."""
 

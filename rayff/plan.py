@@ -1,4 +1,4 @@
-"""python -m rayff.plan: shows where a network would be cut, without training."""
+"""The command `rayff plan`: shows how a network would be cut into stages, without training."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ from rayff.cli import parse, run_command
 from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
 
 DESCRIPTION = """\
-Time the layers of a network on this cluster, and show where it would be cut.
+Time the layers of a network on this cluster and show how it would be cut into stages.
 
 Examples:
-  python -m rayff.plan --arch resnet --stages 4
-  python -m rayff.plan --arch resnet --cuts 5,9,13 --batch-size 64
-  python -m rayff.plan --arch resnet --stages 8 --replicas auto
+  rayff plan --arch resnet --stages 4
+  rayff plan --arch resnet --cuts 5,9,13 --batch-size 64
+  rayff plan --arch resnet --stages 8 --replicas auto
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "tinycnn"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     width: int | None = None
     """Channels of the first layer. Default: the architecture's own."""
     task: str = "cifar10"
-    """Data whose image channels and classes count: a task's name, or a folder of Parquet."""
+    """Data set that gives image channels and classes: {tasks}, or a folder of Parquet files."""
     batch_size: int | None = None
-    """Images of a batch. Default: the task's own, else the paper's 128."""
+    """Images per batch. Default: the task's own, else the paper's 128."""
     precision: Precision | None = None
     """Number format of convolutions and features. Default: as in training."""
     rule: RuleName = "fast"
-    """How a layer finds its gradient: fast or plain."""
+    """How a layer computes its gradient: fast (in closed form) or plain (by autograd)."""
     kernels: str | None = None
-    """How each layer's convolution is computed. Default: the fastest, by the timing."""
+    """How each layer's convolution is computed, FORWARD/GRADIENT, each one of {kernels}. Default:
+    the fastest, by the timing."""
     device: Device = "auto"
     """Where the layers are timed; auto takes a GPU where the cluster has one."""
     stages: int | None = None
-    """Number of stages, with --replicas auto of actors; it may be more than this cluster holds.
+    """Number of stages, or of actors with --replicas auto; it may exceed the size of this cluster.
     Default: as in training."""
     cuts: tuple[int, ...] | None = None
-    """Cuts to judge, such as 5,9,13. Default: the best ones."""
+    """Cuts to evaluate: the first layer of each stage but the first, such as 5,9,13. Default: the
+    best ones."""
     replicas: str | None = None
-    """Actors of each stage, such as 1,2,1, or auto for the best ones. Default: one a stage."""
+    """Actors per stage, such as 1,2,1, or auto for the best ones. Default: one per stage."""
     cpus_per_stage: float | None = None
-    """CPUs (and torch threads) of a stage. Default: the cluster's, shared evenly."""
+    """CPUs (and torch threads) per stage. Default: those of the cluster, shared evenly."""
     json: bool = False
     """Print the plan as JSON."""
 

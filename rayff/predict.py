@@ -1,4 +1,4 @@
-"""python -m rayff.predict: classifies image files with a run's network."""
+"""The command `rayff predict`: classifies image files with a trained network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rayff.config.text import printable
 DESCRIPTION = """\
 Classify image files with the trained network of a run.
 
-Prints each image's class, its probability and how many layers that took.
-
 Examples:
-  python -m rayff.predict runs/first photo.png
-  python -m rayff.predict runs/first scans/*.jpg --early-exit 0.9 --json
+  rayff predict runs/first photo.png
+  rayff predict runs/first scans/*.jpg --early-exit 0.9 --json
+
+Prints each image's class, its probability and the number of layers computed.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictCommand:
-    """The flags."""
+    """The options."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run directory, which holds config.json and model.safetensors."""
@@ -37,16 +37,16 @@ class PredictCommand:
     ] = ()
     """Image files to classify, one or more."""
     early_exit: float | None = None
-    """Stop at the first layer that makes a class this probable, above 0 and up to 1. Default:
-    always ask every layer of the network's window."""
+    """Stop at the first layer that gives a class this probability, above 0 and up to 1. Default:
+    compute every layer of the network's window."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto is a GPU where there is one."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print a JSON list with one object an image."""
+    """Print a JSON list with one object per image."""
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise UserError("no images are given: name one image file or more behind RUN")
+            raise UserError("no images are given: name one image file or more after RUN")
         if self.early_exit is not None and not 0 < self.early_exit <= 1:
             raise UserError(
                 f"--early-exit {self.early_exit:g} is no probability: choose one above 0 and up "

@@ -1,4 +1,4 @@
-"""python -m rayff.train: trains a Forward-Forward network as a pipeline of Ray actors."""
+"""The command `rayff train`: trains a network as a pipeline of Ray actors."""
 
 from __future__ import annotations
 
@@ -6,47 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import tyro
+
 from rayff.cli import parse, run_command
 from rayff.config.errors import UserError
-from rayff.config.resolved import override
+from rayff.config.resolved import override, resolve_recipe, with_recipe
 from rayff.config.train_config import TrainConfig
 from rayff.trainer import Backend, Trainer
 
 DESCRIPTION = """\
-Train a Forward-Forward network as a pipeline of Ray actors.
-
-Every layer learns from a loss of its own; groups of layers are actors that stream batches to
-one another. Joins the cluster that RAY_ADDRESS names, and else starts a local one.
+Train a network whose layers learn by local losses, as a pipeline of Ray actors.
 
 Examples:
-  python -m rayff.train
-  python -m rayff.train --arch tinycnn --task mnist --data-dir DATA --epochs 3
-  python -m rayff.train --run-dir runs/first --stages 2
-  python -m rayff.train --run-dir runs/first --resume
+  rayff train
+  rayff train --arch tinycnn --task mnist --download --epochs 3
+  rayff train --run-dir runs/first --stages 2
+  rayff train --run-dir runs/first --resume
+  rayff train --arch resnet --print-config > resnet.yaml
+  rayff train --config resnet.yaml --epochs 30
+
+Notes:
+- Each stage, a slice of consecutive layers, is an actor; batches stream from
+  stage to stage.
+- The run joins the cluster that RAY_ADDRESS names. Without it, it starts a
+  local Ray instance.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(TrainConfig):
-    """The flags: the options of a run, and how it starts."""
+    """The options of a run, and how it starts."""
 
     backend: Backend = "ray"
     """Where the stages run: as Ray actors, or all of them in this process (local), without Ray."""
-    resume: bool = False
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in --run-dir from its last checkpoint, with the options it has."""
     config: str | None = None
-    """JSON file of options, such as a run's config.json; flags on the command line win."""
+    """YAML or JSON file of options, such as a run's config.json; the command line overrides it."""
+    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the options with all defaults of the task and architecture filled in, as YAML for
+    --config, and exit."""
 
 
 def read_flags(args: Sequence[str]) -> TrainCommand:
-    """Return the run that the command line asks for.
+    """Return the options of the command line.
 
-    Flags override the file of --config or, with --resume, the run's own options.
+    They override those in the file of --config or, with --resume, those of the resumed run.
     """
     asked = _parse(args, TrainCommand())
     if asked.config is None and not asked.resume:
         return asked
-    from rayff.runs.run_directory import RunDirectory, read_config
+    from rayff.config_file import read_options
+    from rayff.runs.run_directory import RunDirectory
     from rayff.runs.storage import Storage
 
     if asked.resume and asked.run_dir is None:
@@ -58,7 +69,7 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     saved = (
         RunDirectory(Path(asked.run_dir)).read_config()
         if asked.run_dir is not None and asked.resume
-        else read_config(Path(asked.config or ""))
+        else read_options(Path(asked.config or ""))
     )
     over = _parse(args, TrainCommand(**saved.to_dict()))
     merged = override(saved, over)
@@ -76,6 +87,13 @@ def main(args: Sequence[str]) -> int:
     """Train; return 0, or 128 plus the number of the signal that stopped the run early."""
     command = read_flags(args)
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
+    if command.print_config:
+        from rayff.config_file import as_yaml
+        from rayff.data.tasks import task_recipe
+
+        recipe = resolve_recipe(config, task_recipe(config.task))
+        print(as_yaml(with_recipe(config, recipe)), end="")
+        return 0
     result = Trainer(config, backend=command.backend).fit(resume=command.resume)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 

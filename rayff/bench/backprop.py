@@ -34,49 +34,50 @@ from rayff.models.zoo import architecture
 from rayff.partition.profile import Conditions, clock, time_layers
 
 DESCRIPTION = """\
-Train a network by Forward-Forward, and the same network with a linear head by backpropagation in
-the best ordinary way (bfloat16 where the device has units for it, channels last, compiled, fused
-AdamW, a cosine over the same epochs), in this process, on the same data in the same order.
-
-Images/s, and seconds of training until the validation accuracy reaches a target, evaluation and
-compilation left out.
+Compare Forward-Forward with backpropagation: images/s and seconds to an accuracy.
 
 Examples:
-  python -m rayff.bench backprop --task digits --arch tinycnn --target 90 --epochs 2
-  python -m rayff.bench backprop --task mnist --data-dir DATA --target 97 --epochs 3
+  rayff bench backprop --task digits --arch tinycnn --target 90 --epochs 2
+  rayff bench backprop --task mnist --data-dir DATA --target 97 --epochs 3
+
+Notes:
+- Both train the same network in this process, on the same batches.
+- Backpropagation adds a linear head and uses bfloat16 where the device has
+  units for it, channels last, torch.compile, fused AdamW and a cosine schedule.
+- Times exclude evaluation and compilation.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackpropCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "tinycnn"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     task: str = "digits"
-    """Data: digits (embedded), mnist, fmnist, cifar10, cifar100, or a folder of Parquet."""
+    """Data set: {tasks}, or a folder of Parquet files."""
     data_dir: str | None = None
-    """Folder that holds the task's data."""
+    """Folder of the data set."""
     limit: int | None = None
-    """Images of each split to use at most. Default: all."""
+    """Use at most this many images of each split. Default: all."""
     target: float = 95.0
     """Validation accuracy to reach, in percent."""
     epochs: int | None = None
-    """Epochs at most. Default: the task's own, else the paper's."""
+    """Maximum number of epochs. Default: the task's own, else the paper's."""
     batch_size: int | None = None
-    """Images of a batch. Default: the task's own, else the paper's."""
+    """Images per batch. Default: the task's own, else the paper's."""
     lr_backprop: float = 1e-3
-    """Learning rate with which backpropagation begins; Forward-Forward has its recipe's."""
+    """Initial learning rate of backpropagation; Forward-Forward uses its recipe's."""
     compile: bool = True
-    """Whether backpropagation is compiled, where there is a compiler."""
+    """Compile backpropagation where there is a compiler."""
     checks: int = 4
-    """How often an epoch the validation accuracy is taken."""
+    """Evaluations on the validation images per epoch."""
     threads: int | None = None
-    """Torch threads. Default: one a core."""
+    """Torch threads. Default: one per core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto is a GPU where there is one."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 Learner = tuple[Callable[[int, float, Indices], None], Callable[[], float]]

@@ -34,16 +34,17 @@ from rayff.distributed.local_cluster import LocalNodes
 from rayff.runs.checkpoint_manager import EVENTS
 
 DESCRIPTION = """\
-Attack trainings: kill stages, nodes and the driver at random moments, and compare the final
-weights with those of an undisturbed training, bit for bit.
-
-Exit code 0 if every training ended with the same bits, else 1. A seed gives the same faults,
-though never at exactly the same moments.
+Kill stages, nodes and the driver of trainings at random, and compare the weights.
 
 Examples:
-  python -m rayff.bench chaos --minutes 2
-  python -m rayff.bench chaos --minutes 15 --seed 7 --save bench-chaos.json
-  python -m rayff.bench chaos --minutes 3 --kinds stage,node
+  rayff bench chaos --minutes 2
+  rayff bench chaos --minutes 15 --seed 7 --save bench-chaos.json
+  rayff bench chaos --minutes 3 --kinds stage,node
+
+Notes:
+- The final weights must equal those of an undisturbed training, bit for bit;
+  if so, the exit code is 0, else 1.
+- A seed gives the same faults, but not at exactly the same moments.
 """
 
 KINDS = ("stage", "node", "driver")
@@ -53,22 +54,22 @@ ROUND_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosCommand:
-    """The flags."""
+    """The options."""
 
     minutes: float = 2.0
-    """No new training begins after these."""
+    """Minutes after which no new training is started."""
     faults: int | None = None
-    """End after so many faults instead, when the training under way is complete."""
+    """Stop after this many faults instead, when the current training is complete."""
     seed: int = 0
-    """Decides what is killed and when."""
+    """Seed of what is killed and when."""
     kinds: str = "stage,node,driver"
-    """What is killed: stage, node and driver, with commas between them."""
+    """Processes to kill: stage, node and driver, with commas between them."""
     nodes: int = 3
-    """Nodes of one CPU each; the training has as many stages as there are, up to three."""
+    """Nodes of one CPU each; the training has as many stages, up to three."""
     epochs: int = 8
-    """Of each training."""
+    """Epochs of each training."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 @dataclass

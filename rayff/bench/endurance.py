@@ -31,8 +31,8 @@ DESCRIPTION = """\
 Train for a while and sample the memory of the driver, the stages and the object store.
 
 Examples:
-  python -m rayff.bench endurance --minutes 2
-  python -m rayff.bench endurance --minutes 60 --save bench-endurance.json
+  rayff bench endurance --minutes 2
+  rayff bench endurance --minutes 60 --save bench-endurance.json
 """
 
 PARTS = 10
@@ -42,24 +42,24 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class EnduranceCommand:
-    """The flags."""
+    """The options."""
 
     minutes: float = 60.0
-    """How long to train."""
+    """Minutes of training."""
     every_s: float = 10.0
-    """Seconds from one sample to the next."""
+    """Seconds between samples."""
     arch: str = "tinycnn"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     width: int | None = None
-    """Channels of its first layer. Default: the architecture's own."""
+    """Channels of the first layer. Default: the architecture's own."""
     task: str = "digits"
-    """Data: digits (embedded), mnist, fmnist, cifar10, cifar100, or a folder of Parquet."""
+    """Data set: {tasks}, or a folder of Parquet files."""
     data_dir: str | None = None
-    """Folder that holds the task's data."""
+    """Folder of the data set."""
     stages: int = 2
     """Number of stages."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,14 +32,17 @@ from rayff.models.zoo import architecture
 from rayff.partition.profile import Conditions
 
 DESCRIPTION = """\
-Measure the peak memory of a training step of deep networks: Forward-Forward, and backpropagation
-of the same network, plain and with activation checkpointing by block.
-
-Forward-Forward needs its largest layer, whatever the depth; that layer's size stands beside it.
+Measure the peak memory of a training step: Forward-Forward against backpropagation.
 
 Examples:
-  python -m rayff.bench memory --arch tinycnn --batch-size 16
-  python -m rayff.bench memory --arch resnet,resnet34,resnet101 --save bench-memory.json
+  rayff bench memory --arch tinycnn --batch-size 16
+  rayff bench memory --arch resnet,resnet34,resnet101 --save bench-memory.json
+
+Notes:
+- Backpropagation trains the same network, without and with activation
+  checkpointing per block.
+- Forward-Forward needs the memory of its largest layer, whatever the depth;
+  that layer's size is printed as well.
 """
 
 METHODS = ("forward-forward", "backpropagation", "checkpointing")
@@ -47,20 +50,21 @@ METHODS = ("forward-forward", "backpropagation", "checkpointing")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "resnet,resnet34,resnet101"
-    """Networks, with commas between them; the first is what the others are compared with."""
+    """Architectures with commas between them, of {architectures}; the others are compared with the
+    first."""
     batch_size: int = 32
-    """Images of a step."""
+    """Images per step."""
     kernels: str = "conv"
-    """Kernels of the fast rule. The others take memory of their own: up to 32 MiB of tiles and
-    the transformed filters (winograd), the unfolded input (unfold), or a few copies of the
-    weights (amx)."""
+    """Kernels of the fast rule, of {kernels}. All but conv need extra memory: up to 32 MiB of
+    tiles and the transformed filters (winograd), the unfolded input (unfold), or a few copies of
+    the weights (amx)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto is a GPU where there is one."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 def main(args: Sequence[str]) -> int:

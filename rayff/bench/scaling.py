@@ -39,16 +39,18 @@ from rayff.partition.simulation import simulate
 from rayff.runs.run_directory import RunDirectory
 
 DESCRIPTION = """\
-Train real pipelines on made-up images, one CPU and thread a stage: images/s, speed-up over one
-stage, the ceiling that the best cut of whole layers allows, how busy each stage is, and what the
-plan predicted. One process with as many threads as there are cores stands beside them.
-
-More stages than there are cores are not run but simulated from the measured layer times and the
-measured speed of the object store, and so are 8, 16 and 64 devices, with and without replicas.
+Measure pipelines of 1, 2, ... stages, one CPU and thread per stage, on random images.
 
 Examples:
-  python -m rayff.bench scaling --arch tinycnn --batch-size 16 --steps 12 --repeats 1
-  python -m rayff.bench scaling --arch resnet --stages 1,2,4 --save bench-scaling.json
+  rayff bench scaling --arch tinycnn --batch-size 16 --steps 12 --repeats 1
+  rayff bench scaling --arch resnet --stages 1,2,4 --save bench-scaling.json
+
+Notes:
+- Prints images/s, the speed-up over one stage, the limit that the best cut
+  between layers sets, the utilization of each stage and the plan's prediction.
+- For comparison: one process with one thread per core.
+- More stages than cores, and 8, 16 and 64 devices, are simulated from measured
+  layer times and object store throughput.
 """
 
 SIMULATED = (8, 16, 64)
@@ -58,24 +60,24 @@ SIMULATED_BATCHES = 352
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "resnet"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     stages: tuple[int, ...] = (1, 2, 4)
-    """Numbers of stages to try, such as 1,2,4."""
+    """Numbers of stages, such as 1,2,4."""
     replicas: str = "2"
-    """One more pipeline with replicas: actors of each stage, such as 1,2; none to leave it out."""
+    """Actors per stage of one more pipeline, with replicas, such as 1,2; none leaves it out."""
     batch_size: int = 128
-    """Images of a batch."""
+    """Images per batch."""
     steps: int = 8
-    """Batches in the steady state of a run."""
+    """Batches in steady state per run."""
     precision: Precision | None = None
     """Number format of convolutions and features. Default: as in training."""
     repeats: int = 3
-    """Runs of each pipeline of which the median counts."""
+    """Repetitions of each pipeline, of which the median is reported."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,33 +20,34 @@ from rayff.runs.checkpoint import Checkpoint, Progress
 from rayff.runs.checkpoint_manager import RunRecorder
 
 DESCRIPTION = """\
-Time a pipeline with and without a snapshot on the way, which is copied aside, sent to the driver
-and written to disk while training goes on.
+Measure how much a snapshot slows down a pipeline that keeps training.
 
 Examples:
-  python -m rayff.bench snapshot --arch tinycnn --batch-size 16 --repeats 1
-  python -m rayff.bench snapshot --arch resnet --save bench-snapshot.json
+  rayff bench snapshot --arch tinycnn --batch-size 16 --repeats 1
+  rayff bench snapshot --arch resnet --save bench-snapshot.json
+
+The snapshot is copied, sent to the driver and written to disk while training continues.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "resnet"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     stages: int = 2
-    """Number of stages, one CPU each."""
+    """Stages, of one CPU each."""
     batch_size: int = 128
-    """Images of a batch."""
+    """Images per batch."""
     steps: int = 4
-    """Batches of a stretch, with one snapshot on its way or without."""
+    """Batches per measurement, with or without one snapshot."""
     epoch_images: int = 45_000
-    """Images of an epoch with one snapshot; CIFAR-10's."""
+    """Images per epoch, each with one snapshot. Default: as in CIFAR-10."""
     repeats: int = 3
-    """Pairs of stretches of which the median counts."""
+    """Pairs of measurements, of which the median is reported."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""python -m rayff.bench step: one local step, plain rule against fast rule."""
+"""The command `rayff bench step`: one training step, plain rule against fast rule."""
 
 from __future__ import annotations
 
@@ -36,36 +36,38 @@ from rayff.partition.profile import (
 )
 
 DESCRIPTION = """\
-Time one local step of a network in this process: the plain rule in float32 against the fast rule.
-
-By layer and phase, with the floor (torch's convolution and its weight gradient alone) beside it,
-and then as whole steps, which take turns. A share of the floor above 100% is faster than torch's
-convolution. Layers of one shape are timed once.
+Time one training step of a network: plain rule in float32 against fast rule.
 
 Examples:
-  python -m rayff.bench step --arch tinycnn --batch-size 16 --repeats 2
-  python -m rayff.bench step --arch resnet --save bench-step.json
+  rayff bench step --arch tinycnn --batch-size 16 --repeats 2
+  rayff bench step --arch resnet --save bench-step.json
+
+Notes:
+- First by layer and phase, next to a floor: torch's convolution and its weight
+  gradient alone. More than 100% of the floor is faster than torch.
+- Then as whole steps, in alternation.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCommand:
-    """The flags."""
+    """The options."""
 
     arch: str = "resnet"
-    """Network: resnet, vgg, tinycnn, resnet20, resnet34, resnet101, resnet_large or plain17."""
+    """Architecture: {architectures}."""
     batch_size: int = 128
-    """Images of a step."""
+    """Images per step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the fast rule; auto is bf16 where the device has units for it. float32 is timed too."""
+    """Number format of the fast rule; auto is bf16 where the device has units for it. float32 is
+    timed too."""
     threads: int | None = None
-    """Torch threads. Default: one a core."""
+    """Torch threads. Default: one per core."""
     repeats: int = 5
-    """Runs of which the median counts."""
+    """Repetitions, of which the median is reported."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto is a GPU where there is one."""
     save: str | None = None
-    """File to write the figures to, as JSON."""
+    """JSON file to write the figures to."""
 
 
 def main(args: Sequence[str]) -> int:

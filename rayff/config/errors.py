@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+MIN_ABBREVIATION = 3
+"""Shortest beginning of a word that counts as its abbreviation."""
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: one sentence with the value, the place and the remedy.
@@ -39,7 +42,24 @@ class TrainingDiverged(UserError):
         return type(self), (self.layer_index, self.step, self.loss)
 
 
+def near(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` is another spelling or an abbreviation of, if any.
+
+    Case, dashes against underscores and the order of the parts do not matter: `Min_LR` is near
+    `lr-min`, `batchsize` near `batch_size`, `check` near `checkpoint-every`.
+    """
+    spelled = {name.lower().replace("_", "-"): name for name in known}
+    word = word.lower().replace("_", "-")
+    for plain, name in spelled.items():
+        if sorted(plain.split("-")) == sorted(word.split("-")):
+            return name
+    matches = difflib.get_close_matches(word, spelled, n=1, cutoff=0.75)
+    if not matches and len(word) >= MIN_ABBREVIATION:
+        matches = sorted((plain for plain in spelled if plain.startswith(word)), key=len)
+    return spelled[matches[0]] if matches else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'X'?)" for the known word nearest to `word`, or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+    """Return " (did you mean 'X'?)" for the known word that is near, or nothing."""
+    found = near(word, known)
+    return "" if found is None else f" (did you mean {found!r}?)"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rayff.config.errors import UserError, nearest
+from rayff.config.errors import UserError
+from rayff.config.option_names import nearest_option
 from rayff.config.recipe import Method
 from rayff.config.validation import validate
 
@@ -75,8 +76,8 @@ class TrainConfig:
     """How a layer finds its gradient: fast, in closed form, or plain, by autograd; the
     results are the same up to rounding. Default: fast for goodness, plain for other losses."""
     kernels: str | None = None
-    """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each conv,
-    unfold, winograd or amx, such as conv/unfold,winograd,...; one entry counts for all layers.
+    """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each one
+    of {kernels}, such as conv/unfold,winograd,...; one entry counts for all layers.
     Default: by a table for this kind of machine, so that runs repeat bit for bit."""
     autotune: bool = False
     """Choose the kernels by a short timing on this machine instead of the table, and write the
@@ -132,8 +133,8 @@ class TrainConfig:
     max_failures: int = 3
     """Stages or nodes that may be lost before the run gives up; -1 for any number."""
     logger: str = "tensorboard"
-    """Where the metrics of each epoch go besides the run directory's own files: tensorboard (event
-    files in the run directory), mlflow, wandb, with commas between them, or none."""
+    """Where the metrics of each epoch go besides the run directory's own files: {loggers}, with
+    commas between them, or none."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -177,7 +178,7 @@ class TrainConfig:
             name = str(key).replace("-", "_")
             if name not in known:
                 raise UserError(
-                    f"{source}: unknown option {key!r}{nearest(name, known)}; "
+                    f"{source}: unknown option {key!r}{nearest_option(name, known)}; "
                     f"known are {', '.join(known)}"
                 )
             values[name] = _typed(name, value, str(known[name].type), source)

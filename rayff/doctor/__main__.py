@@ -1,4 +1,4 @@
-"""python -m rayff.doctor: check the machine, its software, storage and Ray."""
+"""The command `rayff doctor`: checks the machine, its software, storage and Ray."""
 
 import dataclasses
 import json
@@ -20,16 +20,18 @@ from rayff.doctor.check import Check, CheckResult, fail, one_line, run_check
 from rayff.engine.stop import StopRequest
 
 DESCRIPTION = """\
-Check Ray, GPUs, compilers, precision, storage and data: what would be slow or fail in a training.
-
-Each check is ok, note (something optional is missing), slow or fail, with its remedy. Joins the
-cluster of RAY_ADDRESS, or starts a local Ray and stops it again. The exit code is 1 when a check
-fails, else 0.
+Check what would be slow or fail in a training: Ray, GPUs, compilers, storage, data.
 
 Examples:
-  python -m rayff.doctor
-  python -m rayff.doctor --task mnist --data-dir DATA --storage-path s3://bucket/runs
-  python -m rayff.doctor --no-ray --json
+  rayff doctor
+  rayff doctor --task mnist --data-dir DATA --storage-path s3://bucket/runs
+  rayff doctor --no-ray --json
+
+Notes:
+- A check is ok, note (something optional is missing), slow or fail, and says
+  the remedy. The exit code is 1 when a check fails, else 0.
+- Joins the cluster that RAY_ADDRESS names. Without it, starts a local Ray
+  instance and stops it again.
 """
 
 STYLES = {"ok": "green", "note": "cyan", "slow": "yellow", "fail": "bold red"}
@@ -37,10 +39,10 @@ STYLES = {"ok": "green", "note": "cyan", "slow": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
-    """The flags."""
+    """The options."""
 
     task: str = "digits"
-    """Data to load: a task's name, or a folder of image Parquet."""
+    """Data set to load: {tasks}, or a folder of image Parquet files."""
     data_dir: str | None = None
     """Folder of the task's data."""
     run_dir: str = "runs"

@@ -13,14 +13,17 @@ from rayff.cli import parse, run_command
 from rayff.config.errors import UserError
 
 DESCRIPTION = """\
-Write report.html with pictures of a run: how it learned, what it confuses, what its stages did.
-
-The page needs no other file and no network; its pictures are also in report/ beside it. Several
-runs are shown side by side. A search's folder is shown with all its trials.
+Write report.html with figures of a run: accuracy, confusions, timeline of stages.
 
 Examples:
-  python -m rayff.report runs/first
-  python -m rayff.report runs/first runs/second --out comparison
+  rayff report runs/first
+  rayff report runs/first runs/second --out comparison
+
+Notes:
+- The page needs no other file and no network. Its figures are also written to
+  the folder report/, next to it.
+- Several runs are compared side by side.
+- The folder of a search gives a report on all its trials.
 """
 
 

@@ -1,15 +1,13 @@
-"""python -m rayff.tune: searches over trainings with Ray Tune."""
+"""The command `rayff tune`: searches over trainings with Ray Tune."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -25,52 +23,52 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Search over trainings with Ray Tune: each trial is a training in its own run directory.
 
-SPACE is a small Python file, or the name of one in tune_spaces/ (quick, learning_rate,
-width_depth, stages, paper_table1). It is your own code and is run as such.
-
 Examples:
-  python -m rayff.tune quick
-  python -m rayff.tune paper_table1 --data-dir DATA --epochs 3 --limit 2000
-  python -m rayff.tune learning_rate --samples 8 --set task=mnist --data-dir DATA
-  python -m rayff.tune --run-dir runs/quick-20261124-153500 --resume
+  rayff tune quick --run-dir runs/search
+  rayff tune learning_rate --samples 8 --set task=digits --set stages=2
+  rayff tune --run-dir runs/search --resume
+
+Notes:
+- SPACE is a Python file, or the name of one in tune_spaces/, such as quick.
+- The file is executed: use only spaces that you trust.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneCommand:
-    """The flags."""
+    """The options."""
 
     space: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="SPACE")]] = None
-    """The search space: a file, or a name. With --resume it is known."""
+    """The search space: a file, or a name. With --resume: leave it out."""
     run_dir: str | None = None
-    """The search's folder. Default: runs/SPACE-DATE-TIME."""
+    """Folder of the search. Default: runs/SPACE-DATE-TIME."""
     resume: bool = False
-    """Go on with the search in --run-dir: finished trials stay, unfinished and failed ones go on
-    from their last checkpoints."""
+    """Resume the search in --run-dir: finished trials stay, unfinished and failed ones resume from
+    their last checkpoints."""
     scheduler: Literal["asha", "pbt", "none"] | None = None
-    """Who ends trials early: asha stops the worse ones, pbt lets them go on from the better ones'
-    checkpoints. Default: the space's own."""
+    """Scheduler: asha stops the worse trials early, pbt continues them from checkpoints of better
+    ones. Default: the space's own."""
     search: Literal["random", "optuna"] = "random"
-    """Who chooses the points: random draws and grids, or Optuna by the results so far."""
+    """How points are chosen: random draws and grids, or by Optuna from the results so far."""
     samples: int | None = None
-    """How often to draw, or to go through the grid. Default: the space's own."""
+    """Draws, or repetitions of the grid. Default: the space's own."""
     seeds: int = 1
-    """Trials of each point, with as many seeds from --set seed=N (or 0) on."""
+    """Trials per point, with consecutive seeds from --set seed=N (or 0) on."""
     max_concurrent: int | None = None
-    """Trials at a time at most. Default: as many as the cluster holds."""
+    """Concurrent trials at most. Default: as many as the cluster holds."""
     data_dir: str | None = None
-    """Folder of the tasks' data, for all trials."""
+    """Folder of the data sets, for all trials."""
     epochs: int | None = None
     """Epochs of all trials. Default: the space's own."""
     limit: int | None = None
-    """Images of each split to use at most, in all trials."""
+    """Use at most this many images of each split, in all trials."""
     logger: str | None = None
-    """Who gets the metrics of all trials: tensorboard (in their run directories), mlflow, wandb,
-    with commas between them, or none. Default: tensorboard."""
+    """Loggers of all trials: {loggers}, with commas between them, or none. Default:
+    tensorboard."""
     set: tyro.conf.UseAppendAction[
         tuple[Annotated[str, tyro.conf.arg(metavar="OPTION=VALUE")], ...]
     ] = ()
-    """Any other option of a training for all trials, such as stages=2; may be repeated."""
+    """Any other option of rayff train, for all trials, such as stages=2; may be repeated."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "seeds", "max_concurrent"):
@@ -79,15 +77,15 @@ class TuneCommand:
                 raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
         if not self.resume:
             if self.space is None:
-                raise UserError("name a search space, such as quick; --help tells more")
+                raise UserError("name a search space, such as quick; see rayff tune --help")
             return
         if self.run_dir is None:
-            raise UserError("--resume needs --run-dir: the folder of the search to go on with")
+            raise UserError("--resume needs --run-dir: the folder of the search to resume")
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         changed = [name for name, default in defaults.items() if getattr(self, name) != default]
         if extra := [name for name in changed if name not in ("run_dir", "resume")]:
             flags = ("SPACE" if n == "space" else f"--{n.replace('_', '-')}" for n in extra)
-            raise UserError(f"a resumed search stays what it was: leave out {', '.join(flags)}")
+            raise UserError(f"a resumed search keeps its options: leave out {', '.join(flags)}")
 
     def options(self) -> dict[str, Any]:
         """Return the options that hold for all trials."""
@@ -110,29 +108,19 @@ def read_options(texts: Sequence[str]) -> Mapping[str, Any]:
                 f"--set {text}: give OPTION=VALUE with an option of a training"
                 f"{nearest(name, known)}"
             )
-        flag = "--" + name.replace("_", "-")
-        args = [f"{flag}={value}"]
+        flag = name.replace("_", "-")
+        args = [f"--{flag}={value}"]
         if known[name].type == "bool":
-            args = {"true": [flag], "false": []}.get(value.lower(), args)
+            switches = {"true": f"--{flag}", "false": f"--no-{flag}"}
+            if value.lower() not in switches:
+                raise UserError(f"--set {text}: {name} must be true or false, not {value!r}")
+            args = [switches[value.lower()]]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # it would speak of the flag
-                run = parse(TrainConfig, module="rayff.tune", description=DESCRIPTION, args=args)
-        except SystemExit:
-            raise UserError(
-                f"--set {text}: {name} must be {_wanted(name)}, not {value!r}"
-            ) from None
+            run = parse(TrainConfig, module="rayff.tune", description=DESCRIPTION, args=args)
+        except UserError as error:
+            raise UserError(f"--set {text}: {error}") from error
         options[name] = getattr(run, name)
     return options
-
-
-def _wanted(name: str) -> str:
-    """Return in words what values an option of a training takes."""
-    kind = get_type_hints(TrainConfig)[name]
-    kinds = get_args(kind) if type(None) in get_args(kind) else (kind,)
-    if get_origin(kinds[0]) is Literal:
-        return f"one of {', '.join(get_args(kinds[0]))}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words.get(kinds[0], "whole numbers with commas between them")
 
 
 def main(args: Sequence[str]) -> int:

@@ -58,14 +58,6 @@ class TestMistakes:
         with pytest.raises(UserError, match="--batch-size must be 1 or more, not 0"):
             at_least_one(repeats=1, batch_size=0)
 
-    def test_an_unknown_benchmark(self):
-        with pytest.raises(UserError) as refused:
-            program.main(["stp"])
-        assert str(refused.value) == (
-            "unknown benchmark 'stp' (did you mean 'step'?); known are step, scaling, memory, "
-            "backprop, chaos, snapshot, endurance"
-        )
-
     @pytest.mark.parametrize(
         ("args", "sentence"),
         [
@@ -84,17 +76,3 @@ class TestMistakes:
     def test_bad_input_gets_its_sentence(self, args: list[str], sentence: str):
         with pytest.raises(UserError, match=sentence):
             program.main(args)
-
-
-def test_help_names_all_benchmarks(capsys: pytest.CaptureFixture[str]):
-    assert program.main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in ("step", "scaling", "memory", "backprop"))
-
-
-@pytest.mark.parametrize("name", program.COMMANDS)
-def test_each_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as left:
-        program.main([name, "--help"])
-    assert left.value.code == 0
-    assert f"python -m rayff.bench {name}" in capsys.readouterr().out

@@ -19,25 +19,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(folder / "run", write_task(folder / "colours"))
 
 
-def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert exit_info.value.code == 0
-    assert "python -m rayff.evaluate runs/first" in text
-    assert "{None}" not in text
-    for flag in (
-        "--data-dir",
-        "--no-prune",
-        "--split",
-        "--limit",
-        "--device",
-        "--batch-size",
-        "--save",
-    ):
-        assert flag in text
-
-
 def test_prints_accuracies_and_confusion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()

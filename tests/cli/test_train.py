@@ -300,16 +300,6 @@ class TestACompleteRunThatIsResumed:
             main(["--run-dir", str(run_dir), "--resume"])
 
 
-def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert exit_info.value.code == 0
-    assert "python -m rayff.train --run-dir runs/first --resume" in text
-    for flag in ("--arch", "--task", "--stages", "--cuts", "--lr-min", "--resume", "--config"):
-        assert flag in text
-
-
 def test_the_function_stays_a_function_although_the_command_is_imported() -> None:
     assert sys.modules["rayff.train"].main is main  # type: ignore[attr-defined]
     assert isinstance(rayff.train, FunctionType)

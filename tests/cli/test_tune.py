@@ -18,11 +18,17 @@ class TestAMistake:
             (["no/such.py"], r"no file no/such\.py"),
             (["quick", "--set", "lrr=1"], r"--set lrr=1: .*\(did you mean 'lr'\?\)"),
             (["quick", "--set", "lr"], r"--set lr: give OPTION=VALUE"),
-            (["quick", "--set", "epochs=two"], "--set epochs=two: epochs must be a whole number"),
-            (["quick", "--set", "lr=--help"], "--set lr=--help: lr must be a number"),
+            (
+                ["quick", "--set", "epochs=two"],
+                "--set epochs=two: --epochs must be a whole number",
+            ),
+            (["quick", "--set", "lr=--help"], "--set lr=--help: --lr must be a number"),
             (["quick", "--set", "download=ja"], "download must be true or false, not 'ja'"),
             (["quick", "--set", "cuts=a"], "cuts must be whole numbers with commas between them"),
-            (["quick", "--set", "optimizer=x"], "optimizer must be one of adamw, adam, sgd"),
+            (
+                ["quick", "--set", "optimizer=x"],
+                "unknown optimizer .x.; known are adamw, adam, sgd",
+            ),
             (["quick", "--logger", "mlflw"], r"--logger mlflw: .*\(did you mean 'mlflow'\?\)"),
             (["quick", "--seeds", "0"], "--seeds must be 1 or more, not 0"),
             (["quick", "--scheduler", "pbt"], "but lr varies"),
@@ -55,8 +61,8 @@ class TestAMistake:
 
     def test_is_a_folder_with_a_search_in_it(self, tmp_path: Path) -> None:
         (tmp_path / "search.json").write_text("{}")
-        command = f"python -m rayff.tune --run-dir {tmp_path} --resume"
-        with pytest.raises(UserError, match=f"holds a search: go on with it by {command}"):
+        command = f"rayff tune --run-dir {tmp_path} --resume"
+        with pytest.raises(UserError, match=f"holds a search: continue it with {command}"):
             main(["quick", "--run-dir", str(tmp_path)])
 
     def test_is_a_search_without_a_first_trial(self, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class TestValidation:
             ("optimizer", "adamx", "adam"),
             ("optimizer", "SGD", None),
             ("precision", "fp16", "bf16"),
-            ("device", "gpu", "cpu"),
+            ("device", "cudaa", "cuda"),
             ("device", "cuda:0", "cuda"),
             ("transport", "object_store", "object-store"),
             ("transport", "ncll", "nccl"),
