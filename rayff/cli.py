@@ -38,9 +38,9 @@ COMPLETION = ("--tyro-write-completion", "--tyro-print-completion")
 _NAMES = {
     "architectures": "rayff.models.zoo:ARCHITECTURES.names",
     "tasks": "rayff.data.tasks:TASKS.names",
-    "losses": "rayff.learning.losses:LOSSES.names",
-    "optimizers": "rayff.learning.optimizers:OPTIMIZERS.names",
-    "augmentations": "rayff.data.augmentation:AUGMENTATIONS.names",
+    "losses": "rayff.config.registries:LOSSES.names",
+    "optimizers": "rayff.config.registries:OPTIMIZERS.names",
+    "augmentations": "rayff.config.registries:AUGMENTATIONS.names",
     "kernels": "rayff.config.kernels:BACKENDS",
     "loggers": "rayff.config.validation:LOGGERS",
 }

@@ -1,7 +1,7 @@
 """Extension points: implementations by name, and a user's own by import path.
 
-    >>> LOSSES = Registry[type[LocalLoss]]("local loss", "--loss")
-    >>> LOSSES.add("goodness", Goodness)
+    >>> LOSSES = Registry[type[nn.Module]]("local loss", "--loss")
+    >>> LOSSES.add("goodness", "rayff.learning.losses.goodness:Goodness")
     >>> LOSSES.load("goodness"), LOSSES.load("my_package.losses:MyLoss")
 
 An import path is `package.module:object`. It is saved as it is, so it must be importable wherever
@@ -11,6 +11,7 @@ the run goes on: on every node of a cluster, and where the model is loaded.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import platform
 import re
 from typing import Any, Generic, TypeVar, cast
@@ -33,14 +34,17 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, flag: str) -> None:
         self.kind = kind
         self.flag = flag
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, T | str] = {}
 
-    def add(self, name: str, entry: T) -> T:
-        """Register an implementation under a name that is not taken yet; return it."""
+    def add(self, name: str, entry: T | str) -> None:
+        """Register an implementation, or where it is as `module:object`, to be imported when used.
+
+        Raises:
+            ValueError: the name is taken.
+        """
         if name in self._entries:
             raise ValueError(f"the {self.kind} {name!r} is registered already")
         self._entries[name] = entry
-        return entry
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,7 +61,8 @@ class Registry(Generic[T]):
             UserError: an unknown name, or an import path that does not lead to an object.
         """
         if name in self._entries:
-            return self._entries[name]
+            entry = self._entries[name]
+            return cast(T, pkgutil.resolve_name(entry)) if isinstance(entry, str) else entry
         if is_import_path(name):
             return cast(T, import_object(name, self.flag))
         raise UserError(

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from rayff.config.errors import UserError
-from rayff.config.registry import Registry
+from rayff.config.registries import AUGMENTATIONS
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "--augment")
 _AUGMENT = 2**32 - 1
 """First part of the key of its generators, which no layer has."""
 
@@ -27,9 +26,6 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images, left to right."""
     chosen = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
-
-
-AUGMENTATIONS.add("flip", flip)
 
 
 def parse_augmentations(names: str) -> tuple[Augmentation, ...]:

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from rayff.config.recipe import Recipe
-from rayff.config.registry import Registry
+from rayff.config.registries import OPTIMIZERS
 
 Shape = tuple[int, ...]
 
@@ -167,13 +167,6 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
                 own.update({name: value for name, value in found if isinstance(value, Tensor)})
 
     return TorchOptimizer
-
-
-OPTIMIZERS: Registry[Any] = Registry("optimizer", "--optimizer")
-"""Subclasses of LayerOptimizer by name; by import path also of torch.optim.Optimizer."""
-OPTIMIZERS.add("adamw", FusedAdamW)
-OPTIMIZERS.add("adam", FusedAdam)
-OPTIMIZERS.add("sgd", FusedSGD)
 
 
 def optimizer_class(name: str) -> type[LayerOptimizer]:

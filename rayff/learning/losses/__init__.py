@@ -1,7 +1,9 @@
 """Local losses: what a layer minimises on its own output, and the logits that it gives.
 
-A local loss is a module of one layer. Its parameters, if it has any, are learned with the layer's
-weights and saved with them.
+A local loss is a module of one layer, made with the layer's LayerSpec and the number of classes C.
+Its `forward(h, labels)` takes the activation h (B, K, H, W) and the labels (B,) and returns logits
+(B, C) and the loss of each image (B,). In evaluation labels and losses are None. Its parameters, if
+it has any, are learned with the layer's weights and saved with them.
 
 Shape legend: B batch, K channels, C classes, H x W pixels.
 """
@@ -11,15 +13,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rayff.config.errors import UserError
-from rayff.config.registry import Registry
-from rayff.learning.losses.goodness import Goodness
+from rayff.config.registries import LOSSES
 from rayff.models.architecture import LayerSpec
-
-LOSSES: Registry[type[nn.Module]] = Registry("local loss", "--loss")
-"""Classes that are made with the layer's LayerSpec and the number of classes C. Their
-`forward(h, labels)` takes the activation h (B, K, H, W) and the labels (B,) and returns logits
-(B, C) and the loss of each image (B,). In evaluation labels and losses are None."""
-LOSSES.add("goodness", Goodness)
 
 
 def make_loss(name: str, spec: LayerSpec, num_classes: int) -> nn.Module:

@@ -1,0 +1,21 @@
+"""The registries whose implementations need torch: names are known without importing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rayff.config.registry import Registry
+
+LOSSES: Registry[Any] = Registry("local loss", "--loss")
+"""Subclasses of torch.nn.Module; see rayff.learning.losses."""
+LOSSES.add("goodness", "rayff.learning.losses.goodness:Goodness")
+
+OPTIMIZERS: Registry[Any] = Registry("optimizer", "--optimizer")
+"""Subclasses of LayerOptimizer, or of torch.optim.Optimizer; see rayff.learning.optimizers."""
+OPTIMIZERS.add("adamw", "rayff.learning.optimizers:FusedAdamW")
+OPTIMIZERS.add("adam", "rayff.learning.optimizers:FusedAdam")
+OPTIMIZERS.add("sgd", "rayff.learning.optimizers:FusedSGD")
+
+AUGMENTATIONS: Registry[Any] = Registry("augmentation", "--augment")
+"""Callables on a uint8 batch and a generator; see rayff.data.augmentation."""
+AUGMENTATIONS.add("flip", "rayff.data.augmentation:flip")
