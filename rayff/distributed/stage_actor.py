@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from rayff.config.kernels import Kernels
+from rayff.config.registries import LOSSES
 from rayff.config.resolved import ResolvedConfig
 from rayff.config.text import layer_range
 from rayff.config.train_config import Precision
@@ -38,7 +39,6 @@ from rayff.kernels import gpu, native
 from rayff.kernels.autotune import autotune
 from rayff.kernels.device_class import device_class
 from rayff.kernels.precision import DTYPES, configure_torch, default_precision
-from rayff.learning.losses import LOSSES
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
 from rayff.partition.plan import StageResources

@@ -2,8 +2,8 @@
 
 A local loss is a module of one layer, made with the layer's LayerSpec and the number of classes C.
 Its `forward(h, labels)` takes the activation h (B, K, H, W) and the labels (B,) and returns logits
-(B, C) and the loss of each image (B,). In evaluation labels and losses are None. Its parameters, if
-it has any, are learned with the layer's weights and saved with them.
+(B, C) and the loss of each image (B,). In evaluation labels and losses are None. Its parameters,
+if it has any, are learned with the layer's weights and saved with them.
 
 Shape legend: B batch, K channels, C classes, H x W pixels.
 """
