@@ -1,1 +1,1 @@
-"""Live views of runs and searches on a terminal."""
+"""Live views of runs and searches in a terminal."""

@@ -1,13 +1,18 @@
-"""The pieces of the live console view, as lines of text that fit a given width."""
+"""Parts of the live views, fitted to the width of the terminal, and formatting of values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import chain
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,112 +22,112 @@ from rayff.runs.metrics import EpochRecord
 LEVELS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 8
 MAX_NUMBERED_LAYERS = 24
-"""Up to here each layer shows its own accuracy; deeper networks show them by tens."""
+"""Deeper networks show ten layers per cell."""
 
 
 def can_be_live(console: Console) -> bool:
-    """Return whether a console is a terminal that can draw the display."""
+    """Return whether the console is a terminal that can redraw and show Unicode."""
     can_draw = console.is_terminal and not console.is_dumb_terminal
     return can_draw and not console.options.ascii_only
 
 
+def live_display(console: Console, frame: Callable[[], RenderableType]) -> Live:
+    """Return a display at the bottom of the terminal, redrawn twice a second by a thread."""
+    return Live(get_renderable=frame, console=console, refresh_per_second=2)
+
+
 def duration(seconds: float | None) -> str:
-    """Return 4.18 as 4.2 s and 3725 as 1:02:05."""
+    """Return 4.18 as 4.2 s and 3725 as 1:02:05; ? for None."""
     if seconds is None:
         return "?"
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def stage_lines(names: Sequence[str], busy: NDArray[np.float64], width: int) -> list[Table]:
-    """Return a small bar a stage, a star behind the busiest; at most four lines if they fit."""
-    beside = BAR_WIDTH + len("  100%*   ")
-    name_width = min(max(map(len, names)), max(1, width - beside))
-    cell_width = name_width + beside
-    columns = max(1, min(width // cell_width, -(-len(names) // 4)))
+def percent(value: float | None) -> str:
+    """Return 91.5 as 91.50%; - for None."""
+    return "-" if value is None else f"{value:.2f}%"
+
+
+def setting(value: object, digits: int = 4) -> str:
+    """Return the value of an option for a table, floats with `digits` significant digits."""
+    if value is None:
+        return "default"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+
+
+def stage_bars(names: Sequence[str], busy: NDArray[np.float64], width: int) -> Table:
+    """Return a bar per stage, the busiest with a star: four rows, more where they do not fit."""
+    fixed_width = BAR_WIDTH + len("  100%*  ")
+    columns = width // (max(map(len, names)) + fixed_width)
+    columns = max(1, min(columns, ceil(len(names) / 4)))
     busiest = int(busy.argmax()) if len(names) > 1 and busy.any() else -1
-    lines = []
-    for row in range(0, len(names), columns):
-        line = Table.grid(padding=(0, 1, 0, 0))
-        cells: list[Text | ProgressBar] = []
-        for stage in range(row, min(row + columns, len(names))):
-            style, star = ("bold yellow", "*") if stage == busiest else ("", " ")
-            share = f"{busy[stage]:4.0%}{star}  "
-            bar = ProgressBar(
-                total=1.0,
-                completed=float(busy[stage]),
-                width=BAR_WIDTH,
-                complete_style=style or "cyan",
-                finished_style=style or "cyan",
-            )
-            name = Text(names[stage])
-            name.truncate(name_width, overflow="ellipsis", pad=True)
-            cells += [name, bar, Text(share, style)]
-        line.add_row(*cells)
-        lines.append(line)
-    return lines
+    cells: list[tuple[RenderableType, ...]] = []
+    for stage, (name, share) in enumerate(zip(names, busy, strict=True)):
+        style, star = ("bold yellow", "*") if stage == busiest else ("cyan", " ")
+        bar = ProgressBar(1.0, float(share), BAR_WIDTH, complete_style=style, finished_style=style)
+        text = Text(f"{share:4.0%}{star}", style if star == "*" else "")
+        cells.append((Text(name, no_wrap=True, overflow="ellipsis"), bar, text))
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for _ in range(columns):
+        table.add_column()
+        table.add_column(width=BAR_WIDTH)
+        table.add_column(width=len("100%*"), no_wrap=True)
+    for start in range(0, len(cells), columns):
+        table.add_row(*chain(*cells[start : start + columns]))
+    return table
 
 
-def layer_lines(accuracy: Sequence[float], window: tuple[int, int], width: int) -> list[Text]:
-    """Return each layer's number, level and accuracy, the window's layers bold.
+def layer_columns(accuracy: Sequence[float], window: tuple[int, int]) -> Columns:
+    """Return each layer's index, level and accuracy, those in the window bold.
 
-    A deep network's layers stand ten together, with the lowest and the highest accuracy of the
-    ten.
+    A deep network shows ten layers per cell, with their lowest and highest accuracy.
     """
-    levels = _levels(accuracy)
-
-    def style(layer: int) -> str:
-        return "bold green" if window[0] <= layer <= window[1] else "dim"
-
-    cells: list[Text] = []
-    if len(accuracy) <= MAX_NUMBERED_LAYERS:
-        for layer, value in enumerate(accuracy):
-            cells.append(Text(f"{layer:>2} {levels[layer]} {value:5.1f}", style(layer)))
-    else:
-        for first in range(0, len(accuracy), 10):
-            ten = range(first, min(first + 10, len(accuracy)))
-            cell = Text(f"{first:>3} ")
-            for layer in ten:
-                cell.append(levels[layer], style(layer))
-            low, high = (f(accuracy[layer] for layer in ten) for f in (min, max))
-            cell.append(f" {low:.0f}-{high:.0f}".ljust(8 + 10 - len(ten)))
-            cells.append(cell)
-    gap = "  "
-    columns = max(1, (width + len(gap)) // (max(map(len, cells)) + len(gap)))
-    rows = (cells[start : start + columns] for start in range(0, len(cells), columns))
-    return [Text(gap).join(row) for row in rows]
-
-
-def _levels(values: Sequence[float]) -> str:
-    """Return one character a value, from the lowest to the highest of them."""
-    low, high = min(values), max(values)
+    low, high = min(accuracy), max(accuracy)
     scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
-    return "".join(LEVELS[round((value - low) * scale)] for value in values)
-
-
-def history_table(records: Sequence[EpochRecord], width: int) -> Table:
-    """Return one line an epoch under a line of titles; a narrow console lacks the last columns."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    columns = [
-        ("epoch", [str(record.epoch) for record in records]),
-        ("loss", [f"{record.train_loss:.4f}" for record in records]),
-        ("valid %", [f"{record.valid_accuracy:.2f}" for record in records]),
-        ("test %", [f"{record.test_accuracy:.2f}" for record in records]),
-        *(
-            [("window", [f"{record.sip_first}-{record.sip_last}" for record in records])]
-            if records[-1].has_window
-            else []
-        ),
-        ("images/s", [f"{record.images_per_s:,.0f}" for record in records]),
-        ("time", [duration(record.elapsed_s) for record in records]),
+    levels = [
+        Text(
+            LEVELS[round((value - low) * scale)],
+            "bold green" if window[0] <= layer <= window[1] else "dim",
+        )
+        for layer, value in enumerate(accuracy)
     ]
-    rows: list[list[str]] = [[] for _ in records]
-    for title, cells in columns:
-        width -= max(map(len, (title, *cells))) + 2
-        if width < -2:
-            break
-        table.add_column(title, justify="right", no_wrap=True)
-        for row, cell in zip(rows, cells, strict=True):
-            row.append(cell)
-    for row in rows:
-        table.add_row(*row)
+    if len(accuracy) <= MAX_NUMBERED_LAYERS:
+        cells = [
+            Text.assemble(
+                f"{layer:>2} ", levels[layer], f" {value:5.1f}", style=levels[layer].style
+            )
+            for layer, value in enumerate(accuracy)
+        ]
+    else:
+        cells = []
+        for first in range(0, len(accuracy), 10):
+            ten = accuracy[first : first + 10]
+            span = f" {min(ten):.0f}-{max(ten):.0f}"
+            cells.append(Text.assemble(f"{first:>3} ", *levels[first : first + 10], span))
+    return Columns(cells, padding=(0, 2))
+
+
+def history_table(records: Sequence[EpochRecord], console: Console) -> Table:
+    """Return a row per epoch, without the last columns where the console is narrow."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    has_window = records[-1].has_window
+    titles = ["epoch", "loss", "valid %", "test %", "window", "images/s", "time"]
+    for title in titles:
+        if has_window or title != "window":
+            table.add_column(title, justify="right", no_wrap=True)
+    for record in records:
+        table.add_row(
+            str(record.epoch),
+            f"{record.train_loss:.4f}",
+            f"{record.valid_accuracy:.2f}",
+            f"{record.test_accuracy:.2f}",
+            *([f"{record.sip_first}-{record.sip_last}"] if has_window else []),
+            f"{record.images_per_s:,.0f}",
+            duration(record.elapsed_s),
+        )
+    unlimited = console.options.update(width=1000)
+    while Measurement.get(console, unlimited, table).maximum > console.width:
+        table.columns.pop()
     return table

@@ -1,12 +1,10 @@
-"""The console view of a run: a live display on a terminal, plain lines for everything else."""
+"""The view of a run under way: a live display in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,7 +14,14 @@ from rich.text import Text
 
 from rayff.config.kernels import Kernels
 from rayff.config.text import plural, printable
-from rayff.console.frame import can_be_live, duration, history_table, layer_lines, stage_lines
+from rayff.console.frame import (
+    can_be_live,
+    duration,
+    history_table,
+    layer_columns,
+    live_display,
+    stage_bars,
+)
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
 from rayff.engine.progress import Tracker
@@ -25,73 +30,93 @@ from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
 from rayff.runs.metrics import EpochRecord
 
-REFRESH_PER_S = 2.0
-PROGRESS_EVERY_S = 10.0
-"""Seconds between the plain view's lines within an epoch, at least."""
+PROGRESS_INTERVAL_S = 10.0
+"""Minimum time between plain lines within an epoch."""
 MAX_HISTORY = 10
 
 
-class PlainView:
-    """One line an epoch, without control characters; an Callback and a context manager.
+class ConsoleCallback(Callback):
+    """Shows a run: in a terminal by a display at its bottom, elsewhere by a line per epoch.
 
     Args:
-        console: where to write.
-        tracker: of the run that is watched.
-        header: one line or a few that say what is trained.
+        console: where to print; standard output if None.
     """
 
-    def __init__(self, console: Console, tracker: Tracker, header: str) -> None:
-        self.console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.tracker = Tracker(epochs=0, num_train_images=0, stage_names=(), start=Progress())
+        self.live: Live | None = None
+        self._checkpoint = ""
+        self._last_line_s = 0.0
+
+    def on_start(self, run: Run, plan: Plan) -> None:
+        """Print the header and start the display."""
+        tracker = Tracker(
+            epochs=run.recipe.epochs,
+            num_train_images=len(run.splits["train"]),
+            stage_names=plan.stage_names,
+            start=run.progress,
+        )
+        self.start(tracker, run_header(run, plan))
+
+    def start(self, tracker: Tracker, header: str) -> None:
+        """Start with a tracker for this view alone, under a header of a few lines."""
         self.tracker = tracker
-        self.header = header
-        self._last_line_s = tracker.clock()
-
-    def __enter__(self) -> PlainView:
-        self._print(self.header, "bold")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._print(self._summary(), "bold")
+        self._print(header, "bold")
+        if can_be_live(self.console):
+            self.live = live_display(self.console, self.frame)
+            self.live.start(refresh=True)
 
     def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """Write a line where none was written for a while."""
+        """Show the progress; as a line if the last one is old."""
         self.tracker.add(command, reports)
-        if self.tracker.clock() - self._last_line_s >= PROGRESS_EVERY_S:
-            self._print(f"{self._epoch()}  {self.tracker.phase}  {self._pace()}")
+        if self.tracker.clock() - self._last_line_s >= PROGRESS_INTERVAL_S:
+            self._print_line(f"{self._position()}  {self.tracker.phase}  {self._pace()}")
 
     def on_epoch_end(self, record: EpochRecord) -> None:
-        """Write the epoch's line."""
+        """Show the epoch."""
         self.tracker.finish(record)
-        self._print(
+        window = f"window {record.sip_first}-{record.sip_last}  " if record.has_window else ""
+        self._print_line(
             f"epoch {record.epoch}/{self.tracker.epochs}  loss {record.train_loss:.4f}  "
             f"valid {record.valid_accuracy:.2f}%  test {record.test_accuracy:.2f}%  "
-            f"{_window(record)}{record.images_per_s:,.0f} images/s  "
+            f"{window}{record.images_per_s:,.0f} images/s  "
             f"{duration(record.elapsed_s)}  left {duration(self.tracker.left_s)}"
         )
 
     def on_checkpoint(self, path: Path) -> None:
-        """Name the checkpoint."""
-        self._print(f"checkpoint {path.name}")
+        """Show the name of the checkpoint."""
+        self._checkpoint = path.name
+        self._print_line(f"checkpoint {path.name}")
 
     def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
-        """Say where the run goes on."""
+        """Print where the run continues, and the stages."""
         self.tracker.restart(stage_names, progress)
-        self._print(f"going on from {self._epoch()} ({' | '.join(stage_names)})")
+        self._print(f"going on from {self._position()} ({' | '.join(stage_names)})")
 
     def on_warning(self, message: str) -> None:
-        """Write the warning."""
-        self._print(f"warning: {message}", "yellow")
+        """Print the warning; before the start it only says what the run waits for."""
+        if self.tracker.epochs:
+            self._print(f"warning: {message}", "yellow")
+        else:
+            self._print(message)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Stop the display and print the summary."""
+        if self.live is not None:
+            self.live.stop()
+        self._print(self._summary(), "bold")
+
+    def _print_line(self, text: str) -> None:
+        """Print what the display shows, where there is none."""
+        if self.live is None:
+            self._print(text)
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(printable(text), style), soft_wrap=not self.console.is_terminal)
         self._last_line_s = self.tracker.clock()
 
-    def _epoch(self) -> str:
+    def _position(self) -> str:
         tracker = self.tracker
         return (
             f"epoch {tracker.epoch + 1}/{tracker.epochs}  "
@@ -99,80 +124,46 @@ class PlainView:
         )
 
     def _pace(self) -> str:
-        tracker = self.tracker
-        return f"{tracker.images_per_s:,.0f} images/s  left {duration(tracker.left_s)}"
+        return f"{self.tracker.images_per_s:,.0f} images/s  left {duration(self.tracker.left_s)}"
 
     def _summary(self) -> str:
         tracker = self.tracker
-        done, elapsed = tracker.epochs_done, duration(tracker.elapsed_s)
+        done = tracker.epochs_done
         if done == tracker.epochs:
-            where = f"{'all ' if done > 1 else ''}{plural(done, 'epoch')} done"
+            end = f"{'all ' if done > 1 else ''}{plural(done, 'epoch')} done"
         elif done > tracker.epoch:
-            where = f"ended after epoch {done}/{tracker.epochs}"
+            end = f"ended after epoch {done}/{tracker.epochs}"
         else:
-            where = f"ended in {self._epoch()}"
+            end = f"ended in {self._position()}"
         reached = f": {tracker.records[-1].reached}" if tracker.records else ""
-        return f"{where}, after {elapsed}{reached}"
-
-
-class LiveView(PlainView):
-    """A display at the bottom of the terminal, drawn anew twice a second by its own thread."""
-
-    def __init__(self, console: Console, tracker: Tracker, header: str) -> None:
-        super().__init__(console, tracker, header)
-        self._checkpoint = ""
-        self._live = Live(
-            get_renderable=self.frame, console=console, refresh_per_second=REFRESH_PER_S
-        )
-
-    def __enter__(self) -> LiveView:
-        super().__enter__()
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-        super().__exit__(kind, error, trace)
-
-    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """Add a result; the next frame shows it."""
-        self.tracker.add(command, reports)
-
-    def on_epoch_end(self, record: EpochRecord) -> None:
-        """Add an epoch; the next frame shows it."""
-        self.tracker.finish(record)
-
-    def on_checkpoint(self, path: Path) -> None:
-        """Note the checkpoint; the next frame names it."""
-        self._checkpoint = f"  {path.name}"
+        return f"{end}, after {duration(tracker.elapsed_s)}{reached}"
 
     def frame(self) -> RenderableType:
-        """Return the display as it is now, no higher than the terminal."""
-        width, height = self.console.size
-        head: list[RenderableType] = [
-            self._bar(),
-            Text(f"{self.tracker.phase:<10}  {self._pace()}{self._checkpoint}", "dim"),
-        ]
-        records = self.tracker.records[-MAX_HISTORY:]
-        by_layer = bool(records) and records[-1].has_window
-        sections = [self._layers(records[-1], width)] if by_layer else []
-        sections.append(self._stages(width))
-        room = height - 1 - len(head) - (3 if records else 0)
+        """Return the display, cut to the height of the terminal; the newest epoch always fits."""
+        tracker, console = self.tracker, self.console
+        status = f"{tracker.phase:<10}  {self._pace()}  {self._checkpoint}"
+        parts: list[RenderableType] = [self._bar(), _line(status, "dim")]
+        records = tracker.records[-MAX_HISTORY:]
+        sections = []
+        if records and records[-1].has_window:
+            newest = records[-1]
+            window = newest.sip_first, newest.sip_last
+            title = f"valid % by layer, epoch {newest.epoch}, SIP window {window[0]}-{window[1]}"
+            sections.append(
+                Group(_line(title), layer_columns(newest.layer_valid_accuracy, window))
+            )
+        title = f"busy by stage{', * busiest' if len(tracker.stage_names) > 1 else ''}"
+        bars = stage_bars(tracker.stage_names, tracker.stage_busy, console.width)
+        sections.append(Group(_line(title), bars))
+        lines_left = console.height - 1 - len(parts) - (3 if records else 0)
         for section in sections:
-            if len(section) < room:
-                head += ["", *section]
-                room -= 1 + len(section)
+            num_lines = 1 + len(console.render_lines(section))
+            if num_lines <= lines_left:
+                parts += ["", section]
+                lines_left -= num_lines
         if records:
-            head += ["", history_table(records[-(1 + max(0, room)) :], width)]
-        for line in head:
-            if isinstance(line, Text):
-                line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(*head)
+            parts += ["", history_table(records[-(1 + max(0, lines_left)) :], console)]
+        return Group(*parts)
 
     def _bar(self) -> Table:
         tracker = self.tracker
@@ -187,73 +178,24 @@ class LiveView(PlainView):
         )
         return line
 
-    def _stages(self, width: int) -> list[RenderableType]:
-        title = Text("busy by stage" + (", * busiest" if self.tracker.stage_names[1:] else ""))
-        lines = stage_lines(self.tracker.stage_names, self.tracker.stage_busy, width)
-        return [title, *lines]
 
-    def _layers(self, record: EpochRecord, width: int) -> list[RenderableType]:
-        window = record.sip_first, record.sip_last
-        title = Text(f"valid % by layer, epoch {record.epoch}, SIP window {window[0]}-{window[1]}")
-        return [title, *layer_lines(record.layer_valid_accuracy, window, width)]
+def _line(text: str, style: str = "") -> Text:
+    """Return text for one line, cut where the terminal is narrower."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
-def _window(record: EpochRecord) -> str:
-    """Return the layers that classify, and nothing where there is no choice."""
-    return f"window {record.sip_first}-{record.sip_last}  " if record.has_window else ""
-
-
-def console_view(
-    console: Console,
-    *,
-    header: str,
-    epochs: int,
-    num_train_images: int,
-    stage_names: Sequence[str],
-    start: Progress | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> PlainView:
-    """Return the view that suits the console: live on a terminal, else plain.
-
-    Args:
-        console: where to write.
-        header: what is trained, on one line or a few; shown once.
-        epochs: of the whole run.
-        num_train_images: of an epoch.
-        stage_names: such as "layers 0-4", one a stage.
-        start: where a resumed run begins.
-        clock: seconds from any point in time.
-    """
-    tracker = Tracker(
-        epochs=epochs,
-        num_train_images=num_train_images,
-        stage_names=stage_names,
-        start=start or Progress(),
-        clock=clock,
-    )
-    return (LiveView if can_be_live(console) else PlainView)(console, tracker, header)
-
-
-def run_view(run: Run, plan: Plan, console: Console) -> PlainView:
-    """Return the console view of a run."""
+def run_header(run: Run, plan: Plan) -> str:
+    """Return the lines that describe a run: network, data, stages, threads, kernels, folder."""
     config, network = run.config, run.architecture
-    num_train_images = len(run.splits["train"])
-    header = [
+    lines = [
         f"{config.arch} on {run.data.name}: {len(network)} layers, {network.num_weights:,} "
-        f"weights, {num_train_images:,} images an epoch, seed {config.seed}",
+        f"weights, {len(run.splits['train']):,} images an epoch, seed {config.seed}",
         f"{plan}; {compute(run, plan)}",
         f"run directory {run.directory.path}",
     ]
     if run.checkpoint is not None:
-        header.append(f"resumed from the checkpoint of step {run.checkpoint.step}")
-    return console_view(
-        console,
-        header="\n".join(header),
-        epochs=run.recipe.epochs,
-        num_train_images=num_train_images,
-        stage_names=plan.stage_names,
-        start=run.progress,
-    )
+        lines.append(f"resumed from the checkpoint of step {run.checkpoint.step}")
+    return "\n".join(lines)
 
 
 def compute(run: Run, plan: Plan) -> str:
@@ -269,54 +211,5 @@ def compute(run: Run, plan: Plan) -> str:
 
 def short_kernels(kernels: Sequence[Kernels]) -> str:
     """Return the kernels of all layers, repetitions counted: conv x4, winograd x2."""
-    groups = [(str(each), len(list(same))) for each, same in itertools.groupby(kernels)]
+    groups = [(str(each), len(list(same))) for each, same in groupby(kernels)]
     return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups)
-
-
-class ConsoleCallback(Callback):
-    """Shows a run on the console: a live display on a terminal, else plain lines.
-
-    Args:
-        console: where to write; standard output if None.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.view: PlainView | None = None
-
-    def on_start(self, run: Run, plan: Plan) -> None:
-        """Show the header."""
-        self.view = run_view(run, plan, self.console)
-        self.view.__enter__()
-
-    def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
-        """Show the progress."""
-        if self.view is not None:
-            self.view.on_chunk_end(command, reports)
-
-    def on_epoch_end(self, record: EpochRecord) -> None:
-        """Show the epoch."""
-        if self.view is not None:
-            self.view.on_epoch_end(record)
-
-    def on_checkpoint(self, path: Path) -> None:
-        """Name the checkpoint."""
-        if self.view is not None:
-            self.view.on_checkpoint(path)
-
-    def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
-        """Show where the run goes on."""
-        if self.view is not None:
-            self.view.on_restart(stage_names, progress)
-
-    def on_warning(self, message: str) -> None:
-        """Show the warning; before the run has begun, as a line of its own."""
-        if self.view is not None:
-            self.view.on_warning(message)
-        else:
-            self.console.print(printable(message), soft_wrap=True, highlight=False, markup=False)
-
-    def on_end(self, error: BaseException | None) -> None:
-        """Show the summary."""
-        if self.view is not None:
-            self.view.__exit__(None, error, None)

@@ -1,44 +1,40 @@
-"""The console view of a search: a table on a terminal, plain lines for everything else."""
+"""The view of a search under way: a table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayff.console.frame import can_be_live, duration
-from rayff.tune.results import setting
-
-REFRESH_PER_S = 2.0
+from rayff.config.text import plural, printable
+from rayff.console.frame import can_be_live, duration, live_display, percent, setting
 
 
 @dataclass
-class Shown:
-    """What is known of a trial under way."""
+class TrialState:
+    """The progress of a trial."""
 
-    settings: str
+    settings: str = ""
     status: str = "running"
     epoch: int = 0
     valid_accuracy: float | None = None
     test_accuracy: float | None = None
-    began_s: float = field(default_factory=time.monotonic)
+    started_s: float = field(default_factory=time.monotonic)
 
 
 class SearchView:
-    """One line where something happens; a context manager.
+    """Context manager that shows a search: a table in a terminal, elsewhere a line per event.
 
     Args:
-        console: where to write.
-        header: one line or a few that say what is searched.
-        varied: the options that differ from trial to trial.
-        num_trials: of the whole search; None where it is not known.
+        console: where to print.
+        header: a few lines that describe the search.
+        varied: the options that differ between trials.
+        num_trials: of the whole search; None if unknown.
     """
 
     def __init__(
@@ -48,126 +44,93 @@ class SearchView:
         self.header = header
         self.varied = varied
         self.num_trials = num_trials
-        self.trials: dict[str, Shown] = {}
+        self.trials: dict[str, TrialState] = {}
+        self.live = live_display(console, self.frame) if can_be_live(console) else None
 
     def __enter__(self) -> SearchView:
-        self._print(self.header, "bold")
+        self.console.print(Text(self.header, "bold"), soft_wrap=True)
+        if self.live is not None:
+            self.live.start(refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+    def __exit__(self, *exception: object) -> None:
+        if self.live is not None:
+            self.live.stop()
 
     def on_start(self, trial: str, config: Mapping[str, Any]) -> None:
-        """Show that a trial has begun, or goes on."""
-        before = self.trials.get(trial)
-        text = "  ".join(f"{name} {setting(config[name])}" for name in self.varied)
-        self.trials[trial] = Shown(settings=text)
-        self._print(f"{trial}  {'starts' if before is None else 'goes on'}  {text}".rstrip())
+        """Add a trial that starts or continues."""
+        event = "goes on" if trial in self.trials else "starts"
+        settings = "  ".join(f"{name} {setting(config[name])}" for name in self.varied)
+        settings = printable(settings)
+        self.trials[trial] = TrialState(settings)
+        self._print(f"{trial}  {event}  {settings}".rstrip())
 
     def on_result(self, trial: str, values: Mapping[str, Any]) -> None:
-        """Show an epoch of a trial."""
-        shown = self.trials.setdefault(trial, Shown(settings=""))
-        shown.epoch = values["epoch"]
-        shown.valid_accuracy = values["valid_accuracy"]
-        shown.test_accuracy = values["test_accuracy"]
-        self._print(f"{trial}  {_reached(shown)}  {values['images_per_s']:,.0f} images/s")
+        """Add an epoch of a trial."""
+        state = self.trials.setdefault(trial, TrialState())
+        state.epoch = values["epoch"]
+        state.valid_accuracy, state.test_accuracy = (
+            values["valid_accuracy"],
+            values["test_accuracy"],
+        )
+        self._print(
+            f"{trial}  epoch {state.epoch}  valid {percent(state.valid_accuracy)}  "
+            f"test {percent(state.test_accuracy)}  {values['images_per_s']:,.0f} images/s"
+        )
 
     def on_end(self, trial: str, status: str, detail: str = "") -> None:
-        """Show that a trial has ended, and how."""
-        shown = self.trials.setdefault(trial, Shown(settings=""))
-        shown.status = status
-        done = sum(each.status != "running" for each in self.trials.values())
-        of = "" if self.num_trials is None else f" of {self.num_trials}"
-        self._print(f"{trial}  {status}{detail}  ({done}{of} trials done)")
+        """Mark a trial as ended."""
+        self.trials.setdefault(trial, TrialState()).status = status
+        done = sum(state.status != "running" for state in self.trials.values())
+        self._print(f"{trial}  {status}{detail}  ({self._done(done)})")
 
     def on_message(self, text: str) -> None:
-        """Show a sentence."""
-        self.console.print(Text(text, "yellow"), soft_wrap=True)
+        """Print a message."""
+        self.console.print(Text(printable(text), "yellow"), soft_wrap=True)
 
-    def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style), soft_wrap=True)
+    def _done(self, number: int) -> str:
+        if self.num_trials is None:
+            return f"{plural(number, 'trial')} done"
+        return f"{number} of {plural(self.num_trials, 'trial')} done"
 
+    def _print(self, text: str) -> None:
+        """Print what the table shows, where there is none."""
+        if self.live is None:
+            self.console.print(Text(text), soft_wrap=True)
 
-class LiveSearchView(SearchView):
-    """A table at the bottom of the terminal."""
-
-    def __init__(
-        self, console: Console, header: str, varied: Sequence[str], num_trials: int | None
-    ) -> None:
-        super().__init__(console, header, varied, num_trials)
-        self._live = Live(
-            get_renderable=self.frame, console=console, refresh_per_second=REFRESH_PER_S
-        )
-
-    def __enter__(self) -> LiveSearchView:
-        self.console.print(Text(self.header, "bold"), soft_wrap=True)
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-
-    def _print(self, text: str, style: str = "") -> None:
-        pass
-
-    def frame(self) -> RenderableType:
-        """Return the display as it is now, no higher than the terminal: the trials under way,
-        then the best of those that ended."""
-        running = [t for t, shown in self.trials.items() if shown.status == "running"]
-        ended = sorted(
-            self.trials.keys() - set(running),
-            key=lambda trial: -(self.trials[trial].valid_accuracy or 0.0),
-        )
-        of = "" if self.num_trials is None else f" of {self.num_trials}"
+    def frame(self) -> Table:
+        """Return the table, cut to the height of the terminal: running trials, then the best."""
+        running = {trial: s for trial, s in self.trials.items() if s.status == "running"}
+        ended = {trial: s for trial, s in self.trials.items() if trial not in running}
+        best = sorted(ended.items(), key=lambda item: -(item[1].valid_accuracy or 0.0))
         table = Table(
-            title=f"{len(ended)}{of} trials done, {len(running)} running",
+            title=f"{self._done(len(ended))}, {len(running)} running",
             title_justify="left",
             box=None,
             padding=(0, 1),
             pad_edge=False,
         )
-        for name in ("trial", "settings", "epoch", "valid %", "test %", ""):
+        for name in ("trial", "settings", "epoch", "valid", "test", ""):
             table.add_column(name, no_wrap=True, overflow="ellipsis")
-        for trial in [*running, *ended][: max(1, self.console.size.height - 4)]:
-            shown = self.trials[trial]
-            status = shown.status
-            if status == "running":
-                status = duration(time.monotonic() - shown.began_s)
-            cells = [str(shown.epoch), _percent(shown.valid_accuracy)]
-            cells += [_percent(shown.test_accuracy), status]
-            table.add_row(trial, shown.settings, *cells)
+        for trial, state in [*running.items(), *best][: max(1, self.console.height - 4)]:
+            running_s = time.monotonic() - state.started_s
+            table.add_row(
+                trial,
+                state.settings,
+                str(state.epoch),
+                percent(state.valid_accuracy),
+                percent(state.test_accuracy),
+                duration(running_s) if trial in running else state.status,
+            )
         return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _reached(shown: Shown) -> str:
-    return (
-        f"epoch {shown.epoch}  valid {_percent(shown.valid_accuracy)}%  "
-        f"test {_percent(shown.test_accuracy)}%"
-    )
 
 
 def search_view(
     console: Console, header: str, varied: Sequence[str], num_trials: int | None
 ) -> SearchView:
-    """Return the view that suits the console: live on a terminal, else plain."""
-    return (LiveSearchView if can_be_live(console) else SearchView)(
-        console, header, varied, num_trials
-    )
+    """Return the view of a search."""
+    return SearchView(console, header, varied, num_trials)
 
 
 Watch = Callable[[str, Sequence[str], "int | None"], SearchView]
-"""Makes who watches a search, of a header, the varied options and the number of trials."""
+"""Factory of a view from header, varied options and number of trials."""
