@@ -1,1 +1,1 @@
-"""Pictures and pages about runs and searches."""
+"""HTML reports of runs and searches."""

@@ -1,4 +1,4 @@
-"""python -m rayff.report: one page with pictures of a run, or of several side by side."""
+"""python -m rayff.report: a page with pictures of a run, of several runs, or of a search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Notes:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """The flags."""
+    """Command-line flags."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")]] = ()
     """The run directories, one or more, or a search's folder."""
@@ -37,11 +37,12 @@ class ReportCommand:
     """Folder to write report.html and report/ to. Default: the run's own; for several runs the
     working directory."""
     data_dir: str | None = None
-    """Folder that holds the task's data. Default: the one the run was trained from."""
+    """Folder with the task's data. Default: where the run had it."""
     limit: int | None = None
-    """Test images to classify at most, for the mistakes; 0 for none. Default: all."""
+    """Test images to classify at most, for the confusion matrix and the worst mistakes; 0 for
+    none. Default: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to classify them; auto takes a GPU where there is one."""
+    """Where to classify them; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -53,12 +54,12 @@ class ReportCommand:
 
 
 def main(args: Sequence[str]) -> int:
-    """Read everything, draw it, and write the page last."""
+    """Read the runs, draw the figures and write the page."""
     command = parse(ReportCommand, module="rayff.report", description=DESCRIPTION, args=args)
     from rayff.report.comparison import comparison_page
+    from rayff.report.reader import is_search, read_run, read_search
     from rayff.report.run_report import run_page
     from rayff.report.search_report import search_page
-    from rayff.report.sources import is_search, read_run, read_search
 
     folders = [Path(run) for run in command.runs]
     searches = [folder for folder in folders if is_search(folder)]
@@ -69,14 +70,12 @@ def main(args: Sequence[str]) -> int:
     elif len(folders) > 1:
         page = comparison_page([read_run(folder) for folder in folders])
     else:
+        data_dir = None if command.data_dir is None else Path(command.data_dir)
         page = run_page(
-            read_run(folders[0]),
-            data_dir=None if command.data_dir is None else Path(command.data_dir),
-            device=command.device,
-            limit=command.limit,
+            read_run(folders[0]), data_dir=data_dir, device=command.device, limit=command.limit
         )
-    own = folders[0] if len(folders) == 1 else Path()
-    print(page.write(own if command.out is None else Path(command.out)))
+    default = folders[0] if len(folders) == 1 else Path()
+    print(page.write(default if command.out is None else Path(command.out)))
     return 0
 
 

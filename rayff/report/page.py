@@ -1,11 +1,12 @@
-"""The page: sections of pictures, tables and words as one HTML file that needs no other."""
+"""One HTML page without external files: sections of pictures, tables and notes."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
@@ -14,26 +15,28 @@ from rayff.config.errors import UserError
 from rayff.report.style import render
 from rayff.runs.files import write_atomically
 
+P = ParamSpec("P")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG with its title and what there is to be seen."""
+    """A PNG with its title and caption."""
 
     name: str
-    """Of its file, without .png."""
+    """File name without .png."""
     title: str
     caption: str
     png: bytes
 
     @property
-    def source(self) -> str:
-        """The picture as an address that holds it."""
+    def data_uri(self) -> str:
+        """The picture as a data: URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Words in the place of a picture that cannot be made."""
+    """Says in the place of a picture why it is missing."""
 
     title: str
     text: str
@@ -41,21 +44,21 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of words under a line of titles."""
+    """A table of text."""
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
     caption: str = ""
-    numbers: frozenset[int] = frozenset()
-    """Columns that are flush right."""
+    numeric: Sequence[int] = ()
+    """Indices of right-aligned columns."""
     wide: bool = True
-    """It takes the whole width of the page."""
+    """Whether it takes the full width of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Lines to be copied into a terminal."""
+    """Shell commands to copy."""
 
     title: str
     text: str
@@ -66,51 +69,39 @@ Block = Picture | Note | Table | Code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """Blocks under a heading."""
-
-    title: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Page:
-    """All of a report."""
+    """A report."""
 
     title: str
     subtitle: str
-    facts: Sequence[tuple[str, str]]
-    """Large numbers at the top: (name, value)."""
-    sections: Sequence[Section]
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """All pictures, in order."""
-        return [b for section in self.sections for b in section.blocks if isinstance(b, Picture)]
+    facts: Mapping[str, str]
+    """Key figures at the top, by name."""
+    sections: Mapping[str, Sequence[Block]]
+    """By heading."""
 
     def html(self) -> str:
-        """Return the page, with everything that it shows inside."""
+        """Return the page; pictures are embedded."""
         environment = Environment(
             loader=PackageLoader("rayff.report"),
             autoescape=True,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.tests["of_kind"] = lambda block, kind: type(block).__name__ == kind
         return environment.get_template("report.html.jinja").render(page=self)
 
     def write(self, folder: Path) -> Path:
-        """Write report/*.png and then report.html into the folder; return the page's path.
+        """Write report/*.png, then report.html; return the path of the page.
 
         Raises:
             UserError: the folder cannot be written.
         """
         html = self.html().encode()
+        blocks = [block for section in self.sections.values() for block in section]
         try:
-            pictures = folder / "report"
-            pictures.mkdir(parents=True, exist_ok=True)
-            for picture in self.pictures:
-                write_atomically(pictures / f"{picture.name}.png", picture.png)
+            (folder / "report").mkdir(parents=True, exist_ok=True)
+            for block in blocks:
+                if isinstance(block, Picture):
+                    write_atomically(folder / "report" / f"{block.name}.png", block.png)
             write_atomically(folder / "report.html", html)
         except OSError as error:
             raise UserError(
@@ -121,16 +112,14 @@ class Page:
 
 
 def picture(
-    name: str, title: str, caption: str, draw: Callable[[Figure], None], *, height: float = 3.0
+    name: str,
+    title: str,
+    caption: str,
+    height: float,
+    draw: Callable[Concatenate[Figure, P], None],
+    *args: P.args,
+    **kwargs: P.kwargs,
 ) -> Picture:
-    """Draw a picture, `height` inches high."""
-    return Picture(name=name, title=title, caption=caption, png=render(draw, height))
-
-
-def shown(value: object) -> str:
-    """Return a setting as a table shows it."""
-    if value is None:
-        return "default"
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return str(value)
+    """Return what `draw(figure, *args, **kwargs)` draws, `height` inches high."""
+    png = render(lambda figure: draw(figure, *args, **kwargs), height)
+    return Picture(name=name, title=title, caption=caption, png=png)
