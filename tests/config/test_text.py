@@ -4,7 +4,7 @@ from rayff.config.text import is_path, is_plain, layer_range, plural, printable
 
 
 @pytest.mark.parametrize("text", ["", "cat", "Käse \u00a0 猫", "👩\u200d🔬", "[red]"])
-def test_what_people_write_is_plain(text: str):
+def test_ordinary_text_is_plain(text: str):
     assert is_plain(text)
     assert printable(text) == text
 
@@ -13,7 +13,7 @@ def test_what_people_write_is_plain(text: str):
     ("text", "shown"),
     [("\x1b[31mcat", "\\x1b[31mcat"), ("a\rb", "a\\rb"), ("\ud800", "\\ud800"), ("\0", "\\x00")],
 )
-def test_what_steers_a_terminal_or_has_no_encoding_is_shown_as_an_escape(text: str, shown: str):
+def test_control_characters_and_lone_surrogates_are_escaped(text: str, shown: str):
     assert not is_plain(text)
     assert printable(text) == shown
     assert is_plain(printable(text))
@@ -25,11 +25,11 @@ def test_a_line_end_is_not_plain_and_stays():
 
 
 @pytest.mark.parametrize("value", [None, 3, b"cat", ["cat"]])
-def test_what_is_no_text_is_not_plain(value: object):
+def test_other_types_are_not_plain(value: object):
     assert not is_plain(value)
 
 
-def test_a_path_has_no_zero_and_an_encoding():
+def test_a_path_has_no_nul_and_can_be_encoded():
     assert is_path("runs/first")
     assert is_path("runs/\udcff")  # a name that is not UTF-8, as Python reads it
     assert not is_path("a\0b")

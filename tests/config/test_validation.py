@@ -1,4 +1,4 @@
-"""Whether a run fits its network and its batches."""
+"""Options against each other, the network and the batch."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.config.validation import check_cuts, check_replicas
+from rayff.config.validation import check_cuts, check_method, check_replicas
 
 
 class TestReplicas:
     @pytest.mark.parametrize(
-        "run",
+        "options",
         [
             {},
             {"replicas": "1,2,1"},
@@ -25,11 +25,11 @@ class TestReplicas:
         ],
         ids=str,
     )
-    def test_that_fit_are_taken(self, run: dict[str, Any]):
-        check_replicas(TrainConfig(**run), num_layers=17, batch_size=8)
+    def test_that_fit_are_accepted(self, options: dict[str, Any]):
+        check_replicas(TrainConfig(**options), num_layers=17, batch_size=8)
 
     @pytest.mark.parametrize(
-        ("run", "sentence"),
+        ("options", "sentence"),
         [
             ({"replicas": "1,2", "stages": 3}, "1,2 makes 2 stages, but --stages makes 3; leave"),
             ({"replicas": "1,2", "cuts": (5, 9)}, "1,2 makes 2 stages, but --cuts makes 3; leave"),
@@ -44,9 +44,11 @@ class TestReplicas:
         ],
         ids=str,
     )
-    def test_that_do_not_are_refused_with_the_remedy(self, run: dict[str, Any], sentence: str):
+    def test_that_do_not_are_refused_with_the_remedy(
+        self, options: dict[str, Any], sentence: str
+    ):
         with pytest.raises(UserError, match=f"^--replicas {sentence}") as caught:
-            check_replicas(TrainConfig(**run), num_layers=17, batch_size=8)
+            check_replicas(TrainConfig(**options), num_layers=17, batch_size=8)
         assert "\n" not in str(caught.value)
 
 
@@ -62,23 +64,48 @@ class TestCuts:
             (tuple(range(1, 17)), 17),
         ],
     )
-    def test_cuts_that_make_stages_are_taken(self, cuts: tuple[int, ...], stages: int | None):
+    def test_that_make_stages_are_accepted(self, cuts: tuple[int, ...], stages: int | None):
         check_cuts(cuts, stages, num_layers=17)
 
-    @pytest.mark.parametrize("cuts", [(0,), (-1,), (0, 5), (9, 5), (5, 5), (5, 9, 8)])
-    def test_cuts_out_of_order_or_below_one_are_refused(self, cuts: tuple[int, ...]):
-        shown = ",".join(str(cut) for cut in cuts)
-        with pytest.raises(UserError, match=f"^--cuts {shown}: .*ascending and from 1 on"):
-            check_cuts(cuts, None, num_layers=17)
-
-    @pytest.mark.parametrize("cuts", [(17,), (5, 17), (5, 100)])
-    def test_a_cut_behind_the_last_layer_is_refused(self, cuts: tuple[int, ...]):
-        with pytest.raises(UserError, match=r"has 17 layers, so a cut is at most 16$"):
-            check_cuts(cuts, None, num_layers=17)
-
-    @pytest.mark.parametrize(("cuts", "stages"), [((5,), 3), ((5, 9), 2), ((), 2)])
-    def test_cuts_and_stages_that_disagree_are_refused(self, cuts: tuple[int, ...], stages: int):
-        with pytest.raises(
-            UserError, match=f"makes {len(cuts) + 1} stages, but --stages says {stages}"
-        ):
+    @pytest.mark.parametrize(
+        ("cuts", "stages", "sentence"),
+        [
+            *(
+                (cuts, None, f"^--cuts {','.join(map(str, cuts))}: .*ascending and from 1 on")
+                for cuts in [(0,), (-1,), (0, 5), (9, 5), (5, 5), (5, 9, 8)]
+            ),
+            *(
+                (cuts, None, r"has 17 layers, so a cut is at most 16$")
+                for cuts in [(17,), (5, 17), (5, 100)]
+            ),
+            ((5,), 3, "makes 2 stages, but --stages says 3"),
+            ((5, 9), 2, "makes 3 stages, but --stages says 2"),
+            ((), 2, "makes 1 stages, but --stages says 2"),
+        ],
+    )
+    def test_that_do_not_are_refused(
+        self, cuts: tuple[int, ...], stages: int | None, sentence: str
+    ):
+        with pytest.raises(UserError, match=sentence):
             check_cuts(cuts, stages, num_layers=17)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "ff", "workers": 2}, "--workers 2 is for --method bp"),
+        ({"stages": 2}, "--stages 2 is for Forward-Forward: --method bp has the whole"),
+        ({"cuts": (1, 3)}, "--cuts 1,3 is for Forward-Forward"),
+        ({"kernels": "conv"}, "--kernels conv is for Forward-Forward"),
+        ({"autotune": True}, "--autotune True is for Forward-Forward"),
+        ({"loss": "my_package:Loss"}, "--loss my_package:Loss is for Forward-Forward"),
+        ({"rule": "plain"}, "--rule plain is for Forward-Forward"),
+        ({"transport": "gloo"}, "--transport gloo is for Forward-Forward"),
+        ({"rebalance": True}, "--rebalance True is for Forward-Forward"),
+        ({"workers": 41}, "--workers 41 cannot share a batch of 40"),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_other_method_is_refused(options: dict[str, Any], sentence: str):
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        check_method(TrainConfig(**{"method": "bp", **options}), batch_size=40)
