@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, overload
 
 from rayff.config.errors import UserError
-from rayff.config.recipe import Method
 
 IMAGE_SIZE = 32
 """Pixels a side of every network's input (DeeperForward, section 4)."""
@@ -179,25 +178,6 @@ class Architecture:
     def num_weights(self) -> int:
         """Number of weights of all layers."""
         return sum(layer.num_weights for layer in self.layers)
-
-    def parameter_shapes(self, method: Method) -> list[dict[str, tuple[int, ...]]]:
-        """Return the shapes of what each layer learns, by name.
-
-        By Forward-Forward that is the weight alone; backpropagation has a linear head as well, on
-        the last layer or, with deep supervision, on every one.
-        """
-        shapes: list[dict[str, tuple[int, ...]]] = []
-        for layer in self.layers:
-            own: dict[str, tuple[int, ...]] = {"weight": layer.weight_shape}
-            if method == "bp-deepsup" or (method == "bp" and layer is self.layers[-1]):
-                own["head.weight"] = self.num_classes, layer.feature_channels
-                own["head.bias"] = (self.num_classes,)
-            shapes.append(own)
-        return shapes
-
-    def num_classifiers(self, method: Method) -> int:
-        """Return how many losses a network has, each of which says a class."""
-        return 1 if method == "bp" else len(self)
 
     def boundary_elements(self, position: int) -> int:
         """Return the number of elements an image sends over the cut before layer `position`.

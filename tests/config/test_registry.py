@@ -1,5 +1,7 @@
 """Registries: implementations by name and by import path."""
 
+import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -81,17 +83,20 @@ class TestImportPaths:
     def test_a_module_that_cannot_be_imported_is_named_with_the_cause_and_the_remedy(
         self, registry: Registry[object], path: str, cause: str
     ):
-        module = path.partition(":")[0]
+        module, node = path.partition(":")[0], re.escape(platform.node())
         sentence = (
-            rf"^--optimizer {path}: the module {module} cannot be imported here \({cause}\); .* "
-            "Python path of every process .* --working-dir or py_modules$"
+            rf"^--optimizer {path}: the module {module} cannot be imported on {node} \({cause}\)"
+            "; .* Python path of every process .* --working-dir or py_modules$"
         )
         with pytest.raises(UserError, match=sentence):
             registry.load(path)
 
     @pytest.mark.parametrize(
         ("attribute", "suggestion"),
-        [("Otter", r" \(did you mean 'Outer'\?\)"), ("Outer.iner", r" \(did you mean 'inner'\?\)")],
+        [
+            ("Otter", r" \(did you mean 'Outer'\?\)"),
+            ("Outer.iner", r" \(did you mean 'inner'\?\)"),
+        ],
     )
     def test_a_missing_object_is_answered_with_the_nearest(
         self, registry: Registry[object], attribute: str, suggestion: str

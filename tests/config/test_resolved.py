@@ -215,7 +215,6 @@ class TestOverride:
                 {"replicas": "2,1", "cuts": (5,)},
                 {"replicas": "2,1", "cuts": (5,)},
             ),
-            ({"kernels": "conv"}, {"autotune": True}, {"autotune": True}),
         ],
         ids=str,
     )

@@ -44,9 +44,7 @@ class TestReplicas:
         ],
         ids=str,
     )
-    def test_that_do_not_are_refused_with_the_remedy(
-        self, options: dict[str, Any], sentence: str
-    ):
+    def test_that_do_not_are_refused_with_the_remedy(self, options: dict[str, Any], sentence: str):
         with pytest.raises(UserError, match=f"^--replicas {sentence}") as caught:
             check_replicas(TrainConfig(**options), num_layers=17, batch_size=8)
         assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,11 @@ from rayff.models.zoo import architecture
 @pytest.fixture
 def resnet() -> Architecture:
     return architecture("resnet", num_classes=10, image_channels=3)
+
+
+def as_json(network: Architecture) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(json.dumps(network.to_dict()))
+    return data
 
 
 class TestSlices:
@@ -35,7 +42,10 @@ class TestSlices:
         assert part.num_weights == 9 * 100 * 100 + 9 * 200 * 200
         assert part.image_channels == 100
 
-    def test_an_empty_slice_is_no_architecture(self, resnet: Architecture):
+    def test_every_slice_is_valid_but_the_empty_one(self, resnet: Architecture):
+        for start in range(17):
+            for end in range(start + 1, 18):
+                assert len(resnet[start:end]) == end - start
         with pytest.raises(UserError, match="no layers"):
             resnet[5:5]
 
@@ -47,7 +57,7 @@ class TestSlices:
             ((1, 16), [(0, 0), (1, 15), (16, 16)]),
         ],
     )
-    def test_cuts_make_stages_that_hold_every_layer_once(
+    def test_stages_hold_every_layer_once(
         self, resnet: Architecture, cuts: tuple[int, ...], parts: list[tuple[int, int]]
     ):
         stages = resnet.stages(cuts)
@@ -55,7 +65,7 @@ class TestSlices:
         assert sum(len(stage) for stage in stages) == 17
 
 
-class TestCrossing:
+class TestBoundaryElements:
     @pytest.mark.parametrize(
         ("position", "elements"),
         [
@@ -76,72 +86,34 @@ class TestCrossing:
             (16, 800 * 4 * 4),  # the last two layers have no shortcut
         ],
     )
-    def test_an_image_sends_what_both_sides_share(
+    def test_features_and_an_open_shortcut_are_counted(
         self, resnet: Architecture, position: int, elements: int
     ):
         assert resnet.boundary_elements(position) == elements
 
-    def test_a_slice_counts_its_positions_from_its_own_start(self, resnet: Architecture):
+    def test_positions_in_a_slice_start_at_zero(self, resnet: Architecture):
         assert resnet[5:9].boundary_elements(1) == 200 * 16 * 16 + 200 * 32 * 32
 
-    def test_a_pool_comes_behind_the_cut(self):
+    def test_a_pool_comes_after_the_boundary(self):
         vgg = architecture("vgg", num_classes=10, image_channels=1)
         assert vgg.boundary_elements(2) == 70 * 32 * 32
         assert vgg.boundary_elements(3) == 140 * 16 * 16
 
-    def test_a_bottleneck_carries_its_shortcut_over_both_inner_cuts(self):
+    def test_both_inner_boundaries_of_a_bottleneck_have_its_shortcut(self):
         network = architecture("resnet101", num_classes=10, image_channels=3)
-        assert network.boundary_elements(10) == 280 * 32 * 32
-        assert network.boundary_elements(11) == 140 * 32 * 32 + 280 * 32 * 32
-        assert network.boundary_elements(12) == 140 * 16 * 16 + 280 * 32 * 32
-        assert network.boundary_elements(13) == 560 * 16 * 16
-
-
-class TestMistakes:
-    def test_layers_that_do_not_fit_each_other_are_named(self):
-        first = LayerSpec(index=0, in_channels=3, out_channels=4, kernel_size=3, in_size=32)
-        second = LayerSpec(index=1, in_channels=5, out_channels=4, kernel_size=3, in_size=32)
-        with pytest.raises(UserError, match="layer 0 gives 4 channels .* layer 1 expects 5 of"):
-            Architecture(name="odd", num_classes=2, layers=(first, second))
-
-    def test_layers_whose_sizes_do_not_fit_are_named(self):
-        first = LayerSpec(
-            index=0, in_channels=3, out_channels=4, kernel_size=3, in_size=32, stride=2
-        )
-        second = LayerSpec(index=1, in_channels=4, out_channels=4, kernel_size=3, in_size=32)
-        with pytest.raises(UserError, match="16x16 pixels, but layer 1 .* 32x32"):
-            Architecture(name="odd", num_classes=2, layers=(first, second))
-
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            lambda data: data.pop("layers"),
-            lambda data: data.pop("name"),
-            lambda data: data.update(num_classes="ten"),
-            lambda data: data["layers"][0].pop("in_channels"),
-            lambda data: data["layers"][0].update(colour="red"),
-            lambda data: data.update(layers=[5]),
-            lambda data: data.update(layers=[]),
-            lambda data: data["layers"].pop(5),
-        ],
-    )
-    def test_a_damaged_description_is_a_mistake_and_no_crash(self, resnet: Architecture, damage):
-        data = json.loads(json.dumps(resnet.to_dict()))
-        damage(data)
-        with pytest.raises(UserError):
-            Architecture.from_dict(data)
-
-    def test_what_is_no_description_at_all_is_a_mistake(self):
-        with pytest.raises(UserError, match="no description of an architecture"):
-            Architecture.from_dict([1, 2])  # type: ignore[arg-type]
+        assert [network.boundary_elements(position) for position in (10, 11, 12, 13)] == [
+            280 * 32 * 32,
+            140 * 32 * 32 + 280 * 32 * 32,
+            140 * 16 * 16 + 280 * 32 * 32,
+            560 * 16 * 16,
+        ]
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg", "resnet101"])
-def test_an_architecture_comes_back_from_json_as_it_was(name: str):
+def test_an_architecture_survives_json(name: str):
     network = architecture(name, num_classes=10, image_channels=1)
-    assert Architecture.from_dict(json.loads(json.dumps(network.to_dict()))) == network
-    part = network[3:7]
-    assert Architecture.from_dict(json.loads(json.dumps(part.to_dict()))) == part
+    for each in (network, network[3:7]):
+        assert Architecture.from_dict(as_json(each)) == each
 
 
 @pytest.mark.parametrize(
@@ -150,65 +122,86 @@ def test_an_architecture_comes_back_from_json_as_it_was(name: str):
 )
 def test_pool_and_stride_each_halve_the_size(in_size: int, pool: bool, stride: int, out_size: int):
     layer = LayerSpec(
-        index=0,
-        in_channels=1,
-        out_channels=2,
-        kernel_size=3,
-        in_size=in_size,
-        pool=pool,
-        stride=stride,
+        **{"index": 0, "in_channels": 1, "out_channels": 2, "kernel_size": 3},
+        **{"in_size": in_size, "pool": pool, "stride": stride},
     )
     assert layer.out_size == out_size
 
 
-def test_a_layer_cannot_be_changed_in_place(resnet: Architecture):
+def test_a_layer_is_frozen(resnet: Architecture):
     with pytest.raises(dataclasses.FrozenInstanceError):
         resnet[0].stride = 2  # type: ignore[misc]
 
 
-class TestADescriptionThatCannotBe:
-    """What JSON can hold and no network is."""
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("second", "sentence"),
+        [
+            ({"in_channels": 5}, "layer 0 gives 4 channels .* layer 1 expects 5 of"),
+            ({"in_size": 32}, "16x16 pixels, but layer 1 .* 32x32"),
+        ],
+    )
+    def test_layers_that_do_not_fit_each_other(self, second: dict[str, int], sentence: str):
+        shared = {"out_channels": 4, "kernel_size": 3}
+        layers = (
+            LayerSpec(index=0, in_channels=3, in_size=32, stride=2, **shared),
+            LayerSpec(**{"index": 1, "in_channels": 4, "in_size": 16, **shared, **second}),
+        )
+        with pytest.raises(UserError, match=sentence):
+            Architecture(name="odd", num_classes=2, layers=layers)
 
-    def refused(self, network: Architecture, at: int, match: str, **values: object):
-        data = json.loads(json.dumps(network.to_dict()))
-        data["layers"][at].update(values)
-        with pytest.raises(UserError, match=match):
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data.pop("layers"),
+            lambda data: data.pop("name"),
+            lambda data: data["layers"][0].pop("in_channels"),
+            lambda data: data["layers"][0].update(colour="red"),
+            lambda data: data.update(layers=[5]),
+            lambda data: data.update(layers=[]),
+            lambda data: data["layers"].pop(5),
+        ],
+    )
+    def test_a_damaged_description(
+        self, resnet: Architecture, damage: Callable[[dict[str, Any]], object]
+    ):
+        data = as_json(resnet)
+        damage(data)
+        with pytest.raises(UserError):
             Architecture.from_dict(data)
 
-    @pytest.mark.parametrize("name", ["out_channels", "kernel_size", "stride", "in_size", "index"])
-    @pytest.mark.parametrize("value", [-1, 3.0, True, "3", None, [3]])
-    def test_a_count_of_another_kind(self, resnet: Architecture, name: str, value: object):
-        self.refused(resnet, 3, f"{name} must be a whole number of [01] or more", **{name: value})
+    def test_a_list_for_a_description(self):
+        with pytest.raises(UserError, match="no description of an architecture"):
+            Architecture.from_dict([1, 2])  # type: ignore[arg-type]
 
-    def test_a_kernel_that_changes_the_size(self, resnet: Architecture):
-        self.refused(resnet, 3, "layer 3: kernel_size must be odd, not 4", kernel_size=4)
+    COUNTS = ("out_channels", "kernel_size", "stride", "in_size", "index")
 
-    @pytest.mark.parametrize("name", ["pool", "opens_block"])
-    def test_a_switch_that_is_a_number(self, resnet: Architecture, name: str):
-        self.refused(resnet, 3, f"layer 3: {name} must be true or false, not 1", **{name: 1})
-
-    def test_a_join_that_is_none(self, resnet: Architecture):
-        self.refused(resnet, 2, "join must be none or add or concat, not 'sum'", join="sum")
-
-    def test_a_join_without_a_shortcut(self, resnet: Architecture):
-        self.refused(resnet, 0, r"the shortcut of layer 0 .*join 'add'.* does not fit", join="add")
-
-    def test_a_shortcut_of_other_channels(self, resnet: Architecture):
-        self.refused(resnet, 2, "the shortcut of layer 2 .* does not fit", shortcut_channels=50)
-
-    def test_a_sum_of_other_channels(self, resnet: Architecture):
-        self.refused(resnet, 6, "the shortcut of layer|layer 6 gives", join="add", out_channels=10)
-
-    def test_layers_that_are_not_numbered_one_by_one(self, resnet: Architecture):
-        self.refused(resnet, 3, "layer 2 is followed by layer 7; number", index=7)
+    @pytest.mark.parametrize(
+        ("at", "name", "value", "sentence"),
+        [
+            *(
+                (3, name, value, f"{name} must be a whole number of [01] or more")
+                for name in COUNTS
+                for value in (-1, 3.0, True, "3", None, [3])
+            ),
+            (3, "kernel_size", 4, "layer 3: kernel_size must be odd, not 4"),
+            (3, "pool", 1, "layer 3: pool must be true or false, not 1"),
+            (3, "opens_block", 1, "layer 3: opens_block must be true or false, not 1"),
+            (2, "join", "sum", "join must be none or add or concat, not 'sum'"),
+            (0, "join", "add", r"the shortcut of layer 0 .*join 'add'.* does not fit"),
+            (2, "shortcut_channels", 50, "the shortcut of layer 2 .* does not fit"),
+            (3, "index", 7, "layer 2 is followed by layer 7; number"),
+        ],
+    )
+    def test_a_wrong_value_of_a_layer(
+        self, resnet: Architecture, at: int, name: str, value: object, sentence: str
+    ):
+        data = as_json(resnet)
+        data["layers"][at][name] = value
+        with pytest.raises(UserError, match=sentence):
+            Architecture.from_dict(data)
 
     @pytest.mark.parametrize("value", [10.0, "10", None, True])
-    def test_a_number_of_classes_of_another_kind(self, resnet: Architecture, value: object):
-        data = {**resnet.to_dict(), "num_classes": value}
+    def test_a_number_of_classes_of_another_type(self, resnet: Architecture, value: object):
         with pytest.raises(UserError, match="needs 2 classes or more, not"):
-            Architecture.from_dict(data)
-
-    def test_a_slice_that_begins_inside_a_block_is_none_of_it(self, resnet: Architecture):
-        for start in range(17):
-            for end in range(start + 1, 18):
-                assert len(resnet[start:end]) == end - start
+            Architecture.from_dict({**as_json(resnet), "num_classes": value})

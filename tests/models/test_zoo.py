@@ -1,12 +1,13 @@
 """The architectures against the tables of the paper, written out by hand."""
 
 import re
+from typing import Any
 
 import pytest
 
 from rayff.config.errors import UserError
 from rayff.models.architecture import Architecture
-from rayff.models.zoo import ZOO, Row, architecture, chain
+from rayff.models.zoo import ARCHITECTURES, Row, architecture, chain
 
 # in, out, kernel, stride, pool before it, pixels a side of the output, join
 RESNET = [
@@ -88,7 +89,7 @@ def table(network: Architecture) -> list[tuple[int, int, int, int, bool, int, st
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_network_is_the_papers_layer_by_layer(name: str):
+def test_the_network_has_the_papers_layers(name: str):
     network = architecture(name, num_classes=10, image_channels=3)
     assert table(network) == TABLES[name]
     assert [layer.index for layer in network.layers] == list(range(len(TABLES[name])))
@@ -102,11 +103,9 @@ def test_a_grey_image_changes_the_first_layers_input_alone(name: str):
     assert network.image_channels == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "unit", "width"),
-    [("resnet", 100, 20), ("vgg", 70, 20), ("tinycnn", 100, 20), ("plain17", 100, 20)],
-)
-def test_the_width_scales_every_layer(name: str, unit: int, width: int):
+@pytest.mark.parametrize("name", TABLES)
+def test_the_width_scales_every_layer(name: str):
+    unit, width = TABLES[name][0][1], 20
     scaled = [
         (i if index == 0 else i * width // unit, o * width // unit, *rest)
         for index, (i, o, *rest) in enumerate(TABLES[name])
@@ -131,33 +130,21 @@ def test_blocks_open_where_the_paper_draws_a_shortcut(name: str, opening: list[i
     assert [layer.index for layer in network.layers if layer.opens_block] == opening
 
 
-@pytest.mark.parametrize("image_channels", [1, 3])
-def test_the_resnet_has_as_many_weights_as_its_convolutions(image_channels: int):
-    stem = image_channels * 100
-    groups = 4 * 100 * 100 + 4 * 200 * 200 + 4 * 400 * 400 + 4 * 800 * 800
-    network = architecture("resnet", num_classes=10, image_channels=image_channels)
-    assert network.num_weights == 9 * (stem + groups)
-    assert network.num_weights == {1: 30_600_900, 3: 30_602_700}[image_channels]
-
-
-@pytest.mark.parametrize("image_channels", [1, 3])
-def test_the_vgg_has_as_many_weights_as_its_convolutions(image_channels: int):
-    weights = 9 * (
-        image_channels * 70
-        + 70 * 70
-        + (70 * 140 + 140 * 140 + 140 * 140)
-        + (140 * 280 + 280 * 280 + 280 * 280)
-        + (280 * 560 + 560 * 560 + 560 * 560)
-        + (560 * 560 + 560 * 560 + 560 * 560)
-    )
-    network = architecture("vgg", num_classes=10, image_channels=image_channels)
-    assert network.num_weights == weights
-
-
-@pytest.mark.parametrize("image_channels", [1, 3])
-def test_the_tinycnn_has_as_many_weights_as_its_convolutions(image_channels: int):
-    weights = 25 * image_channels * 100 + 25 * 100 * 200 + 9 * 200 * 400 + 9 * 400 * 400
-    network = architecture("tinycnn", num_classes=10, image_channels=image_channels)
+@pytest.mark.parametrize(
+    ("name", "image_channels", "weights"),
+    [
+        ("resnet", 1, 30_600_900),
+        ("resnet", 3, 9 * (3 * 100 + 4 * (100**2 + 200**2 + 400**2 + 800**2))),
+        ("tinycnn", 1, 25 * 100 + 25 * 100 * 200 + 9 * 200 * 400 + 9 * 400 * 400),
+        (
+            *("vgg", 3),
+            9 * 70 * (3 + 70 + (140 + 140 * 2 * 2) + (280 * 2 + 280 * 4 * 2))
+            + 9 * (280 * 560 + 560 * 560 * 5),
+        ),
+    ],
+)
+def test_weights_are_those_of_the_convolutions(name: str, image_channels: int, weights: int):
+    network = architecture(name, num_classes=10, image_channels=image_channels)
     assert network.num_weights == weights
 
 
@@ -184,7 +171,7 @@ def test_the_tinycnn_has_as_many_weights_as_its_convolutions(image_channels: int
         ),
     ],
 )
-def test_deeper_and_wider_members_have_their_channels_and_sizes_at_the_ends_of_groups(
+def test_groups_of_deeper_and_wider_networks_end_with_their_channels_and_sizes(
     name: str, num_layers: int, ends: dict[int, tuple[int, int]]
 ):
     network = architecture(name, num_classes=10, image_channels=3)
@@ -224,15 +211,62 @@ def test_the_groups_of_resnet20_widen_by_concatenation_in_their_first_block():
     ]
 
 
+def returns_rows(num_classes: int, image_channels: int, width: int | None) -> list[Row]:
+    return [Row(channels=(width or 4) * num_classes), Row(channels=2 * num_classes, pool=True)]
+
+
+def returns_an_architecture(
+    num_classes: int, image_channels: int, width: int | None
+) -> Architecture:
+    rows = returns_rows(num_classes, image_channels, width)
+    return chain("mine", rows, num_classes, image_channels)
+
+
+def returns_something_else(**options: object) -> dict[str, object]:
+    return options
+
+
+def fails(num_classes: int, image_channels: int, width: int | None) -> None:
+    raise KeyError("depth")
+
+
+class TestImportPaths:
+    @pytest.mark.parametrize("name", ["returns_rows", "returns_an_architecture"])
+    @pytest.mark.parametrize(("width", "channels"), [(None, 12), (5, 15)])
+    def test_a_function_makes_the_network(self, name: str, width: int | None, channels: int):
+        path = f"{__name__}:{name}"
+        network = architecture(path, num_classes=3, image_channels=1, width=width)
+        assert table(network) == [
+            (1, channels, 3, 1, False, 32, "none"),
+            (channels, 6, 3, 1, True, 16, "none"),
+        ]
+        assert network.name == (path if name == "returns_rows" else "mine")
+
+    @pytest.mark.parametrize(
+        ("name", "sentence"),
+        [
+            ("returns_something_else", "returned dict: return an Architecture, or a list of Row"),
+            (
+                "fails",
+                ": calling it with num_classes=3, image_channels=1, width=None failed "
+                r"\(KeyError: 'depth'\)",
+            ),
+        ],
+    )
+    def test_a_function_that_does_not_make_one_is_refused(self, name: str, sentence: str):
+        path = f"{__name__}:{name}"
+        with pytest.raises(UserError, match=f"^--arch {path} ?{sentence}$"):
+            architecture(path, num_classes=3, image_channels=1)
+
+
 class TestMistakes:
-    @pytest.mark.parametrize("name", ZOO)
+    @pytest.mark.parametrize("name", ARCHITECTURES.names)
     @pytest.mark.parametrize("num_classes", [3, 11, 26, 47, 1000])
     def test_the_width_that_the_error_proposes_works(self, name: str, num_classes: int):
         with pytest.raises(UserError, match=r"do not split into \d+ equal groups") as caught:
             architecture(name, num_classes=num_classes, image_channels=3, width=10)
         message = str(caught.value)
-        assert "layer 0" in message
-        assert f"{name!r}" in message
+        assert f"{name!r}: the 10 channels of layer 0" in message
         proposed = re.search(r"--width (\d+)", message)
         assert proposed is not None
         network = architecture(
@@ -240,7 +274,7 @@ class TestMistakes:
         )
         assert all(layer.out_channels % num_classes == 0 for layer in network.layers)
 
-    def test_the_proposed_width_is_the_next_multiple_and_not_a_far_one(self):
+    def test_the_proposed_width_is_the_next_multiple(self):
         with pytest.raises(UserError, match="--width 104 "):
             architecture("resnet", num_classes=26, image_channels=1)
 
@@ -256,24 +290,18 @@ class TestMistakes:
         assert len(architecture("vgg", num_classes=100, image_channels=3, width=100)) == 14
 
     @pytest.mark.parametrize(
-        ("written", "meant"), [("resnt", "resnet"), ("vgg16", "vgg"), ("tinycn", "tinycnn")]
+        ("options", "sentence"),
+        [
+            ({"image_channels": 0}, "images of 1 or 3 channels, not 0"),
+            ({"image_channels": 2}, "images of 1 or 3 channels, not 2"),
+            ({"width": 0}, "--width must be 1 or more, not 0"),
+            ({"width": -10}, "--width must be 1 or more, not -10"),
+            ({"num_classes": 0}, "2 classes or more, not 0"),
+            ({"num_classes": 1}, "2 classes or more, not 1"),
+            ({"name": "vgg16"}, r"--arch: unknown architecture 'vgg16' \(did you mean 'vgg'\?\)"),
+        ],
+        ids=str,
     )
-    def test_an_unknown_name_is_answered_with_the_nearest(self, written: str, meant: str):
-        with pytest.raises(UserError, match=f"{written!r}.*did you mean {meant!r}") as caught:
-            architecture(written, num_classes=10, image_channels=3)
-        assert all(name in str(caught.value) for name in ZOO)
-
-    @pytest.mark.parametrize("image_channels", [0, 2, 4])
-    def test_images_that_are_neither_grey_nor_rgb_are_refused(self, image_channels: int):
-        with pytest.raises(UserError, match=f"1 or 3 channels, not {image_channels}"):
-            architecture("resnet", num_classes=10, image_channels=image_channels)
-
-    @pytest.mark.parametrize("width", [0, -10])
-    def test_a_width_below_one_is_refused(self, width: int):
-        with pytest.raises(UserError, match=f"--width must be 1 or more, not {width}"):
-            architecture("resnet", num_classes=10, image_channels=3, width=width)
-
-    @pytest.mark.parametrize("num_classes", [0, 1])
-    def test_one_class_is_nothing_to_learn(self, num_classes: int):
-        with pytest.raises(UserError, match=f"2 classes or more, not {num_classes}"):
-            architecture("resnet", num_classes=num_classes, image_channels=3)
+    def test_a_value_out_of_range_is_refused(self, options: dict[str, Any], sentence: str):
+        with pytest.raises(UserError, match=sentence):
+            architecture(**{"name": "resnet", "num_classes": 10, "image_channels": 3, **options})
