@@ -47,16 +47,17 @@ def _nearest(
     shape = shape_of(spec)
 
     def distance(row: Row) -> float:
-        kernel, stride, *sizes = row[1]
-        same = (kernel, stride) == shape[:2]
-        pairs = zip((images, *shape[2:]), (row[0], *sizes), strict=True)
-        return sum(abs(math.log2(a / b)) for a, b in pairs) + (0.0 if same else 1e3)
+        pairs = zip((images, *shape[2:]), (row[0], *row[1][2:]), strict=True)
+        return sum(abs(math.log2(a / b)) for a, b in pairs)
 
-    for _, found, kernels in sorted(rows, key=distance):
-        able = all(can_compute(b, spec, device_class, dtype) for b in kernels.backends)
-        if able and found[:2] == shape[:2]:
-            return kernels
-    return Kernels()
+    able = (
+        row
+        for row in rows
+        if row[1][:2] == shape[:2]  # kernel size and stride
+        and all(can_compute(b, spec, device_class, dtype) for b in row[2].backends)
+    )
+    nearest = min(able, key=distance, default=None)
+    return Kernels() if nearest is None else nearest[2]
 
 
 @functools.cache

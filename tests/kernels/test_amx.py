@@ -13,7 +13,7 @@ from torch import Tensor
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.kernels import amx
-from rayff.kernels.convolution import Convolution, methods
+from rayff.kernels.convolution import Convolution, backends
 from rayff.models.architecture import LayerSpec
 from rayff.models.zoo import architecture
 
@@ -52,7 +52,7 @@ def compute(spec: LayerSpec, images: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 @WITH_AMX
-class TestWhereTheProcessorHasThem:
+class TestWithAmx:
     @settings(max_examples=60, deadline=None)
     @given(
         images=st.integers(1, 9),
@@ -107,7 +107,7 @@ class TestWhereTheProcessorHasThem:
             assert torch.equal(alone, whole[image : image + 1])
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_what_is_not_finite_comes_through(self, bad: float) -> None:
+    def test_nan_and_infinity_propagate(self, bad: float) -> None:
         spec = layer(5, 7, 4, 3, 1)
         x, weight, slopes, *_ = compute(spec, 2)
         x[1, 3, 2, 2] = bad
@@ -117,20 +117,20 @@ class TestWhereTheProcessorHasThem:
         assert not y[1, :, 1:, 1:].isfinite().all()
         assert not convolution.weight_gradient(slopes).isfinite().all()
 
-    def test_bfloat16_has_the_choice_and_float32_has_not(self) -> None:
-        assert methods(SPEC, CPU, torch.bfloat16)[-1] == "amx"
-        assert "amx" not in methods(SPEC, CPU, torch.float32)
+    def test_it_is_a_backend_of_bfloat16_alone(self) -> None:
+        assert backends(SPEC, CPU, torch.bfloat16)[-1] == "amx"
+        assert "amx" not in backends(SPEC, CPU, torch.float32)
 
 
-class TestWhereTheProcessorHasNone:
+class TestWithoutAmx:
     @pytest.fixture(autouse=True)
-    def none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_amx(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(amx, "missing", lambda: "the processor has none")
 
-    def test_it_is_no_choice(self) -> None:
-        assert "amx" not in methods(SPEC, CPU, torch.bfloat16)
+    def test_it_is_no_backend(self) -> None:
+        assert "amx" not in backends(SPEC, CPU, torch.bfloat16)
 
-    def test_a_run_that_wants_it_is_told_so(self) -> None:
+    def test_a_run_with_it_is_refused(self) -> None:
         with pytest.raises(UserError) as refused:
             compute(SPEC, 1)
         assert str(refused.value) == (

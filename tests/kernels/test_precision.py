@@ -15,11 +15,11 @@ CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         (None, None, "fp32"),
     ],
 )
-def test_a_processor_with_units_for_it_takes_bfloat16(
+def test_a_cpu_with_units_for_bfloat16_uses_it(
     amx: bool | None, avx512: bool | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name, there in zip(CHECKS, (amx, avx512), strict=True):
-        if there is None:  # a version of torch that does not tell
+        if there is None:  # a version of torch without the function
             monkeypatch.delattr(torch.cpu, name, raising=False)
         else:
             monkeypatch.setattr(torch.cpu, name, lambda there=there: there, raising=False)
@@ -27,6 +27,8 @@ def test_a_processor_with_units_for_it_takes_bfloat16(
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_so_does_a_gpu(supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_with_units_for_bfloat16_uses_it(
+    supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert default_precision(torch.device("cuda")) == expected
