@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.config.registries import OPTIMIZERS
 
@@ -139,7 +140,8 @@ class FusedSGD(LayerOptimizer):
 def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
     """Return a LayerOptimizer around a class of torch.optim or a user's own subclass.
 
-    It is called as `kind(parameters, lr=..., weight_decay=...)`; tensors of its state are saved.
+    It is called as `kind(parameters, lr=..., weight_decay=...)`. Its state is saved, so it must
+    be tensors alone; a UserError names another value at the first step.
     """
 
     class TorchOptimizer(LayerOptimizer):
@@ -160,11 +162,18 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
 
         def _update(self, state: Mapping[Tensor, dict[str, Tensor]]) -> None:
             for parameter, saved in state.items():
-                self.inner.state[parameter].update(saved)
+                self.inner.state[parameter] = dict(saved)
             self.inner.step()
             for parameter, own in state.items():
-                found = self.inner.state[parameter].items()
-                own.update({name: value for name, value in found if isinstance(value, Tensor)})
+                for name, value in self.inner.state[parameter].items():
+                    if isinstance(value, Tensor):
+                        own[name] = value
+                    elif value is not None:
+                        raise UserError(
+                            f"--optimizer: {kind.__name__} keeps {name!r} as "
+                            f"{type(value).__name__}, which a checkpoint cannot hold: keep a "
+                            "tensor, or use another optimizer"
+                        )
 
     return TorchOptimizer
 
@@ -173,12 +182,16 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
     """Return the optimizer of that name or import path.
 
     Raises:
-        UserError: there is none.
+        UserError: an unknown name, or an object that is no optimizer.
     """
     found = OPTIMIZERS.load(name)
     if isinstance(found, type) and issubclass(found, LayerOptimizer):
         return found
-    return torch_optimizer(found)
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return torch_optimizer(found)
+    raise UserError(
+        f"--optimizer {name} is not a subclass of torch.optim.Optimizer: name a class that is"
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The layer computed once more, in float64 NumPy: loops over the kernel, formulas as written."""
+"""The layer in float64 NumPy: loops over the kernel, formulas as DeeperForward writes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 def patches(x: Array, kernel: int, stride: int) -> Iterator[tuple[int, int, Array]]:
-    """Yield, for each place (i, j) of the kernel, the pixel that every output sees there."""
+    """Yield, for each tap (i, j) of the kernel, the input pixel of every output pixel."""
     edge = kernel // 2
     padded = np.pad(x, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
     height = (x.shape[2] - 1) // stride + 1
@@ -62,7 +62,7 @@ def softmax(logits: Array) -> Array:
 
 @dataclass
 class Step:
-    """What one batch makes of a layer."""
+    """Results of a layer's step with one batch."""
 
     h: Array
     goodness: Array
@@ -80,7 +80,7 @@ def step(
     mask: Array | float = 1.0,
     keep: float = 1.0,
 ) -> Step:
-    """Forward, and the loss's gradient at the weights as DESIGN section 7 writes it."""
+    """Compute forward pass and the gradient of the loss at the weights."""
     if spec.pool:
         x = average_pool(x)
     h = mask * np.maximum(convolution(x, weight, spec.stride), 0) / keep

@@ -7,32 +7,32 @@ from hypothesis import strategies as st
 from rayff.learning.readout import best_window, window_hits
 
 # three layers, four images, two classes
-GOODNESS = torch.tensor(
+LOGITS = torch.tensor(
     [
-        [[3.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]],  # says 0 0 1 1
-        [[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [2.0, 0.0]],  # says 1 1 1 0
-        [[0.0, 1.0], [3.0, 0.0], [2.5, 0.0], [0.0, 0.5]],  # says 0 at two, 1 at two
+        [[3.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]],  # classes 0 0 1 1
+        [[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [2.0, 0.0]],  # classes 1 1 1 0
+        [[0.0, 1.0], [3.0, 0.0], [2.5, 0.0], [0.0, 0.5]],  # classes 1 0 0 1
     ]
 )
 LABELS = torch.tensor([0, 1, 1, 0])
 
 
 class TestWindowHits:
-    def test_hand_made_goodness_counts_by_hand(self):
+    def test_hits_of_every_window(self):
         # window 0-1 sums to (3,1) (1,2) (0,2) (2,1): 0 1 1 0, all four right
         # window 0-2 sums to (3,2) (4,2) (2.5,2) (2,1.5): 0 0 0 0, two right
         # window 1-2 sums to (0,2) (3,2) (2.5,1) (2,0.5): 1 0 0 0, one right
-        assert window_hits(GOODNESS, LABELS).tolist() == [[2, 4, 2], [0, 3, 1], [0, 0, 0]]
+        assert window_hits(LOGITS, LABELS).tolist() == [[2, 4, 2], [0, 3, 1], [0, 0, 0]]
 
     def test_one_layer_is_one_window(self):
-        assert window_hits(GOODNESS[:1], LABELS).tolist() == [[2]]
+        assert window_hits(LOGITS[:1], LABELS).tolist() == [[2]]
 
     def test_counts_of_batches_add_up_to_those_of_the_whole(self):
-        parts = window_hits(GOODNESS[:, :3], LABELS[:3]) + window_hits(GOODNESS[:, 3:], LABELS[3:])
-        assert (parts == window_hits(GOODNESS, LABELS)).all()
+        parts = window_hits(LOGITS[:, :3], LABELS[:3]) + window_hits(LOGITS[:, 3:], LABELS[3:])
+        assert (parts == window_hits(LOGITS, LABELS)).all()
 
     @given(data=st.data())
-    def test_they_are_those_of_trying_every_window(self, data: st.DataObject):
+    def test_they_are_those_of_summing_every_window(self, data: st.DataObject):
         num_layers = data.draw(st.integers(1, 6))
         batch, classes = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 4))
         count = num_layers * batch * classes
@@ -55,8 +55,8 @@ class TestWindowHits:
 
 
 class TestBestWindow:
-    def test_hand_made_goodness_has_the_window_that_is_right_everywhere(self):
-        assert best_window(window_hits(GOODNESS, LABELS)) == (0, 1)
+    def test_the_window_with_all_images_right_wins(self):
+        assert best_window(window_hits(LOGITS, LABELS)) == (0, 1)
 
     @pytest.mark.parametrize(
         ("hits", "window"),
@@ -77,7 +77,7 @@ class TestBestWindow:
         assert best_window(np.array(hits)) == window
 
     @given(data=st.data())
-    def test_no_window_is_better_and_none_as_good_is_shallower(self, data: st.DataObject):
+    def test_no_other_window_is_better_or_as_good_and_shallower(self, data: st.DataObject):
         size = data.draw(st.integers(1, 6))
         count = size * size
         numbers = data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))

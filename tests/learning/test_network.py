@@ -1,0 +1,130 @@
+"""The trained network: windows of layers, early exit."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rayff.learning.chain import Activations, Chain, normalise
+from rayff.learning.network import LocalNetwork
+from rayff.models.architecture import Architecture
+from rayff.models.zoo import Row, architecture, chain
+
+CLASSES = ("no", "yes")
+
+
+def narrow(name: str, width: int = 4) -> Architecture:
+    return architecture(name, num_classes=2, image_channels=3, width=width)
+
+
+def pixels(batch: int = 2) -> Tensor:
+    return torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8)
+
+
+class TestWindow:
+    @pytest.mark.parametrize("window", [(0, 0), (0, 3), (1, 2), (3, 3)])
+    def test_logits_are_summed_over_the_window(self, window: tuple[int, int]):
+        layers, images = Chain.build(narrow("tinycnn")), pixels(3)
+        _, each = layers.evaluate(Activations(features=normalise(images)))
+        first, last = window
+        expected = sum(logits.double() for logits in each[first : last + 1])
+        model = LocalNetwork(layers, window, CLASSES)
+        np.testing.assert_allclose(model(images), expected, rtol=1e-5)
+        assert not model(images).requires_grad
+        assert (model.class_names, model.depth, model.num_classifiers) == (CLASSES, last + 1, 4)
+
+    def test_layers_after_the_window_are_not_computed(self):
+        layers, images = Chain.build(narrow("tinycnn")), pixels(3)
+        model = LocalNetwork(layers, (0, 3), CLASSES)
+        whole = model.logits(images)
+        assert whole.shape == (4, 3, 2)
+        layers.cwconvs()[2].register_forward_hook(lambda *_: pytest.fail("not needed"))
+        assert torch.equal(model.logits(images, 2), whole[:2])
+        assert torch.equal(LocalNetwork(layers, (1, 1), CLASSES)(images), whole[1])
+
+    def test_layers_after_the_window_may_be_missing(self):
+        network, images = narrow("resnet", 2), pixels()
+        whole = LocalNetwork(Chain.build(network), (1, 5), CLASSES)
+        pruned = LocalNetwork(Chain.build(network[:6]), (1, 5), CLASSES)
+        assert torch.equal(pruned(images), whole(images))
+
+
+class TestEarlyExit:
+    """Three 1x1 layers whose goodness is known.
+
+    Half of the image is dark and half is bright, so it enters as -1 and +1. A weight a > 0 makes
+    of that 0 and a, whose mean is a / 2, and the norm makes -1 and +1 again.
+    """
+
+    GOODNESS = ((1.0, 0.5), (1.5, 0.5), (2.5, 0.5))
+
+    @pytest.fixture
+    def layers(self) -> Chain:
+        rows = [Row(channels=2, kernel=1)] * 3
+        layers = Chain.build(chain("known", rows, num_classes=2, image_channels=1))
+        with torch.no_grad():
+            for layer, (one, other) in zip(layers.cwconvs(), self.GOODNESS, strict=True):
+                layer.weight.zero_()
+                layer.weight[0, 0] = 2 * one
+                layer.weight[1, -1] = 2 * other
+        return layers
+
+    @pytest.fixture
+    def image(self) -> Tensor:
+        image = torch.zeros(1, 32, 32, dtype=torch.uint8)
+        image[:, 16:] = 255
+        return image
+
+    def test_the_layers_have_the_goodness_above(self, layers: Chain, image: Tensor):
+        model = LocalNetwork(layers, (0, 2), CLASSES)
+        np.testing.assert_allclose(model.logits(image[None])[:, 0], self.GOODNESS, atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("window", "threshold", "num_layers", "lead"),
+        [
+            # after 1, 2, 3 layers class 0 leads by 0.5, 1.5, 3.5: 62.2, 81.8 and 97.1 %
+            ((0, 2), 1e-9, 1, 0.5),
+            ((0, 2), 0.62, 1, 0.5),
+            ((0, 2), 0.63, 2, 1.5),
+            ((0, 2), 0.81, 2, 1.5),
+            ((0, 2), 0.82, 3, 3.5),
+            ((0, 2), 1.0, 3, 3.5),
+            # without layer 0 it leads by 1 and by 3: 73.1 and 95.3 %
+            ((1, 2), 1e-9, 2, 1.0),
+            ((1, 2), 0.73, 2, 1.0),
+            ((1, 2), 0.74, 3, 3.0),
+            ((0, 1), 1.0, 2, 1.5),
+            ((2, 2), 1e-9, 3, 2.0),
+            ((0, 0), 1.0, 1, 0.5),
+        ],
+    )
+    def test_layers_are_computed_until_the_threshold_is_reached(
+        self,
+        layers: Chain,
+        image: Tensor,
+        window: tuple[int, int],
+        threshold: float,
+        num_layers: int,
+        lead: float,
+    ):
+        model = LocalNetwork(layers, window, CLASSES)
+        probabilities, computed = model.early_exit(image, threshold)
+        assert computed == num_layers
+        first = 1 / (1 + np.exp(-lead))
+        assert probabilities.tolist() == pytest.approx([first, 1 - first], abs=1e-3)
+
+    def test_the_threshold_itself_is_enough(self, layers: Chain):
+        even = torch.full((1, 32, 32), 9, dtype=torch.uint8)  # normalised to zero everywhere
+        with torch.no_grad():
+            for layer in layers.cwconvs():
+                layer.weight.zero_()
+        probabilities, computed = LocalNetwork(layers, (0, 2), CLASSES).early_exit(even, 0.5)
+        assert (probabilities.tolist(), computed) == ([0.5, 0.5], 1)
+
+    def test_a_threshold_of_one_gives_the_answer_of_the_whole_window(self):
+        model = LocalNetwork(Chain.build(narrow("resnet")), (2, 9), CLASSES)
+        image = pixels(1)[0]
+        probabilities, computed = model.early_exit(image, 1.0)
+        np.testing.assert_allclose(probabilities, model(image[None])[0].softmax(0), rtol=1e-5)
+        assert probabilities.sum().item() == pytest.approx(1)
+        assert (computed, model.early_exit(image, 1e-9)[1]) == (10, 3)
