@@ -1,5 +1,6 @@
 """Registries: implementations by name and by import path."""
 
+import math
 import platform
 import re
 from pathlib import Path
@@ -13,8 +14,8 @@ from rayff.config.registry import Registry, is_import_path
 @pytest.fixture
 def registry() -> Registry[object]:
     made: Registry[object] = Registry("optimizer", "--optimizer")
-    made.add("adamw", "the first")
-    made.add("sgd", "the second")
+    made.add("adamw", 1)
+    made.add("sgd", "math:sqrt")
     return made
 
 
@@ -32,14 +33,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class TestNames:
     def test_entries_load_by_name_and_keep_their_order(self, registry: Registry[object]):
-        assert registry.load("sgd") == "the second"
+        assert registry.load("adamw") == 1
+        assert registry.load("sgd") is math.sqrt, "imported when it is used"
         assert registry.names == ("adamw", "sgd")
         assert "adamw" in registry
         assert "adam" not in registry
 
     def test_a_name_is_registered_once(self, registry: Registry[object]):
         with pytest.raises(ValueError, match="the optimizer 'sgd' is registered already"):
-            registry.add("sgd", "the third")
+            registry.add("sgd", 2)
 
     @pytest.mark.parametrize(
         ("name", "suggestion"),

@@ -155,14 +155,14 @@ class TestChoices:
         ("field", "written", "suggestion", "known"),
         [
             ("method", "bpp", "bp", "ff, bp, bp-deepsup"),
-            ("precision", "fp16", None, "fp32, bf16"),
+            ("precision", "fp16", "bf16", "fp32, bf16"),
             ("rule", "quick", None, "fast, plain"),
             ("device", "cudaa", "cuda", "auto, cpu, cuda"),
             ("device", "cuda:0", "cuda", "auto, cpu, cuda"),
             ("transport", "object_store", "object-store", "object-store, nccl, gloo, nixl"),
             ("transport", "ncll", "nccl", "object-store, nccl, gloo, nixl"),
             ("placement", "strict-spread", "strict_spread", "pack, spread, strict_spread"),
-            ("placement", "STRICT_PACK", None, "pack, spread, strict_spread"),
+            ("placement", "STRICT_PACK", "strict_spread", "pack, spread, strict_spread"),
         ],
     )
     def test_an_unknown_one_is_answered_with_the_known_ones(

@@ -1,0 +1,138 @@
+"""Immediate, all-reduced and side-stream updates: strategies of one step with the same bits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayff.config.recipe import Recipe
+from rayff.learning import updates as module
+from rayff.learning.analytic import analytic_step
+from rayff.learning.autograd import LayerStep, autograd_step
+from rayff.learning.chain import Activations, Chain, normalise
+from rayff.learning.generators import Share
+from rayff.learning.layer_state import layer_state
+from rayff.learning.optimizers import optimizer_class
+from rayff.learning.step import ChainStep
+from rayff.learning.updates import (
+    AllReducedUpdates,
+    ImmediateUpdates,
+    Optimizers,
+    SideStreamUpdates,
+    Updates,
+)
+from rayff.models.zoo import architecture
+from tests.helpers.layers import CPU
+from tests.helpers.losses import LINEAR
+
+NETWORK = architecture("resnet", num_classes=2, image_channels=1, width=2)[:7]
+BATCHES = 4
+
+
+class Replicas:
+    """An all-reduce among replicas of which the others have no images: the sum is one's own.
+
+    The sum is complete once it is waited for, so a step that does not wait sees no gradient.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[nn.Parameter] = []
+
+    def __call__(self, parameter: nn.Parameter) -> Callable[[], None]:
+        self.started.append(parameter)
+        gradient, parameter.grad = parameter.grad, None
+
+        def wait() -> None:
+            parameter.grad = gradient
+
+        return wait
+
+
+Make = Callable[[Optimizers], Updates]
+WAYS: dict[str, Make] = {
+    "immediate": ImmediateUpdates,
+    "all-reduced": lambda optimizers: AllReducedUpdates(optimizers, Replicas()),
+    "side stream": lambda optimizers: SideStreamUpdates(optimizers, CPU),
+}
+
+
+def train(make: Make, layer_step: LayerStep, loss: str, optimizer: str) -> dict[str, Tensor]:
+    """Return the losses, the features and the state of all layers after a few batches."""
+    chain = Chain.build(NETWORK, dropout=0.2, seed=3, loss=loss)
+    chain = chain.to(memory_format=torch.channels_last)
+    optimizers = {
+        layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.05))
+        for layer in chain.cwconvs()
+    }
+    step = ChainStep(chain, layer_step, make(optimizers))
+    generator, found = torch.Generator().manual_seed(0), {}
+    for number in range(BATCHES):
+        images = torch.randint(256, (4, 1, 32, 32), dtype=torch.uint8, generator=generator)
+        states = chain.dropout_states(Share(step=number, batch_size=4), CPU)
+        entering = Activations(features=normalise(images))
+        left, losses = step(entering, torch.tensor([0, 1, 1, 1]), 4, states)
+        assert all(parameter.grad is None for parameter in chain.parameters())
+        found[f"losses {number}"], found[f"features {number}"] = torch.stack(losses), left.features
+    for layer in chain.cwconvs():
+        index = layer.spec.index
+        for name, value in layer_state(layer, optimizers[index]).items():
+            found[f"layer {index} {name}"] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layer_step", "loss"),
+    [(analytic_step, "goodness"), (autograd_step, "goodness"), (autograd_step, LINEAR)],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("way", ["all-reduced", "side stream"])
+def test_all_ways_give_the_same_bits(way: str, layer_step: LayerStep, loss: str, optimizer: str):
+    expected = train(WAYS["immediate"], layer_step, loss, optimizer)
+    found = train(WAYS[way], layer_step, loss, optimizer)
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("weights", [1, 200, 10**9])
+def test_grouping_on_the_side_stream_changes_no_bit(weights: int, monkeypatch: pytest.MonkeyPatch):
+    expected = train(WAYS["immediate"], autograd_step, LINEAR, "adamw")
+    monkeypatch.setattr(module, "_GROUPED_WEIGHTS", weights)
+    found = train(WAYS["side stream"], autograd_step, LINEAR, "adamw")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("loss", ["goodness", LINEAR])
+def test_every_parameter_of_every_layer_is_summed_once_a_batch_in_one_order(loss: str):
+    replicas = Replicas()
+    train(lambda optimizers: AllReducedUpdates(optimizers, replicas), autograd_step, loss, "sgd")
+    each = len(NETWORK) * (1 if loss == "goodness" else 3)
+    assert len(replicas.started) == BATCHES * each
+    assert len({id(parameter) for parameter in replicas.started[:each]}) == each
+    for batch in range(1, BATCHES):
+        pairs = zip(replicas.started, replicas.started[batch * each :], strict=False)
+        assert all(one is other for one, other in list(pairs)[:each])
+
+
+@pytest.mark.parametrize("loss", ["goodness", LINEAR])
+def test_a_share_without_images_adds_zero_gradients(loss: str):
+    chain = Chain.build(NETWORK, loss=loss)
+    gradients: list[Tensor] = []
+
+    def all_reduce(parameter: nn.Parameter) -> Callable[[], None]:
+        assert parameter.grad is not None
+        gradients.append(parameter.grad)
+        return lambda: None
+
+    optimizers = {
+        layer.spec.index: optimizer_class("sgd")(layer.parameters(), Recipe())
+        for layer in chain.cwconvs()
+    }
+    step = ChainStep(chain, autograd_step, AllReducedUpdates(optimizers, all_reduce))
+    nothing = Activations(features=torch.zeros(0, 1, 32, 32))
+    left, losses = step(nothing, torch.zeros(0, dtype=torch.int64), 4, {})
+    assert left is nothing
+    assert [loss.item() for loss in losses] == [0.0] * len(NETWORK)
+    assert [each.shape for each in gradients] == [p.shape for p in chain.parameters()]
+    assert not any(each.any() for each in gradients)
