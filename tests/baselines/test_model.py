@@ -1,4 +1,4 @@
-"""The network that is trained end to end: its heads, its tape, and what is left of it later."""
+"""The network of backpropagation: heads, gradients, checkpointing, the trained network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayff.baselines.model import Backpropagation, EndToEnd, blocks
+from rayff.baselines.model import Backpropagation, EndToEndNetwork, blocks
 from rayff.config.recipe import Method
 from rayff.learning.chain import Chain, normalise
 from rayff.learning.generators import Share
+from rayff.learning.methods import num_classifiers, parameter_shapes
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 
@@ -25,19 +26,19 @@ def parameters(network: Backpropagation) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("arch", ["resnet", "vgg", "tinycnn"])
 @pytest.mark.parametrize("method", ["bp", "bp-deepsup"])
-def test_what_is_learnt_has_the_shapes_that_the_description_says(arch: str, method: Method):
+def test_parameters_and_logits_have_the_shapes_of_the_method(arch: str, method: Method):
     spec = narrow(arch)
     network = Backpropagation(spec, deep_supervision=method == "bp-deepsup")
     assert parameters(network) == {
         f"layers.{index}.{name}": shape
-        for index, own in enumerate(spec.parameter_shapes(method))
+        for index, own in parameter_shapes(method, spec, "goodness").items()
         for name, shape in own.items()
     }
     logits = network(torch.randn(3, 3, 32, 32))
-    assert logits.shape == (spec.num_classifiers(method), 3, 2)
+    assert logits.shape == (num_classifiers(method, spec), 3, 2)
 
 
-def test_weights_begin_as_those_of_forward_forward_and_heads_depend_on_the_seed_alone():
+def test_initial_weights_are_those_of_forward_forward_and_heads_follow_from_the_seed():
     spec = narrow("resnet")
     one, same, other = (
         Backpropagation(spec, seed=seed, deep_supervision=True) for seed in (3, 3, 4)
@@ -49,8 +50,7 @@ def test_weights_begin_as_those_of_forward_forward_and_heads_depend_on_the_seed_
     assert not any(torch.equal(a, b) for a, b in zip(heads[0], heads[2], strict=True))
 
 
-def test_the_gradients_are_those_of_a_network_written_by_hand():
-    """In float64, for a network whose layers are written out one by one."""
+def test_the_gradients_are_those_of_the_network_written_out():
     spec = narrow("tinycnn")
     network = Backpropagation(spec, seed=1).double()
     x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -116,21 +116,21 @@ class TestTrained:
 
     def test_logits_are_summed_over_the_window_of_heads(self, images: Tensor):
         network = Backpropagation(narrow("resnet"), deep_supervision=True).eval()
-        model = EndToEnd(network, (2, 5), ("no", "yes"))
+        model = EndToEndNetwork(network, (2, 5), ("no", "yes"))
         logits = network(normalise(images))
         assert torch.allclose(model(images), logits[2:6].sum(dim=0))
         assert (model.num_classifiers, model.depth) == (17, 6)
 
     def test_one_head_needs_all_layers(self, images: Tensor):
-        model = EndToEnd(Backpropagation(narrow("tinycnn")).eval(), (0, 0), ("no", "yes"))
+        model = EndToEndNetwork(Backpropagation(narrow("tinycnn")).eval(), (0, 0), ("no", "yes"))
         assert (model.num_classifiers, model.depth) == (1, 4)
         probabilities, layers = model.early_exit(images[0], 0.5)
         assert layers == 4
         assert torch.allclose(probabilities, model(images[:1])[0].softmax(dim=0))
 
-    def test_early_exit_stops_at_the_first_head_that_is_sure(self, images: Tensor):
+    def test_early_exit_stops_at_the_first_head_over_the_threshold(self, images: Tensor):
         network = Backpropagation(narrow("tinycnn"), deep_supervision=True).eval()
-        model = EndToEnd(network, (1, 3), ("no", "yes"))
+        model = EndToEndNetwork(network, (1, 3), ("no", "yes"))
         logits = network(normalise(images[:1]))[:, 0]
         assert model.early_exit(images[0], 0.5)[1] == 2
         probabilities, layers = model.early_exit(images[0], 1.0)

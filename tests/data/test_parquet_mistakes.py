@@ -83,7 +83,7 @@ def test_a_label_column_of_another_type_is_named(tmp_path, labels, kind):
 def test_a_null_image_is_named_by_its_row(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", [0, 1, 2], [png(0), png(1), None])
     assert "row 2 (counted from 0): the image is null" in message_of(path)
-    assert "mend or drop that row" in message_of(path)
+    assert "correct or drop that row" in message_of(path)
 
 
 def test_a_null_struct_is_a_null_image(tmp_path):
@@ -126,7 +126,7 @@ def test_a_null_label_is_named_by_its_row(tmp_path):
 def test_a_label_outside_the_classes_is_named_by_its_row(tmp_path, label):
     path = write_parquet(tmp_path / "train.parquet", [0, 9, label])
     assert (
-        f"row 2 (counted from 0): the label is {label}, expected 0 to 9; mend or drop"
+        f"row 2 (counted from 0): the label is {label}, expected 0 to 9; correct or drop"
     ) in message_of(path)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torchvision.datasets
 
 from rayff.config.errors import UserError
-from rayff.data.tasks import TASKS, Task, load_task, task_recipe
+from rayff.data.tasks import TASKS, Task, TaskData, load_task, task_recipe
 from tests.data.files import random_pixels, write_mnist, write_parquet
 
 
@@ -28,7 +28,7 @@ class TestTheTable:
     def test_the_tasks_have_the_papers_validation_sizes_and_shapes(self):
         assert {
             name: (task.num_classes, task.image_channels, task.valid_size)
-            for name, task in TASKS.items()
+            for name, task in ((name, TASKS.load(name)) for name in TASKS.names)
         } == {
             "digits": (10, 1, 200),
             "mnist": (10, 1, 10_000),
@@ -38,16 +38,16 @@ class TestTheTable:
         }
 
     def test_the_classes_are_in_the_order_of_the_labels(self):
-        assert TASKS["cifar10"].class_names[:3] == ("airplane", "automobile", "bird")
-        assert TASKS["cifar10"].class_names[9] == "truck"
-        assert TASKS["fmnist"].class_names[9] == "Ankle boot"
-        assert TASKS["mnist"].class_names[7] == "7"
-        cifar100 = TASKS["cifar100"].class_names
+        assert TASKS.load("cifar10").class_names[:3] == ("airplane", "automobile", "bird")
+        assert TASKS.load("cifar10").class_names[9] == "truck"
+        assert TASKS.load("fmnist").class_names[9] == "Ankle boot"
+        assert TASKS.load("mnist").class_names[7] == "7"
+        cifar100 = TASKS.load("cifar100").class_names
         assert list(cifar100) == sorted(set(cifar100))
 
     @pytest.mark.parametrize("name", ["mnist", "fmnist", "cifar10", "cifar100"])
     def test_torchvision_knows_every_task_that_is_downloaded(self, name):
-        assert hasattr(torchvision.datasets, TASKS[name].torchvision)
+        assert hasattr(torchvision.datasets, TASKS.load(name).torchvision)
 
     def test_digits_has_defaults_of_its_own(self):
         assert task_recipe("digits") == {
@@ -69,7 +69,7 @@ class TestNamedTasks:
     @pytest.fixture(autouse=True)
     def small_validation_splits(self, monkeypatch):
         for name in ("mnist", "fmnist", "cifar10"):
-            monkeypatch.setitem(TASKS, name, replace(TASKS[name], valid_size=3))
+            monkeypatch.setitem(TASKS._entries, name, replace(TASKS.load(name), valid_size=3))
 
     def test_digits_needs_no_folder(self):
         digits = load_task("digits")
@@ -268,6 +268,37 @@ class TestPaths:
         write_task(self.folder)
         with pytest.raises(UserError, match=r"no folder .*train\.parquet: give the folder that"):
             load_task(str(self.folder / "train.parquet"))
+
+
+def returns_data():
+    return TaskData.empty("mine", ("yes", "no"), 3)
+
+
+def returns_something_else():
+    return {"train": []}
+
+
+def fails():
+    raise OSError("the disk is gone")
+
+
+class TestImportPaths:
+    def test_a_function_returns_the_data(self):
+        data = load_task(f"{__name__}:returns_data")
+        assert (data.name, data.class_names, data.image_channels) == ("mine", ("yes", "no"), 3)
+        assert task_recipe(f"{__name__}:returns_data") == {}
+
+    @pytest.mark.parametrize(
+        ("name", "sentence"),
+        [
+            ("returns_something_else", " returned dict: return a TaskData"),
+            ("fails", r": calling it failed \(OSError: the disk is gone\)"),
+            ("no_such_function", f": {__name__} has no 'no_such_function'"),
+        ],
+    )
+    def test_another_object_is_a_mistake(self, name, sentence):
+        with pytest.raises(UserError, match=f"^--task {__name__}:{name}{sentence}$"):
+            load_task(f"{__name__}:{name}")
 
 
 def test_a_task_cannot_be_changed():

@@ -1,14 +1,22 @@
+"""The plan: names of stages, boundaries and replicas, rebalancing, length of chunks."""
+
 import dataclasses
 from typing import Any
 
 import pytest
 
-from rayff.config.kernels import Kernels
 from rayff.config.train_config import TrainConfig
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.partition.boundaries import Costs
-from rayff.partition.plan import Measured, Plan, StageResources, default_chunk, make_plan
+from rayff.partition.estimate import estimated_costs
+from rayff.partition.plan import (
+    Plan,
+    StageResources,
+    default_chunk,
+    make_plan,
+    rebalanced,
+)
 
 
 def plan(
@@ -26,8 +34,6 @@ def plan(
         replicas=replicas or (1,) * (len(cuts) + 1),
         resources=StageResources(cpus=cpus, gpus=0),
         costs=Costs(layer_s=layer_s, boundary_s=[0.0] * len(network)),
-        precision="fp32",
-        kernels=(Kernels(),) * len(network),
     )
 
 
@@ -111,9 +117,10 @@ class TestMakePlan:
             ({"replicas": "2,1", "cuts": (1,)}, 3, (1,), (2, 1)),
             ({"replicas": "auto"}, 3, (), (3,)),
             ({"replicas": "auto", "batch_size": 1}, 2, (1,), (1, 1)),
+            ({"method": "bp"}, 3, (), (3,)),
         ],
     )
-    def test_the_run_says_what_is_left_to_find(
+    def test_options_fix_a_part_and_the_costs_decide_the_rest(
         self,
         tinycnn: Architecture,
         asked: dict[str, Any],
@@ -121,25 +128,59 @@ class TestMakePlan:
         cuts: tuple[int, ...],
         replicas: tuple[int, ...],
     ):
-        found = make_plan(
-            TrainConfig(**asked),
-            tinycnn,
-            StageResources(cpus=1, gpus=0),
-            Measured(
-                costs=Costs(layer_s=[3.0, 1.0, 1.0, 1.0], boundary_s=[0.0] * 4),
-                precision="bf16",
-                kernels=(Kernels("conv", "unfold"),) * 4,
-            ),
-            num_actors,
-        )
+        costs = Costs(layer_s=[3.0, 1.0, 1.0, 1.0], boundary_s=[0.0] * 4)
+        config, resources = TrainConfig(**asked), StageResources(cpus=1, gpus=0)
+        batch_size = config.batch_size or 128
+        found = make_plan(config, tinycnn, resources, costs, num_actors, batch_size)
         assert (found.cuts, found.replicas) == (cuts, replicas)
-        assert (found.precision, found.kernels) == ("bf16", (Kernels("conv", "unfold"),) * 4)
+        assert (found.costs, found.resources, found.method) == (costs, resources, config.method)
+
+    @pytest.mark.parametrize(
+        ("method", "shown"),
+        [
+            ("bp", "backpropagation by 2 workers, 1 CPU each"),
+            ("bp-deepsup", "backpropagation with deep supervision by 2 workers, 1 CPU each"),
+        ],
+    )
+    def test_a_plan_of_backpropagation_has_workers(
+        self, tinycnn: Architecture, method: Any, shown: str
+    ):
+        found = dataclasses.replace(plan(tinycnn, (), cpus=1, replicas=(2,)), method=method)
+        assert (str(found), found.stage_names) == (shown, ["2 workers"])
+
+
+class TestRebalanced:
+    """Four layers of 1 second each on two stages, cut in the middle."""
+
+    @pytest.mark.parametrize(
+        ("measured", "cuts"),
+        [
+            ([2.0, 2.0], (2,)),
+            ([2.0, 2.2], (2,)),
+            ([2.0, 6.0], (3,)),  # three times as slow: one layer of 3 s beside three of 1 s
+            ([6.0, 2.0], (1,)),
+            ([2.0, 3.2], (2,)),  # 3 s and 1.6 s save less than a tenth
+        ],
+    )
+    def test_boundaries_move_where_that_saves_a_tenth(
+        self, tinycnn: Architecture, measured: list[float], cuts: tuple[int, ...]
+    ):
+        costs = Costs(layer_s=[1.0] * 4, boundary_s=[0.0] * 4)
+        before = dataclasses.replace(plan(tinycnn, (2,)), costs=costs)
+        assert rebalanced(before, measured) == dataclasses.replace(before, cuts=cuts)
+
+
+def test_estimated_costs_are_proportional_to_the_multiplications(resnet: Architecture):
+    found = estimated_costs(resnet, 128, "cpu")
+    assert found.layer_s[5] / found.layer_s[0] == pytest.approx(200 * 200 / (3 * 100) / 4)
+    assert len(found.boundary_s) == 17
+    assert estimated_costs(resnet, 256, "cuda").layer_s[0] < found.layer_s[0]
 
 
 class TestDefaultChunk:
     """A third of a second, 64 MiB or 64 batches, whichever is least; and one batch at least.
 
-    Behind the second layer of tinycnn 200 x 16 x 16 = 51,200 elements an image cross.
+    After the second layer of tinycnn an image has 200 x 16 x 16 = 51,200 elements.
     """
 
     @pytest.mark.parametrize(
@@ -178,10 +219,10 @@ class TestDefaultChunk:
 
     def test_a_shortcut_counts_too(self):
         resnet = architecture("resnet", num_classes=10, image_channels=3, width=10)
-        # 20 x 16 x 16 inside of it and 20 x 32 x 32 beside: 25,600 of 4 bytes, 100 KiB an image
+        # 20 x 16 x 16 features and 20 x 32 x 32 of shortcut: 25,600 of 4 bytes, 100 KiB an image
         inside = plan(resnet, (6,), 0.001)
         assert default_chunk(inside, batch_size=32, bytes_per_element=4) == 20
 
-    def test_one_stage_sends_nothing_and_is_bound_by_time_alone(self, tinycnn: Architecture):
+    def test_one_stage_is_limited_by_time_alone(self, tinycnn: Architecture):
         alone = plan(tinycnn, (), 0.07)
         assert default_chunk(alone, batch_size=10**9, bytes_per_element=4) == 4

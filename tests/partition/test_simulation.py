@@ -1,4 +1,4 @@
-"""Pipelines played through, against schedules drawn by hand."""
+"""Simulated pipelines against schedules written by hand."""
 
 import pytest
 from hypothesis import given
@@ -9,10 +9,10 @@ from rayff.partition.simulation import simulate, spans
 
 
 class TestSpans:
-    def test_one_stage_works_without_a_pause(self):
+    def test_one_stage_never_waits(self):
         assert spans([2.0], 3) == [[(0, 2), (2, 4), (4, 6)]]
 
-    def test_a_slow_second_stage_holds_the_last_chunk_up(self):
+    def test_a_slow_second_stage_is_always_busy(self):
         assert spans([1.0, 3.0], 3) == [
             [(0, 1), (1, 2), (2, 3)],
             [(1, 4), (4, 7), (7, 10)],
@@ -56,11 +56,11 @@ class TestSpans:
         link_s = data.draw(st.lists(st.floats(0, 10), min_size=links, max_size=links))
         stages = spans(stage_s, num_chunks, link_s=link_s, window=window)
         total_s = stages[-1][-1][1]
-        way_s = sum(stage_s) + sum(link_s)
+        latency_s = sum(stage_s) + sum(link_s)
         slowest_s = max([*stage_s, *link_s])
-        assert total_s >= (way_s + (num_chunks - 1) * slowest_s) * (1 - 1e-9)
-        if window is None:  # and with nothing to wait for it is just as fast
-            assert total_s == pytest.approx(way_s + (num_chunks - 1) * slowest_s)
+        assert total_s >= (latency_s + (num_chunks - 1) * slowest_s) * (1 - 1e-9)
+        if window is None:  # the bound is reached
+            assert total_s == pytest.approx(latency_s + (num_chunks - 1) * slowest_s)
         for before, after in zip(stages, stages[1:], strict=False):
             assert all(end <= begin for (_, end), (begin, _) in zip(before, after, strict=True))
         for stage, seconds in zip(stages, stage_s, strict=True):
@@ -76,14 +76,14 @@ class TestSimulate:
         all_reduce_s=[0.0, 1.0, 0.0],
     )
 
-    def test_transfers_add_to_the_work(self):
+    def test_transfers_add_to_the_time_of_stages(self):
         # 4 + 1 + 0.5, (1 + 8 + 2) / 2 + 0.5 + 1, 2 + 2 + 0.5
         found = simulate(self.COSTS, (1, 2), (1, 2, 1), batch_size=10, num_chunks=4)
         assert found.total_s == pytest.approx(5.5 + 7.0 + 4.5 + 3 * 7.0)
         assert found.images_per_s == pytest.approx(40 / 38)
         assert found.stage_busy == pytest.approx((22 / 38, 28 / 38, 18 / 38))
 
-    def test_or_go_on_beside_it(self):
+    def test_overlapped_transfers_do_not(self):
         # 4.5, 8 / 2 + 1.5, 2.5; a link between one and two actors carries whole batches
         found = simulate(self.COSTS, (1, 2), (1, 2, 1), batch_size=10, num_chunks=4, overlap=True)
         assert found.total_s == pytest.approx(4.5 + 1 + 5.5 + 2 + 2.5 + 3 * 5.5)
