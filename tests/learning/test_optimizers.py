@@ -1,6 +1,5 @@
 """Optimizers against the textbooks and torch.optim; learning rates."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -157,7 +156,3 @@ class TestCosine:
             assert cosine_lr(recipe, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
             optimizer.step()
             schedule.step()
-
-    def test_equal_ends_are_a_constant(self):
-        recipe: Any = Recipe(epochs=5, lr=0.03, lr_min=0.03)
-        assert all(math.isclose(cosine_lr(recipe, epoch), 0.03) for epoch in range(5))

@@ -37,21 +37,6 @@ def all_costs(draw: st.DrawFn) -> Costs:
     )
 
 
-def stage_times(
-    layer_s: list[float], boundary_s: list[float], cuts: tuple[int, ...]
-) -> list[float]:
-    """Assign layers to stages one by one, and charge each boundary to both of its stages."""
-    times = [0.0] * (len(cuts) + 1)
-    stage = 0
-    for layer, seconds in enumerate(layer_s):
-        if layer in cuts:
-            times[stage] += boundary_s[layer]
-            stage += 1
-            times[stage] += boundary_s[layer]
-        times[stage] += seconds
-    return times
-
-
 class TestCosts:
     def test_a_boundary_costs_both_of_its_stages(self):
         some = costs([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.25, 0.125])
@@ -78,16 +63,6 @@ class TestCosts:
         )
         assert some.stages_s([], [2]) == pytest.approx([6 / 2 + 0.3 + 6.0])
         assert some.speedup([], [2]) == pytest.approx(6.3 / 9.3)
-
-    @given(data=st.data())
-    def test_stages_are_those_of_assigning_layers_one_by_one(self, data: st.DataObject):
-        size = data.draw(st.integers(1, 8))
-        times = st.lists(st.integers(0, 9).map(float), min_size=size, max_size=size)
-        layer_s, boundary_s = data.draw(times), data.draw(times)
-        among = st.lists(st.integers(1, size - 1), unique=True) if size > 1 else st.just([])
-        cuts = tuple(sorted(data.draw(among)))
-        expected = stage_times(layer_s, boundary_s, cuts)
-        assert costs(layer_s, boundary_s).stages_s(cuts) == expected
 
 
 class TestBalancedBoundaries:
