@@ -126,15 +126,11 @@ def read_options(texts: Sequence[str]) -> Mapping[str, Any]:
 def main(args: Sequence[str]) -> int:
     """Search; return 0, 1 where a trial failed, or 128 plus the number of a signal."""
     command = parse(TuneCommand, module="rayff.tune", description=DESCRIPTION, args=args)
-    from rayff.console.search_view import SearchView, search_view
     from rayff.tune.search import resume_search, start_search
     from rayff.tune.space import load_space
 
-    def watch(header: str, varied: Sequence[str], num_trials: int | None) -> SearchView:
-        return search_view(Console(highlight=False), header, varied, num_trials)
-
     if command.resume:
-        return show(resume_search(Path(command.run_dir or ""), watch))
+        return show(resume_search(Path(command.run_dir or "")))
     space = load_space(command.space or "")
     options = command.options()
     changes: dict[str, Any] = {
@@ -151,20 +147,21 @@ def main(args: Sequence[str]) -> int:
     if command.run_dir == "":
         raise UserError("--run-dir '' names no folder: name one, or leave the option out")
     folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return show(start_search(space, command.search, Path(folder), watch))
+    return show(start_search(space, command.search, Path(folder)))
 
 
 def show(result: SearchResult) -> int:
     """Print the table, the best trial and the failed ones; return the exit code."""
     from rayff.tune.results import best, ranked, results_table
-    from rayff.tune.search import published_of
 
     search, console = result.search, Console(highlight=False)
-    groups = ranked(result.rows, search.varied, search.metric, search.mode)
-    table = results_table(groups, metric=search.metric, published=published_of(search))
+    points = ranked(result.rows, search.metric, search.mode)
+    table = results_table(
+        points, varied=search.varied, metric=search.metric, published=search.published
+    )
     console.print()
     console.print(table, crop=False, soft_wrap=not console.is_terminal)
-    winner = best(groups, search.metric, search.mode)
+    winner = best(points, search.metric, search.mode)
     if winner is not None:
         console.print(Text(f"best: {winner.trial}, {winner.run_dir}", "bold"), soft_wrap=True)
     failed = [row for row in result.rows if row.status == "failed"]

@@ -1,7 +1,8 @@
-"""What the trials of a search came to: rows, a Parquet file, and a table with the best first."""
+"""Results of a search: a row per trial, the Parquet file, and the table with the best first."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import statistics
@@ -16,72 +17,85 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from rayff.config.train_config import TrainConfig
-from rayff.console.frame import duration
+from rayff.console.frame import duration, setting
 from rayff.runs.files import write_atomically
-from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
+from rayff.runs.metrics import METRICS_FILE, read_metrics
+from rayff.runs.run_directory import RunDirectory
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 """Stopped: by the scheduler, before its last epoch. Unfinished: the search was interrupted."""
 
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("trial", "run_dir", "status", "config")),
+        ("epoch", pa.int64()),
+        *((name, pa.float64()) for name in ("valid_accuracy", "test_accuracy", "seconds")),
+    ]
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial."""
+    """Result of one trial; its metrics are those of its newest epoch, None before the first."""
 
     trial: str
     run_dir: str
     status: Status
     config: Mapping[str, Any]
     """The options that the search gave it."""
-    last: EpochRecord | None
-    """Its newest epoch; None before the first."""
+    epoch: int
+    valid_accuracy: float | None
+    test_accuracy: float | None
+    score: float | None
+    """The metric of the search."""
     seconds: float
-    """Of its epochs together."""
-    error: str | None = None
-    """The sentence of a failed trial."""
+    """Of all its epochs."""
+    error: str | None
+    """The message of a failed trial."""
 
 
-def trial_row(trial: str, run_dir: Path, config: Mapping[str, Any]) -> TrialRow:
-    """Return the row of a trial that is not finished, with what its run directory says."""
+def trial_row(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    metric: str,
+    ended: str | None = None,
+    error: BaseException | None = None,
+) -> TrialRow:
+    """Return the row of a trial, with what its run directory holds.
+
+    Args:
+        run_dir: run directory of the trial.
+        config: the options that the search gave it.
+        metric: the metric of the search.
+        ended: "done" or "failed"; None if the search was interrupted before.
+        error: why it failed.
+    """
     metrics = run_dir / METRICS_FILE
     records = read_metrics(metrics) if metrics.exists() else []
+    last = records[-1] if records else None
+    status: Status = "failed" if ended == "failed" else "unfinished"
+    if ended == "done":
+        complete = last and last.epoch == RunDirectory(run_dir).read_config().epochs
+        status = "finished" if complete else "stopped"
+    lines = str(getattr(error, "cause", None) or error or "").strip().splitlines()
     return TrialRow(
-        trial=trial,
+        trial=run_dir.name,
         run_dir=str(run_dir),
-        status="unfinished",
+        status=status,
         config=config,
-        last=records[-1] if records else None,
+        epoch=last.epoch if last else 0,
+        valid_accuracy=last.valid_accuracy if last else None,
+        test_accuracy=last.test_accuracy if last else None,
+        score=getattr(last, metric, None),
         seconds=sum(record.elapsed_s for record in records),
+        error=lines[-1] if lines else None,
     )
 
 
-_SCHEMA = pa.schema(
-    [
-        ("trial", pa.string()),
-        ("run_dir", pa.string()),
-        ("status", pa.string()),
-        ("config", pa.string()),
-        ("epoch", pa.int64()),
-        ("valid_accuracy", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("seconds", pa.float64()),
-    ]
-)
-
-
 def write_results(path: Path, rows: Sequence[TrialRow]) -> None:
-    """Write one row a trial; the config is JSON, accuracies are in percent."""
+    """Write a row per trial; the config is JSON, accuracies are in percent."""
     data = [
-        {
-            "trial": row.trial,
-            "run_dir": row.run_dir,
-            "status": row.status,
-            "config": json.dumps(row.config, sort_keys=True),
-            "epoch": row.last.epoch if row.last else 0,
-            "valid_accuracy": row.last.valid_accuracy if row.last else None,
-            "test_accuracy": row.last.test_accuracy if row.last else None,
-            "seconds": row.seconds,
-        }
+        {**dataclasses.asdict(row), "config": json.dumps(row.config, sort_keys=True)}
         for row in rows
     ]
     sink = io.BytesIO()
@@ -89,59 +103,34 @@ def write_results(path: Path, rows: Sequence[TrialRow]) -> None:
     write_atomically(path, sink.getvalue())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The trials of one point of the space, which differ in their seed alone."""
-
-    settings: Mapping[str, Any]
-    """The options that vary in the search, without the seed."""
-    rows: Sequence[TrialRow]
-
-    def values(self, metric: str) -> list[float]:
-        """Return what the trials that have an epoch reached."""
-        return [float(getattr(row.last, metric)) for row in self.rows if row.last is not None]
-
-    def mean(self, metric: str) -> float | None:
-        """Return the mean over the seeds, None where there is nothing yet."""
-        values = self.values(metric)
-        return statistics.fmean(values) if values else None
+def _values(rows: Sequence[TrialRow], column: str = "score") -> list[float]:
+    """Return a column of the trials that have an epoch."""
+    return [value for row in rows if (value := getattr(row, column)) is not None]
 
 
-def ranked(rows: Sequence[TrialRow], varied: Sequence[str], metric: str, mode: str) -> list[Group]:
-    """Return the points of the space, the best first and those without a result last."""
+def ranked(rows: Sequence[TrialRow], mode: str) -> list[list[TrialRow]]:
+    """Return the trials of each point of the space, which differ only in their seed.
+
+    The point with the best mean score is first, those without a score are last.
+    """
     points: dict[str, list[TrialRow]] = {}
     for row in rows:
         point = {name: value for name, value in row.config.items() if name != "seed"}
         points.setdefault(json.dumps(point, sort_keys=True), []).append(row)
-    groups = [
-        Group(
-            settings={
-                name: point[0].config[name]
-                for name in varied
-                if name != "seed" and name in point[0].config
-            },
-            rows=point,
-        )
-        for point in points.values()
-    ]
-    sign = -1 if mode == "max" else 1
-
-    def key(group: Group) -> tuple[bool, float]:
-        mean = group.mean(metric)
-        return mean is None, sign * (mean or 0.0)
-
-    return sorted(groups, key=key)
+    done = [point for point in points.values() if _values(point)]
+    done.sort(key=lambda point: statistics.fmean(_values(point)), reverse=mode == "max")
+    return [*done, *(point for point in points.values() if not _values(point))]
 
 
-def setting(value: Any) -> str:
-    """Return a value of an option as a table shows it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+def best(points: Sequence[Sequence[TrialRow]], mode: str) -> TrialRow | None:
+    """Return the best trial of the first point; None if it has no score."""
+    sign = 1 if mode == "max" else -1
+    scores = [(sign * row.score, row) for row in next(iter(points), []) if row.score is not None]
+    return max(scores, key=lambda pair: pair[0])[1] if scores else None
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return 97.50, or 97.50 ± 0.31 (sample deviation) of several."""
+    """Return 97.50, or of several values 97.50 ± 0.31: mean and sample standard deviation."""
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.2f}"
@@ -149,64 +138,40 @@ def spread(values: Sequence[float]) -> str:
 
 
 def results_table(
-    groups: Sequence[Group],
+    points: Sequence[Sequence[TrialRow]],
     *,
+    varied: Sequence[str],
     metric: str,
-    published: Mapping[tuple[str, str], float],
-    title: str = "",
+    published: Sequence[tuple[str, str, float]],
 ) -> Table:
-    """Return a table with a line a point.
+    """Return a table with a line per point.
 
     Args:
-        groups: ranked.
-        metric: what they were ranked by; shown where it is neither of the accuracies.
-        published: test accuracy of others, by architecture and task.
-        title: above it.
+        points: the trials of each point.
+        varied: the options that differ between trials.
+        metric: the metric of the search; gets a column if it is neither of the accuracies.
+        published: test accuracy that others published: architecture, task, percent.
     """
-    table = Table(title=title or None, box=None, padding=(0, 1), pad_edge=False)
-    names = list(groups[0].settings) if groups else []
-    for name in names:
+    settings = [name for name in varied if name != "seed"]
+    columns = {"score": metric, "valid_accuracy": "valid %", "test_accuracy": "test %"}
+    if metric in columns:
+        del columns["score"]
+    theirs = {(arch, task): f"{accuracy:.2f}" for arch, task, accuracy in published}
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in settings:
         table.add_column(name, no_wrap=True)
-    shown = [m for m in (metric, "valid_accuracy", "test_accuracy") if m]
-    shown = list(dict.fromkeys(shown))
-    headers = {"valid_accuracy": "valid %", "test_accuracy": "test %"}
-    for name in shown:
-        table.add_column(headers.get(name, name), justify="right", no_wrap=True)
-    if published:
-        table.add_column("published test %", justify="right", no_wrap=True)
-    for name in ("epoch", "seconds", "trials"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in groups:
-        cells = [setting(value) for value in group.settings.values()]
-        cells += [spread(group.values(name)) for name in shown]
-        if published:
-            first = {**TrainConfig().to_dict(), **group.rows[0].config}
-            theirs = published.get((first["arch"], first["task"]))
-            cells.append("-" if theirs is None else f"{theirs:.2f}")
-        cells.append(spread_of_epochs(group))
-        cells.append(duration(statistics.fmean(row.seconds for row in group.rows)))
-        states = Counter(row.status for row in group.rows)
+    titles = [*columns.values(), *(["published"] if theirs else []), "epoch", "time", "trials"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for rows in points:
+        config = {**TrainConfig().to_dict(), **rows[0].config}
+        cells = [setting(config[name]) for name in settings]
+        cells += [spread(_values(rows, name)) for name in columns]
+        cells += [theirs.get((config["arch"], config["task"]), "-")] if theirs else []
+        epochs = sorted({row.epoch for row in rows})
+        cells.append("-".join(map(str, epochs[:1] + epochs[1:][-1:])))
+        cells.append(duration(statistics.fmean(row.seconds for row in rows)))
+        states = Counter(row.status for row in rows)
         cells.append(", ".join(f"{count} {status}" for status, count in states.items()))
         table.add_row(*cells)
     return table
-
-
-def spread_of_epochs(group: Group) -> str:
-    """Return how far the trials of a point came: 4, or 1-4."""
-    epochs = [row.last.epoch if row.last else 0 for row in group.rows]
-    low, high = min(epochs), max(epochs)
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def best(groups: Sequence[Group], metric: str, mode: str) -> TrialRow | None:
-    """Return the best trial of the best point."""
-    rows = [row for row in groups[0].rows if row.last is not None] if groups else []
-    choose = max if mode == "max" else min
-    return choose(rows, key=lambda row: float(getattr(row.last, metric))) if rows else None
-
-
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trial's options as JSON can hold them."""
-    return {
-        name: value.item() if hasattr(value, "item") else value for name, value in config.items()
-    }
