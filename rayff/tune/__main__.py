@@ -7,18 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import TrainConfig
-
-if TYPE_CHECKING:
-    from rayff.tune.search import SearchResult
 
 DESCRIPTION = """\
 Search over trainings with Ray Tune: each trial is a training in its own run directory.
@@ -130,7 +125,7 @@ def main(args: Sequence[str]) -> int:
     from rayff.tune.space import load_space
 
     if command.resume:
-        return show(resume_search(Path(command.run_dir or "")))
+        return resume_search(Path(command.run_dir or ""))
     space = load_space(command.space or "")
     options = command.options()
     changes: dict[str, Any] = {
@@ -147,29 +142,7 @@ def main(args: Sequence[str]) -> int:
     if command.run_dir == "":
         raise UserError("--run-dir '' names no folder: name one, or leave the option out")
     folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return show(start_search(space, command.search, Path(folder)))
-
-
-def show(result: SearchResult) -> int:
-    """Print the table, the best trial and the failed ones; return the exit code."""
-    from rayff.tune.results import best, ranked, results_table
-
-    search, console = result.search, Console(highlight=False)
-    points = ranked(result.rows, search.metric, search.mode)
-    table = results_table(
-        points, varied=search.varied, metric=search.metric, published=search.published
-    )
-    console.print()
-    console.print(table, crop=False, soft_wrap=not console.is_terminal)
-    winner = best(points, search.metric, search.mode)
-    if winner is not None:
-        console.print(Text(f"best: {winner.trial}, {winner.run_dir}", "bold"), soft_wrap=True)
-    failed = [row for row in result.rows if row.status == "failed"]
-    for row in failed:
-        console.print(Text(f"{row.trial} failed: {row.error}", "red"), soft_wrap=True)
-    if result.stopped_by is not None:
-        return 128 + result.stopped_by
-    return 1 if failed else 0
+    return start_search(space, command.search, Path(folder))
 
 
 if __name__ == "__main__":

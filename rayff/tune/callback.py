@@ -1,4 +1,4 @@
-"""Ray Tune's callback of a search: hands events on to the view and the loggers, and may stop it."""
+"""Ray Tune's callback of a search: updates the view and the loggers, and stops on request."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class SearchCallback(tune.Callback):
         self, folder: Path, view: SearchView, loggers: Mapping[str, LoggerCallback]
     ) -> None:
         SearchCallback.newest = self
-        self.folder = folder
         self.view = view
         self.loggers = dict(loggers)
-        self.stop = StopRequest(self._announce_stop)
+        hint = f"stopping; resume with --run-dir {folder} --resume (again to stop at once)"
+        self.stop = StopRequest(lambda name: view.on_message(f"{name}: {hint}"))
         self.configs: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, str] = {}
         self._logged: set[str] = set()
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return newest_callback, ()
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return getattr, (SearchCallback, "newest")
 
-    def setup(self, **info: Any) -> None:
+    def setup(self, *args: Any, **info: Any) -> None:
         """Connect to the libraries."""
         self._log("setup")
 
@@ -116,14 +116,3 @@ class SearchCallback(tune.Callback):
                     f"warning: --logger {name} failed ({sentence(error)}): the search continues "
                     "without it"
                 )
-
-    def _announce_stop(self, signal_name: str) -> None:
-        self.view.on_message(
-            f"{signal_name}: stopping; resume with --run-dir {self.folder} --resume (again to "
-            "stop at once)"
-        )
-
-
-def newest_callback() -> SearchCallback:
-    """Return the callback of the search in this process."""
-    return SearchCallback.newest

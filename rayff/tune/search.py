@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -23,21 +22,21 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from rich.console import Console
+from rich.text import Text
 
 from rayff.config.errors import UserError
 from rayff.console.search_view import search_view
 from rayff.data.tasks import load_task
-from rayff.distributed.loggers import LOGGERS, check_loggers
+from rayff.distributed.loggers import check_loggers
 from rayff.distributed.placement import Node, nodes
 from rayff.distributed.session import ray_session
 from rayff.engine.preparation import assemble
-from rayff.runs.files import write_atomically
-from rayff.runs.run_directory import SEARCH, TRIALS, RunDirectory, read_json
+from rayff.runs.run_directory import SEARCH, TRIALS, RunDirectory, read_json, write_json
 from rayff.tune.callback import SearchCallback
-from rayff.tune.loggers import SearchLogger, check_reachable
-from rayff.tune.results import TrialRow, trial_row, write_results
+from rayff.tune.loggers import CALLBACKS, check_reachable
+from rayff.tune.results import Row, ranked, results_table, trial_row, write_results
 from rayff.tune.schedulers import SearcherName, check_strategy, make_algorithm, make_scheduler
-from rayff.tune.space import Mode, SearchSpace, varies
+from rayff.tune.space import Mode, SearchSpace
 from rayff.tune.trial import trial_bundles, trial_config, trial_function, trial_resources
 
 _KEPT_CHECKPOINTS = 4
@@ -86,30 +85,12 @@ class Search:
         except TypeError as error:
             raise UserError(f"{path} is not the file of a search: {error}") from error
 
-    def write(self, folder: Path) -> None:
-        """Create the folder with the search in it; UserError if it cannot be written."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-            write_atomically(folder / SEARCH, text.encode())
-        except OSError as error:
-            raise UserError(
-                f"--run-dir {folder} cannot be written: {error.strerror}; name another folder"
-            ) from error
 
+def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> int:
+    """Run a search in a new or empty folder and print its results.
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """The outcome of a search."""
-
-    search: Search
-    rows: list[TrialRow]
-    stopped_by: int | None
-    """Number of the signal that stopped it early, or None."""
-
-
-def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> SearchResult:
-    """Run a search in a new or empty folder.
+    Returns:
+        the exit code: 0, 1 if a trial failed, or 128 plus the number of a signal.
 
     Raises:
         UserError: a mistake in the space or its data, or a trial that the cluster cannot hold.
@@ -118,11 +99,10 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> Se
     RunDirectory(folder).check_new()
     check_strategy(space, searcher)
     algorithm = make_algorithm(space, searcher)
-    space, loggers = split_loggers(space)
-    check_loggers(loggers)
+    check_loggers(space.loggers)
     with ray_session():
         epochs = check_points(space, nodes())
-        for name in loggers:
+        for name in space.loggers:
             check_reachable(name)
         search = Search(
             description=space.description(searcher),
@@ -132,10 +112,10 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> Se
             varied=space.varied,
             num_trials=space.num_trials,
             published=[(*key, value) for key, value in space.published.items()],
-            loggers=loggers,
+            loggers=space.loggers,
             cwd=os.getcwd(),
         )
-        search.write(folder)
+        write_json(folder, SEARCH, dataclasses.asdict(search))
         trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner(
             trainable,
@@ -155,7 +135,7 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> Se
                 name="tune",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[callback, *(SearchLogger(name, folder.name) for name in loggers)],
+                callbacks=[callback],
                 checkpoint_config=tune.CheckpointConfig(
                     num_to_keep=_KEPT_CHECKPOINTS if search.clones else None
                 ),
@@ -164,8 +144,11 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> Se
         return _run(tuner, callback, search, folder)
 
 
-def resume_search(folder: Path) -> SearchResult:
+def resume_search(folder: Path) -> int:
     """Resume the search in a folder: finished trials stay, unfinished and failed ones continue.
+
+    Returns:
+        the exit code, as of `start_search`.
 
     Raises:
         UserError: there is no search in the folder.
@@ -183,25 +166,6 @@ def resume_search(folder: Path) -> SearchResult:
         trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
         return _run(tuner, callback, search, folder)
-
-
-def split_loggers(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
-    """Return the space without the libraries among its loggers, and these.
-
-    The search itself logs its trials to the libraries.
-
-    Raises:
-        UserError: the loggers differ between trials.
-    """
-    given = space.param_space.get("logger")
-    if varies(given):
-        raise UserError(
-            f"the search space {space.name!r}: logger holds for the whole search; give one value"
-        )
-    names = trial_config({} if given is None else {"logger": given}).loggers
-    own = ",".join(name for name in names if name not in LOGGERS) or "none"
-    space = dataclasses.replace(space, param_space={**space.param_space, "logger": own})
-    return space, [name for name in names if name in LOGGERS]
 
 
 def check_points(space: SearchSpace, there: Sequence[Node]) -> int:
@@ -242,13 +206,12 @@ def _set_up(search: Search, folder: Path) -> tuple[Any, SearchCallback]:
     header = f"{search.description}\nsearch folder {folder}"
     view = search_view(Console(highlight=False), header, search.varied, search.num_trials)
     function = trial_function(folder / TRIALS, Path(search.cwd), clones=search.clones)
-    return tune.with_resources(function, trial_bundles), SearchCallback(view, folder)
+    loggers = {name: CALLBACKS[name](folder.name) for name in search.loggers}
+    return tune.with_resources(function, trial_bundles), SearchCallback(folder, view, loggers)
 
 
-def _run(
-    tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Path
-) -> SearchResult:
-    """Run Tune to the end or to a request to stop, and write results.parquet."""
+def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Path) -> int:
+    """Run Tune to the end or to a request to stop; write and print the results."""
     with callback.view, callback.stop:
         grid = tuner.fit()
     results = [grid[index] for index in range(len(grid))]
@@ -258,4 +221,20 @@ def _run(
         for name, config in sorted(callback.configs.items())
     ]
     write_results(folder / "results.parquet", rows)
-    return SearchResult(search=search, rows=rows, stopped_by=callback.stop.signum)
+    failed = _print_results(search, rows)
+    return int(failed) if callback.stop.signum is None else 128 + callback.stop.signum
+
+
+def _print_results(search: Search, rows: Sequence[Row]) -> bool:
+    """Print the table, the best trial and the failed ones; return whether one failed."""
+    console = Console(highlight=False)
+    points = ranked(rows, search)
+    console.print()
+    console.print(results_table(points, search), crop=False, soft_wrap=not console.is_terminal)
+    if points and points[0][0]["epoch"]:
+        best = points[0][0]
+        console.print(Text(f"best: {best['trial']}, {best['run_dir']}", "bold"), soft_wrap=True)
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        console.print(Text(f"{row['trial']} failed: {row['error']}", "red"), soft_wrap=True)
+    return bool(failed)

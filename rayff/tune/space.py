@@ -21,6 +21,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import TrainConfig
+from rayff.distributed.loggers import LOGGERS
 from rayff.runs.metrics import EpochRecord
 
 SchedulerName = Literal["asha", "pbt", "none"]
@@ -75,6 +76,8 @@ class SearchSpace:
                 )
             if is_grid(value) and not value["grid_search"]:
                 raise UserError(f"{where}: the grid of {name} is empty")
+        if varies(self.param_space.get("logger")):
+            raise UserError(f"{where}: logger holds for the whole search; give one value")
         for name, choices in (
             ("metric", METRICS),
             ("mode", get_args(Mode)),
@@ -103,6 +106,12 @@ class SearchSpace:
         """Trials of the whole search."""
         grids = (len(v["grid_search"]) for v in self.param_space.values() if is_grid(v))
         return self.num_samples * math.prod(grids)
+
+    @property
+    def loggers(self) -> list[str]:
+        """The libraries that log the trials, such as mlflow."""
+        logger = self.param_space.get("logger", TrainConfig.logger)
+        return [name for name in TrainConfig(logger=logger).loggers if name in LOGGERS]
 
     def description(self, searcher: str) -> str:
         """Return the lines that say what is searched, and how."""

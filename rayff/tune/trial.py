@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,8 @@ from ray import tune
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.data.tasks import TASKS
 from rayff.distributed.controller import train_on_cluster
+from rayff.distributed.loggers import LOGGERS
 from rayff.distributed.placement import Node, bundle, nodes, num_actors, stage_resources
 from rayff.engine.callbacks import Callback
 from rayff.engine.preparation import prepare
@@ -82,17 +83,25 @@ def trial_function(trials: Path, cwd: Path, *, clones: bool) -> Callable[[dict[s
 
     Args:
         trials: folder of the run directories, which have the names of the trials.
-        cwd: where relative paths begin; a trial runs in another working directory.
+        cwd: working directory, if the trial's node has it.
         clones: whether trials continue from checkpoints of others.
     """
 
     def trial(point: dict[str, Any]) -> None:
+        if cwd.is_dir():  # Tune has set another one
+            os.chdir(cwd)
         directory = RunDirectory(trials / tune.get_context().get_trial_name())
-        run = absolute_paths(trial_config({**point, "run_dir": str(directory.path)}), cwd)
+        run = trial_config({**point, "run_dir": str(directory.path)})
         trial_resources(run, nodes())
-        reserved = ray.util.get_current_placement_group().bundle_specs[0]
-        cpus, gpus = (reserved.get(kind, 0.0) for kind in ("CPU", "GPU"))
-        run = dataclasses.replace(run, cpus_per_stage=cpus, gpus_per_stage=gpus)
+        group = ray.util.get_current_placement_group()
+        assert group is not None, "Tune reserves one for each trial"
+        run = dataclasses.replace(
+            run,
+            cpus_per_stage=group.bundle_specs[0].get("CPU", 0.0),
+            gpus_per_stage=group.bundle_specs[0].get("GPU", 0.0),
+            # the search itself logs its trials to the libraries
+            logger=",".join(set(run.loggers) - LOGGERS.keys()) or "none",
+        )
         if checkpoint := tune.get_checkpoint():
             clone_checkpoint(directory, run, checkpoint)
         resume = (directory.path / CONFIG).exists()
@@ -103,16 +112,6 @@ def trial_function(trials: Path, cwd: Path, *, clones: bool) -> Callable[[dict[s
         train_on_cluster(prepare(run, resume=resume), [TrialCallback(clones=clones)])
 
     return trial
-
-
-def absolute_paths(run: TrainConfig, cwd: Path) -> TrainConfig:
-    """Return the configuration with the folders of the data made absolute."""
-    task = cwd / Path(run.task).expanduser()
-    return dataclasses.replace(
-        run,
-        task=str(task) if run.task not in TASKS and task.is_dir() else run.task,
-        data_dir=run.data_dir and str(cwd / Path(run.data_dir).expanduser()),
-    )
 
 
 def clone_checkpoint(
