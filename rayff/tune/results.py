@@ -137,6 +137,6 @@ def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
             *([theirs.get((config["arch"], config["task"]), "-")] if theirs else []),
             f"{epochs[0]}-{epochs[-1]}" if epochs[1:] else str(epochs[0]),
             duration(statistics.fmean(row["seconds"] for row in rows)),
-            ", ".join(f"{count} {status}" for status, count in states.items()),
+            ", ".join(f"{count} {status}" for status, count in sorted(states.items())),
         )
     return table

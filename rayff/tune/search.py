@@ -14,10 +14,10 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
 from rayff.console.search_view import search_view
 from rayff.data.tasks import load_task
 from rayff.distributed.loggers import check_loggers
@@ -38,6 +39,8 @@ from rayff.tune.results import Row, ranked, results_table, trial_row, write_resu
 from rayff.tune.schedulers import SearcherName, check_strategy, make_algorithm, make_scheduler
 from rayff.tune.space import Mode, SearchSpace
 from rayff.tune.trial import trial_bundles, trial_config, trial_function, trial_resources
+
+T = TypeVar("T")
 
 _KEPT_CHECKPOINTS = 4
 """Checkpoints of a trial from which others can continue."""
@@ -100,8 +103,9 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> in
     check_strategy(space, searcher)
     algorithm = make_algorithm(space, searcher)
     check_loggers(space.loggers)
+    epochs = longest_trial(space)
     with ray_session():
-        epochs = check_points(space, nodes())
+        check_resources(space, nodes())
         for name in space.loggers:
             check_reachable(name)
         search = Search(
@@ -168,30 +172,38 @@ def resume_search(folder: Path) -> int:
         return _run(tuner, callback, search, folder)
 
 
-def check_points(space: SearchSpace, there: Sequence[Node]) -> int:
-    """Check the possible trials before the first one starts.
-
-    Returns:
-        the epochs of the longest one.
+def longest_trial(space: SearchSpace) -> int:
+    """Check options, network and data of the possible trials; return the most epochs of one.
 
     Raises:
-        UserError: a trial that cannot run, or that the cluster can never hold.
+        UserError: a trial that cannot run, with the options that differ between trials.
     """
-    load, epochs = functools.cache(load_task), 1
+    load = functools.cache(load_task)
+
+    def epochs(run: TrainConfig) -> int:
+        folder = None if run.data_dir is None else Path(run.data_dir)
+        data = load(run.task, data_dir=folder, download=run.download)
+        return assemble(run, data, RunDirectory(Path())).recipe.epochs
+
+    return max(_for_each_point(space, epochs))
+
+
+def check_resources(space: SearchSpace, there: Sequence[Node]) -> None:
+    """Raise a UserError if there is a possible trial that the nodes can never hold."""
+    _for_each_point(space, lambda run: trial_resources(run, there))
+
+
+def _for_each_point(space: SearchSpace, call: Callable[[TrainConfig], T]) -> list[T]:
+    results = []
     for point in space.points():
         try:
-            run = trial_config(point)
-            folder = None if run.data_dir is None else Path(run.data_dir)
-            data = load(run.task, data_dir=folder, download=run.download)
-            prepared = assemble(run, data, RunDirectory(Path()))
-            trial_resources(run, there)
+            results.append(call(trial_config(point)))
         except UserError as error:
             which = ", ".join(f"{name}={point[name]}" for name in space.varied if name in point)
             if not which:
                 raise
             raise UserError(f"a trial of the search ({which}) cannot run: {error}") from error
-        epochs = max(epochs, prepared.recipe.epochs)
-    return epochs
+    return results
 
 
 def _trial_name(trial: Trial) -> str:

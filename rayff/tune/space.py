@@ -89,6 +89,12 @@ class SearchSpace:
                     f"{where}: unknown {name} {value!r}{nearest(str(value), choices)}; known are "
                     f"{', '.join(choices)}"
                 )
+        if not isinstance(self.published, Mapping) or any(
+            not isinstance(key, tuple) or len(key) != 2 for key in self.published
+        ):
+            raise UserError(
+                f'{where}: published must be a dict such as {{("resnet", "mnist"): 99}}'
+            )
         most = 1 if self.max_concurrent is None else self.max_concurrent
         for name, count in (("num_samples", self.num_samples), ("max_concurrent", most)):
             if type(count) is not int or count < 1:
