@@ -124,9 +124,10 @@ def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in settings:
         table.add_column(name, no_wrap=True)
-    titles = [*metrics.values(), *(["published"] if theirs else []), "epoch", "time", "trials"]
+    titles = [*metrics.values(), *(["published"] if theirs else []), "epoch", "time"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("trials", no_wrap=True)
     for rows in points:
         config = {**TrainConfig().to_dict(), **rows[0]["config"]}
         epochs = sorted({row["epoch"] for row in rows})

@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from rayff.config.errors import UserError, nearest
+from rayff.config.text import plural
 from rayff.config.train_config import TrainConfig
 from rayff.distributed.loggers import LOGGERS
 from rayff.runs.metrics import EpochRecord
@@ -121,9 +122,10 @@ class SearchSpace:
 
     def description(self, searcher: str) -> str:
         """Return the lines that say what is searched, and how."""
+        extreme = "highest" if self.mode == "max" else "lowest"
         strategy = (
-            f"{self.num_trials} trials of the space {self.name}, {searcher} search, scheduler "
-            f"{self.scheduler}, by {self.metric} ({self.mode})"
+            f"{plural(self.num_trials, 'trial')} of {self.name}: {searcher} search, scheduler "
+            f"{self.scheduler}, {extreme} {self.metric}"
         )
         return f"{self.title}\n{strategy}" if self.title else strategy
 
