@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +70,8 @@ class TuneCommand:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+        if self.run_dir == "":
+            raise UserError("--run-dir '' names no folder: name one, or leave the option out")
         if not self.resume:
             if self.space is None:
                 raise UserError("name a search space, such as quick; see rayff tune --help")
@@ -82,40 +84,27 @@ class TuneCommand:
             flags = ("SPACE" if n == "space" else f"--{n.replace('_', '-')}" for n in extra)
             raise UserError(f"a resumed search keeps its options: leave out {', '.join(flags)}")
 
-    def options(self) -> dict[str, Any]:
-        """Return the options that hold for all trials."""
-        flags = {name: getattr(self, name) for name in ("data_dir", "epochs", "limit", "logger")}
-        return {
-            **{name: value for name, value in flags.items() if value is not None},
-            **read_options(self.set),
-        }
 
-
-def read_options(texts: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of OPTION=VALUE texts, with the types that a run has."""
-    known = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    options = {}
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the options of OPTION=VALUE texts, with the types that a training has."""
+    known = {f.name: f.type for f in dataclasses.fields(TrainConfig) if f.name != "run_dir"}
+    flags: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         name = name.replace("-", "_")
-        if not equals or name not in known or name == "run_dir":
+        if not equals or name not in known:
             raise UserError(
                 f"--set {text}: give OPTION=VALUE with an option of a training"
                 f"{nearest(name, known)}"
             )
         flag = name.replace("_", "-")
-        args = [f"--{flag}={value}"]
-        if known[name].type == "bool":
-            switches = {"true": f"--{flag}", "false": f"--no-{flag}"}
-            if value.lower() not in switches:
+        flags[name] = f"--{flag}={value}"
+        if known[name] == "bool":
+            if value.lower() not in ("true", "false"):
                 raise UserError(f"--set {text}: {name} must be true or false, not {value!r}")
-            args = [switches[value.lower()]]
-        try:
-            run = parse(TrainConfig, module="rayff.tune", description=DESCRIPTION, args=args)
-        except UserError as error:
-            raise UserError(f"--set {text}: {error}") from error
-        options[name] = getattr(run, name)
-    return options
+            flags[name] = f"--{flag}" if value.lower() == "true" else f"--no-{flag}"
+    run = parse(TrainConfig, module="rayff.tune", description="", args=list(flags.values()))
+    return {name: getattr(run, name) for name in flags}
 
 
 def main(args: Sequence[str]) -> int:
@@ -126,23 +115,27 @@ def main(args: Sequence[str]) -> int:
 
     if command.resume:
         return resume_search(Path(command.run_dir or ""))
-    space = load_space(command.space or "")
-    options = command.options()
-    changes: dict[str, Any] = {
-        "num_samples": command.samples,
-        "scheduler": command.scheduler,
-        "max_concurrent": command.max_concurrent,
-    }
-    space = dataclasses.replace(
-        space, **{name: value for name, value in changes.items() if value is not None}
+    fields = _given(
+        num_samples=command.samples,
+        scheduler=command.scheduler,
+        max_concurrent=command.max_concurrent,
     )
-    first = options.get("seed", 0)
-    seeds = range(first, first + command.seeds) if command.seeds > 1 else ()
-    space = space.fixed(options, seeds)
-    if command.run_dir == "":
-        raise UserError("--run-dir '' names no folder: name one, or leave the option out")
+    options = _given(
+        data_dir=command.data_dir,
+        epochs=command.epochs,
+        limit=command.limit,
+        logger=command.logger,
+    )
+    options |= read_options(command.set)
+    seed = options.get("seed", 0)
+    seeds = range(seed, seed + command.seeds) if command.seeds > 1 else ()
+    space = dataclasses.replace(load_space(command.space or ""), **fields).fixed(options, seeds)
     folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return start_search(space, command.search, Path(folder))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

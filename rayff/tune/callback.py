@@ -101,6 +101,8 @@ class SearchCallback(tune.Callback):
                 self.ended.pop(name, None)  # a failed trial that is resumed
             elif name not in self.ended:
                 self.ended[name] = "failed" if failed else "done"
+                if name not in self._logged and "epoch" in trial.last_result:
+                    self.view.on_result(name, trial.last_result)  # of a search that is resumed
                 self.view.on_end(name, self.ended[name])
                 if name in self._logged:
                     self._logged.remove(name)

@@ -34,18 +34,13 @@ def check_strategy(space: SearchSpace, searcher: SearcherName) -> None:
         if fixed or not space.varied:
             raise UserError(
                 "--scheduler pbt continues trials from the checkpoints of others and changes only "
-                f"{', '.join(_MUTABLE)}, drawn from samplers"
-                + (f", but {', '.join(fixed)} varies" if fixed else ", but none of them varies")
-                + "; use --scheduler asha or none, or another space"
+                f"{', '.join(_MUTABLE)}, drawn from samplers, but {', '.join(fixed) or 'none'} "
+                "varies; use --scheduler asha or none, or another space"
             )
 
 
 def make_algorithm(space: SearchSpace, searcher: SearcherName) -> SearchAlgorithm | Searcher:
-    """Return the search algorithm; the points of a grid of seeds are the same for each seed.
-
-    Raises:
-        UserError: Optuna is not installed.
-    """
+    """Return the search algorithm, which draws the same points for each seed of a grid."""
     given = space.param_space.get("seed", 0)
     seed = given if isinstance(given, int) else 0
     if searcher == "random":

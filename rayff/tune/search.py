@@ -26,7 +26,7 @@ from rich.text import Text
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.console.search_view import search_view
+from rayff.console.search_view import SearchView
 from rayff.data.tasks import load_task
 from rayff.distributed.loggers import check_loggers
 from rayff.distributed.placement import Node, nodes
@@ -90,10 +90,7 @@ class Search:
 
 
 def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> int:
-    """Run a search in a new or empty folder and print its results.
-
-    Returns:
-        the exit code: 0, 1 if a trial failed, or 128 plus the number of a signal.
+    """Run a search in a new or empty folder and print its results; return the exit code.
 
     Raises:
         UserError: a mistake in the space or its data, or a trial that the cluster cannot hold.
@@ -149,14 +146,7 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> in
 
 
 def resume_search(folder: Path) -> int:
-    """Resume the search in a folder: finished trials stay, unfinished and failed ones continue.
-
-    Returns:
-        the exit code, as of `start_search`.
-
-    Raises:
-        UserError: there is no search in the folder.
-    """
+    """Resume the search in a folder: finished trials stay, unfinished and failed ones continue."""
     folder = folder.expanduser().absolute()
     search = Search.read(folder)
     check_loggers(search.loggers)
@@ -173,11 +163,7 @@ def resume_search(folder: Path) -> int:
 
 
 def longest_trial(space: SearchSpace) -> int:
-    """Check options, network and data of the possible trials; return the most epochs of one.
-
-    Raises:
-        UserError: a trial that cannot run, with the options that differ between trials.
-    """
+    """Check options, network and data of the possible trials; return the most epochs of one."""
     load = functools.cache(load_task)
 
     def epochs(run: TrainConfig) -> int:
@@ -216,14 +202,18 @@ def _set_up(search: Search, folder: Path) -> tuple[Any, SearchCallback]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     header = f"{search.description}\nsearch folder {folder}"
-    view = search_view(Console(highlight=False), header, search.varied, search.num_trials)
+    view = SearchView(Console(highlight=False), header, search.varied, search.num_trials)
     function = trial_function(folder / TRIALS, Path(search.cwd), clones=search.clones)
     loggers = {name: CALLBACKS[name](folder.name) for name in search.loggers}
     return tune.with_resources(function, trial_bundles), SearchCallback(folder, view, loggers)
 
 
 def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Path) -> int:
-    """Run Tune to the end or to a request to stop; write and print the results."""
+    """Run Tune to the end or to a request to stop; write and print the results.
+
+    Returns:
+        the exit code: 0, 1 if a trial failed, or 128 plus the number of a signal.
+    """
     with callback.view, callback.stop:
         grid = tuner.fit()
     results = [grid[index] for index in range(len(grid))]

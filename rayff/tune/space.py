@@ -61,47 +61,36 @@ class SearchSpace:
     """Test accuracy that others published, in percent, by architecture and task."""
 
     def __post_init__(self) -> None:
-        where = f"the search space {self.name!r}"
+        for mistake in self._mistakes():
+            raise UserError(f"the search space {self.name!r}: {mistake}")
+
+    def _mistakes(self) -> Iterator[str]:
         known = {f.name for f in dataclasses.fields(TrainConfig)} - {"run_dir"}
         if not isinstance(self.param_space, Mapping) or not self.param_space:
-            raise UserError(
-                f"{where} needs a param_space: a dict of options of a training, such as "
-                '{"lr": tune.loguniform(1e-4, 1e-1)}'
-            )
+            example = '{"lr": tune.loguniform(1e-4, 1e-1)}'
+            yield f"param_space must be a dict of options of a training, such as {example}"
         for name, value in self.param_space.items():
             if name not in known:
                 hint = "; each trial has a run directory of its own" if name == "run_dir" else ""
-                raise UserError(
-                    f"{where}: param_space names {name!r}, which is not an option that can vary"
-                    f"{nearest(str(name), known)}{hint}"
-                )
+                near = nearest(str(name), known)
+                yield f"{name!r} in param_space is not an option that can vary{near}{hint}"
             if is_grid(value) and not value["grid_search"]:
-                raise UserError(f"{where}: the grid of {name} is empty")
+                yield f"the grid of {name} is empty"
         if varies(self.param_space.get("logger")):
-            raise UserError(f"{where}: logger holds for the whole search; give one value")
-        for name, choices in (
-            ("metric", METRICS),
-            ("mode", get_args(Mode)),
-            ("scheduler", get_args(SchedulerName)),
-        ):
+            yield "logger holds for the whole search; give one value"
+        choices = {"metric": METRICS, "mode": get_args(Mode), "scheduler": get_args(SchedulerName)}
+        for name, names in choices.items():
             value = getattr(self, name)
-            if value not in choices:
-                raise UserError(
-                    f"{where}: unknown {name} {value!r}{nearest(str(value), choices)}; known are "
-                    f"{', '.join(choices)}"
-                )
-        if not isinstance(self.published, Mapping) or any(
-            not isinstance(key, tuple) or len(key) != 2 for key in self.published
-        ):
-            raise UserError(
-                f'{where}: published must be a dict such as {{("resnet", "mnist"): 99}}'
-            )
+            if value not in names:
+                near = nearest(str(value), names)
+                yield f"unknown {name} {value!r}{near}; known are {', '.join(names)}"
         most = 1 if self.max_concurrent is None else self.max_concurrent
         for name, count in (("num_samples", self.num_samples), ("max_concurrent", most)):
             if type(count) is not int or count < 1:
-                raise UserError(
-                    f"{where}: {name} must be a whole number of 1 or more, not {count!r}"
-                )
+                yield f"{name} must be a whole number of 1 or more, not {count!r}"
+        keys = self.published if isinstance(self.published, Mapping) else [None]
+        if not all(isinstance(key, tuple) and len(key) == 2 for key in keys):
+            yield 'published must be a dict such as {("resnet", "mnist"): 99.63}'
 
     @property
     def varied(self) -> list[str]:
@@ -117,8 +106,9 @@ class SearchSpace:
     @property
     def loggers(self) -> list[str]:
         """The libraries that log the trials, such as mlflow."""
-        logger = self.param_space.get("logger", TrainConfig.logger)
-        return [name for name in TrainConfig(logger=logger).loggers if name in LOGGERS]
+        given = {"logger": self.param_space.get("logger", TrainConfig.logger)}
+        config = TrainConfig.from_dict(given, "the search space")
+        return [name for name in config.loggers if name in LOGGERS]
 
     def description(self, searcher: str) -> str:
         """Return the lines that say what is searched, and how."""
@@ -191,11 +181,7 @@ def space_folders() -> list[Path]:
 
 
 def find_space(name: str) -> Path:
-    """Return the file of a space, by its path or its name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the file of a space, by its path or its name; UserError if there is none."""
     path = Path(name).expanduser()
     by_path = path.suffix == ".py" or len(path.parts) > 1
     places = [path] if by_path else [folder / f"{name}.py" for folder in space_folders()]
@@ -212,11 +198,7 @@ def find_space(name: str) -> Path:
 
 
 def load_space(name: str) -> SearchSpace:
-    """Execute the file of a space and return the space.
-
-    Raises:
-        UserError: there is no such file, it fails, or it does not define a search space.
-    """
+    """Execute the file of a space and return the space; UserError for a mistake in it."""
     path = find_space(name)
     try:
         defined = runpy.run_path(str(path))
@@ -229,9 +211,7 @@ def load_space(name: str) -> SearchSpace:
         raise UserError(f"{path} fails{''.join(lines[-1:])}: {reason}") from error
     if "param_space" not in defined:
         names = [name for name in defined if not name.startswith("_")]
-        raise UserError(
-            f"{path} has no param_space{nearest('param_space', names)}: a dict of options of a "
-            "training"
-        )
+        near = nearest("param_space", names)
+        raise UserError(f"{path} has no param_space{near}: a dict of options of a training")
     fields = {f.name for f in dataclasses.fields(SearchSpace)} - {"name"}
     return SearchSpace(name=path.stem, **{name: defined[name] for name in fields & defined.keys()})

@@ -37,11 +37,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_config(config: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration of a trial.
-
-    Raises:
-        UserError: an option is unknown or wrong, or not for a search.
-    """
+    """Return the configuration of a trial; UserError if an option is wrong or not for a search."""
     run = TrainConfig.from_dict(plain(config), "the search space")
     if run.method != "ff":  # TorchTrainer would reserve its workers outside the trial's group
         raise UserError(
@@ -52,7 +48,7 @@ def trial_config(config: Mapping[str, Any]) -> TrainConfig:
 
 
 def trial_resources(run: TrainConfig, there: Sequence[Node]) -> tuple[int, StageResources]:
-    """Return the number of a trial's actors and their resources, by default one CPU at most.
+    """Return the number of a trial's actors and the resources of each, by default a CPU at most.
 
     Raises:
         UserError: the cluster can never hold the trial.

@@ -18,11 +18,8 @@ class TestAMistake:
             (["no/such.py"], r"no file no/such\.py"),
             (["quick", "--set", "lrr=1"], r"--set lrr=1: .*\(did you mean 'lr'\?\)"),
             (["quick", "--set", "lr"], r"--set lr: give OPTION=VALUE"),
-            (
-                ["quick", "--set", "epochs=two"],
-                "--set epochs=two: --epochs must be a whole number",
-            ),
-            (["quick", "--set", "lr=--help"], "--set lr=--help: --lr must be a number"),
+            (["quick", "--set", "epochs=two"], "--epochs must be a whole number, not 'two'"),
+            (["quick", "--set", "lr=--help"], "--lr must be a number, not '--help'"),
             (["quick", "--set", "download=ja"], "download must be true or false, not 'ja'"),
             (["quick", "--set", "cuts=a"], "cuts must be whole numbers with commas between them"),
             (["quick", "--set", "optimizer=x"], "unknown optimizer 'x'; known are adamw"),

@@ -53,9 +53,12 @@ class TestASpaceFile:
             ("a = 1\n1 / 0\n", r"space\.py fails in line 2: ZeroDivisionError: division by zero"),
             ("raise SystemExit(3)", r"fails in line 1: SystemExit: 3"),
             ("parm_space = {}", r"has no param_space \(did you mean 'parm_space'\?\)"),
-            ("param_space = {}", r"needs a param_space: a dict"),
-            ("param_space = 3", r"needs a param_space: a dict"),
-            ("param_space = {'lrr': 1}", r"'lrr', which is not an .* \(did you mean 'lr'\?\)"),
+            ("param_space = {}", r"param_space must be a dict of options"),
+            ("param_space = 3", r"param_space must be a dict of options"),
+            (
+                "param_space = {'lrr': 1}",
+                r"'lrr' in param_space is not .* \(did you mean 'lr'\?\)",
+            ),
             ("param_space = {'run_dir': 'x'}", r"each trial has a run directory of its own"),
             ("param_space = {'lr': {'grid_search': []}}", r"the grid of lr is empty"),
             (
@@ -181,7 +184,7 @@ class TestSchedulersAndSearchers:
         for wrong, named in (
             (pbt(lr=tune.grid_search([1, 2])), "but lr varies"),
             (pbt(lr=tune.uniform(1, 2), seed=tune.grid_search([0, 1])), "but seed varies"),
-            (pbt(epochs=3), "but none of them varies"),
+            (pbt(epochs=3), "but none varies"),
         ):
             with pytest.raises(UserError, match=named):
                 check_strategy(wrong, "random")
