@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,14 +60,12 @@ class SearchView:
     def on_start(self, trial: str, config: Mapping[str, Any]) -> None:
         """Add a trial that starts or continues."""
         event = "goes on" if trial in self.trials else "starts"
-        settings = "  ".join(f"{name} {setting(config[name])}" for name in self.varied)
-        settings = printable(settings)
-        self.trials[trial] = TrialState(settings)
-        self._print(f"{trial}  {event}  {settings}".rstrip())
+        state = self.trials[trial] = TrialState(self._settings(config))
+        self._print(f"{trial}  {event}  {state.settings}".rstrip())
 
     def on_result(self, trial: str, values: Mapping[str, Any]) -> None:
-        """Add an epoch of a trial."""
-        state = self.trials.setdefault(trial, TrialState())
+        """Add an epoch of a trial, which may have started before the search was resumed."""
+        state = self.trials.setdefault(trial, TrialState(self._settings(values.get("config", {}))))
         state.epoch = values["epoch"]
         state.valid_accuracy, state.test_accuracy = (
             values["valid_accuracy"],
@@ -78,15 +76,19 @@ class SearchView:
             f"test {percent(state.test_accuracy)}  {values['images_per_s']:,.0f} images/s"
         )
 
-    def on_end(self, trial: str, status: str, detail: str = "") -> None:
+    def on_end(self, trial: str, status: str) -> None:
         """Mark a trial as ended."""
         self.trials.setdefault(trial, TrialState()).status = status
         done = sum(state.status != "running" for state in self.trials.values())
-        self._print(f"{trial}  {status}{detail}  ({self._done(done)})")
+        self._print(f"{trial}  {status}  ({self._done(done)})")
 
     def on_message(self, text: str) -> None:
         """Print a message."""
         self.console.print(Text(printable(text), "yellow"), soft_wrap=True)
+
+    def _settings(self, config: Mapping[str, Any]) -> str:
+        known = [name for name in self.varied if name in config]
+        return printable("  ".join(f"{name} {setting(config[name])}" for name in known))
 
     def _done(self, number: int) -> str:
         if self.num_trials is None:
@@ -123,14 +125,3 @@ class SearchView:
                 duration(running_s) if trial in running else state.status,
             )
         return table
-
-
-def search_view(
-    console: Console, header: str, varied: Sequence[str], num_trials: int | None
-) -> SearchView:
-    """Return the view of a search."""
-    return SearchView(console, header, varied, num_trials)
-
-
-Watch = Callable[[str, Sequence[str], "int | None"], SearchView]
-"""Factory of a view from header, varied options and number of trials."""

@@ -69,13 +69,7 @@ class RunDirectory:
         It does not name the folder, so that it may be moved and its configuration used again.
         """
         data = {key: value for key, value in config.to_dict().items() if key != "run_dir"}
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / CONFIG, json.dumps(data, indent=2).encode() + b"\n")
-        except OSError as error:
-            raise UserError(
-                f"--run-dir {self.path} cannot be written: {error.strerror}; name another folder"
-            ) from error
+        write_json(self.path, CONFIG, data)
 
     def read_config(self) -> TrainConfig:
         """Return the run that is in the folder."""
@@ -85,6 +79,21 @@ class RunDirectory:
         if not config.is_file():  # also a pipe, which would be waited for
             raise UserError(f"{self.path} is no run directory: it has no config.json")
         return read_config(config)
+
+
+def write_json(folder: Path, name: str, data: Any) -> None:
+    """Write a JSON file, in a folder that is created if it is not there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, json.dumps(data, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {folder} cannot be written: {error.strerror}; name another folder"
+        ) from error
 
 
 def read_json(path: Path) -> Any:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import TrainConfig
-
-if TYPE_CHECKING:
-    from rayff.tune.search import SearchResult
 
 DESCRIPTION = """\
 Search over trainings with Ray Tune: each trial is a training in its own run directory.
@@ -75,6 +70,8 @@ class TuneCommand:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+        if self.run_dir == "":
+            raise UserError("--run-dir '' names no folder: name one, or leave the option out")
         if not self.resume:
             if self.space is None:
                 raise UserError("name a search space, such as quick; see rayff tune --help")
@@ -87,92 +84,58 @@ class TuneCommand:
             flags = ("SPACE" if n == "space" else f"--{n.replace('_', '-')}" for n in extra)
             raise UserError(f"a resumed search keeps its options: leave out {', '.join(flags)}")
 
-    def options(self) -> dict[str, Any]:
-        """Return the options that hold for all trials."""
-        flags = {name: getattr(self, name) for name in ("data_dir", "epochs", "limit", "logger")}
-        return {
-            **{name: value for name, value in flags.items() if value is not None},
-            **read_options(self.set),
-        }
 
-
-def read_options(texts: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of OPTION=VALUE texts, with the types that a run has."""
-    known = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    options = {}
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the options of OPTION=VALUE texts, with the types that a training has."""
+    known = {f.name: f.type for f in dataclasses.fields(TrainConfig) if f.name != "run_dir"}
+    flags: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         name = name.replace("-", "_")
-        if not equals or name not in known or name == "run_dir":
+        if not equals or name not in known:
             raise UserError(
                 f"--set {text}: give OPTION=VALUE with an option of a training"
                 f"{nearest(name, known)}"
             )
         flag = name.replace("_", "-")
-        args = [f"--{flag}={value}"]
-        if known[name].type == "bool":
-            switches = {"true": f"--{flag}", "false": f"--no-{flag}"}
-            if value.lower() not in switches:
+        flags[name] = f"--{flag}={value}"
+        if known[name] == "bool":
+            if value.lower() not in ("true", "false"):
                 raise UserError(f"--set {text}: {name} must be true or false, not {value!r}")
-            args = [switches[value.lower()]]
-        try:
-            run = parse(TrainConfig, module="rayff.tune", description=DESCRIPTION, args=args)
-        except UserError as error:
-            raise UserError(f"--set {text}: {error}") from error
-        options[name] = getattr(run, name)
-    return options
+            flags[name] = f"--{flag}" if value.lower() == "true" else f"--no-{flag}"
+    run = parse(TrainConfig, module="rayff.tune", description="", args=list(flags.values()))
+    return {name: getattr(run, name) for name in flags}
 
 
 def main(args: Sequence[str]) -> int:
     """Search; return 0, 1 where a trial failed, or 128 plus the number of a signal."""
     command = parse(TuneCommand, module="rayff.tune", description=DESCRIPTION, args=args)
-    from rayff.console.search_view import SearchView, search_view
     from rayff.tune.search import resume_search, start_search
     from rayff.tune.space import load_space
 
-    def watch(header: str, varied: Sequence[str], num_trials: int | None) -> SearchView:
-        return search_view(Console(highlight=False), header, varied, num_trials)
-
     if command.resume:
-        return show(resume_search(Path(command.run_dir or ""), watch))
-    space = load_space(command.space or "")
-    options = command.options()
-    changes: dict[str, Any] = {
-        "num_samples": command.samples,
-        "scheduler": command.scheduler,
-        "max_concurrent": command.max_concurrent,
-    }
-    space = dataclasses.replace(
-        space, **{name: value for name, value in changes.items() if value is not None}
+        return resume_search(Path(command.run_dir or ""))
+    fields = _given(
+        num_samples=command.samples,
+        scheduler=command.scheduler,
+        max_concurrent=command.max_concurrent,
     )
-    first = options.get("seed", 0)
-    seeds = range(first, first + command.seeds) if command.seeds > 1 else ()
-    space = space.fixed(options, seeds)
-    if command.run_dir == "":
-        raise UserError("--run-dir '' names no folder: name one, or leave the option out")
+    options = _given(
+        data_dir=command.data_dir,
+        epochs=command.epochs,
+        limit=command.limit,
+        logger=command.logger,
+    )
+    options |= read_options(command.set)
+    seed = options.get("seed", 0)
+    seeds = range(seed, seed + command.seeds) if command.seeds > 1 else ()
+    space = dataclasses.replace(load_space(command.space or ""), **fields).fixed(options, seeds)
     folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return show(start_search(space, command.search, Path(folder), watch))
+    return start_search(space, command.search, Path(folder))
 
 
-def show(result: SearchResult) -> int:
-    """Print the table, the best trial and the failed ones; return the exit code."""
-    from rayff.tune.results import best, ranked, results_table
-    from rayff.tune.search import published_of
-
-    search, console = result.search, Console(highlight=False)
-    groups = ranked(result.rows, search.varied, search.metric, search.mode)
-    table = results_table(groups, metric=search.metric, published=published_of(search))
-    console.print()
-    console.print(table, crop=False, soft_wrap=not console.is_terminal)
-    winner = best(groups, search.metric, search.mode)
-    if winner is not None:
-        console.print(Text(f"best: {winner.trial}, {winner.run_dir}", "bold"), soft_wrap=True)
-    failed = [row for row in result.rows if row.status == "failed"]
-    for row in failed:
-        console.print(Text(f"{row.trial} failed: {row.error}", "red"), soft_wrap=True)
-    if result.stopped_by is not None:
-        return 128 + result.stopped_by
-    return 1 if failed else 0
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -1,46 +1,70 @@
-"""What stands between Ray Tune and who watches a search."""
+"""Ray Tune's callback of a search: updates the view and the loggers, and stops on request."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.logger import LoggerCallback
 
 from rayff.console.search_view import SearchView
+from rayff.distributed.loggers import sentence
 from rayff.engine.stop import StopRequest
+from rayff.tune.space import METRICS
+from rayff.tune.trial import plain
 
 
 class SearchCallback(tune.Callback):
-    """Hands Tune's events to the view, and a request to stop to Tune.
+    """Follows the trials of the search in this process.
 
-    Tune keeps its callbacks with its state; this one is kept as the one that the process made
-    last.
+    Tune pickles its callbacks with its state. This one is restored as the newest of the process.
+
+    Args:
+        folder: folder of the search.
+        view: shows the trials.
+        loggers: callbacks of the libraries that log the trials, by the name of the library; one
+            that fails is dropped with a warning.
+
+    Attributes:
+        stop: takes SIGINT and SIGTERM while entered; they end the search, which can be resumed.
+        configs: options of each trial, by its name.
+        ended: "done" or "failed", by the name of a trial that has ended.
     """
 
-    current: ClassVar[SearchCallback]
+    newest: ClassVar[SearchCallback]
 
-    def __init__(self) -> None:
-        SearchCallback.current = self
-        self.view: SearchView | None = None
-        self.stop = StopRequest()
-        self.passed_on = False
+    def __init__(
+        self, folder: Path, view: SearchView, loggers: Mapping[str, LoggerCallback]
+    ) -> None:
+        SearchCallback.newest = self
+        self.view = view
+        self.loggers = dict(loggers)
+        hint = f"stopping; resume with --run-dir {folder} --resume (again to stop at once)"
+        self.stop = StopRequest(lambda name: view.on_message(f"{name}: {hint}"))
         self.configs: dict[str, dict[str, Any]] = {}
-        """The options of all trials, by name."""
         self.ended: dict[str, str] = {}
-        """How trials ended, by name."""
+        self._logged: set[str] = set()
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return current_search_callback, ()
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return getattr, (SearchCallback, "newest")
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Connect to the libraries."""
+        self._log("setup")
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Show it."""
-        if self.view is not None:
-            self.view.on_start(str(trial), trial.config)
+        """Show the trial and log its options; one that continues from another's is logged on."""
+        self.view.on_start(str(trial), trial.config)
+        if str(trial) not in self._logged:
+            self._logged.add(str(trial))
+            self._log("log_trial_start", trial)
 
     def on_trial_result(
         self,
@@ -50,37 +74,47 @@ class SearchCallback(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Show it."""
-        if self.view is not None and "epoch" in result:
+        """Show and log an epoch; the last result of a trial has none."""
+        if "epoch" in result:
             self.view.on_result(str(trial), result)
+            values = {name: result[name] for name in METRICS}
+            step = {"training_iteration": result["epoch"]}
+            self._log("log_trial_result", iteration, trial, {**values, **step})
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Note and show which trials have ended, and pass a request to stop on."""
-        self._note(trials)
-        if self.stop.requested and not self.passed_on:
-            self.passed_on = True  # Tune keeps its state and ends, as at a Ctrl-C
-            os.kill(os.getpid(), signal.SIGUSR1)
+        """Update the states of the trials; on a request to stop, interrupt Tune."""
+        self._update(trials)
+        if self.stop.requested:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune saves its state and returns
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Note the trials of a search that was complete when it was resumed: it takes no step.
+        """Wait until everything is logged."""
+        if not self.configs:  # a search that was resumed complete takes no step
+            self._update(trials)
+        self._log("on_experiment_end", trials)
 
-        After a step it is too late: Tune has marked all trials under way as ended by now.
-        """
-        if not self.configs:
-            self._note(trials)
-
-    def _note(self, trials: list[Trial]) -> None:
+    def _update(self, trials: list[Trial]) -> None:
         for trial in trials:
-            name, status = str(trial), trial.status
-            self.configs[name] = trial.config
-            if status in (Trial.TERMINATED, Trial.ERROR) and name not in self.ended:
-                self.ended[name] = status
-                if self.view is not None:
-                    self.view.on_end(name, "failed" if status == Trial.ERROR else "done")
-            if status not in (Trial.TERMINATED, Trial.ERROR):  # a failed one goes on
-                self.ended.pop(name, None)
+            name, failed = str(trial), trial.status == Trial.ERROR
+            self.configs[name] = plain(trial.config)
+            if not failed and trial.status != Trial.TERMINATED:
+                self.ended.pop(name, None)  # a failed trial that is resumed
+            elif name not in self.ended:
+                self.ended[name] = "failed" if failed else "done"
+                if name not in self._logged and "epoch" in trial.last_result:
+                    self.view.on_result(name, trial.last_result)  # of a search that is resumed
+                self.view.on_end(name, self.ended[name])
+                if name in self._logged:
+                    self._logged.remove(name)
+                    self._log("log_trial_end", trial, failed)
 
-
-def current_search_callback() -> SearchCallback:
-    """Return the watcher that this process made last."""
-    return SearchCallback.current
+    def _log(self, method: str, *args: Any) -> None:
+        for name, logger in list(self.loggers.items()):
+            try:
+                getattr(logger, method)(*args)
+            except Exception as error:  # each library has errors of its own
+                del self.loggers[name]
+                self.view.on_message(
+                    f"warning: --logger {name} failed ({sentence(error)}): the search continues "
+                    "without it"
+                )

@@ -1,4 +1,4 @@
-"""What the trials of a search came to: rows, a Parquet file, and a table with the best first."""
+"""Results of a search: a row per trial, the Parquet file, and the table with the best first."""
 
 from __future__ import annotations
 
@@ -7,206 +7,137 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
 from rayff.config.train_config import TrainConfig
-from rayff.console.frame import duration
+from rayff.console.frame import duration, setting
 from rayff.runs.files import write_atomically
-from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
+from rayff.runs.metrics import METRICS_FILE, read_metrics
+from rayff.runs.run_directory import RunDirectory
+from rayff.tune.space import METRICS
 
-Status = Literal["finished", "stopped", "failed", "unfinished"]
-"""Stopped: by the scheduler, before its last epoch. Unfinished: the search was interrupted."""
+if TYPE_CHECKING:
+    from rayff.tune.search import Search
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial."""
-
-    trial: str
-    run_dir: str
-    status: Status
-    config: Mapping[str, Any]
-    """The options that the search gave it."""
-    last: EpochRecord | None
-    """Its newest epoch; None before the first."""
-    seconds: float
-    """Of its epochs together."""
-    error: str | None = None
-    """The sentence of a failed trial."""
-
-
-def trial_row(trial: str, run_dir: Path, config: Mapping[str, Any]) -> TrialRow:
-    """Return the row of a trial that is not finished, with what its run directory says."""
-    metrics = run_dir / METRICS_FILE
-    records = read_metrics(metrics) if metrics.exists() else []
-    return TrialRow(
-        trial=trial,
-        run_dir=str(run_dir),
-        status="unfinished",
-        config=config,
-        last=records[-1] if records else None,
-        seconds=sum(record.elapsed_s for record in records),
-    )
-
+Row = dict[str, Any]
+"""A trial: the columns of results.parquet, all METRICS of its newest epoch and the error."""
 
 _SCHEMA = pa.schema(
     [
-        ("trial", pa.string()),
-        ("run_dir", pa.string()),
-        ("status", pa.string()),
-        ("config", pa.string()),
+        *((name, pa.string()) for name in ("trial", "run_dir", "status", "config")),
         ("epoch", pa.int64()),
-        ("valid_accuracy", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("seconds", pa.float64()),
+        *((name, pa.float64()) for name in ("valid_accuracy", "test_accuracy", "seconds")),
     ]
 )
 
 
-def write_results(path: Path, rows: Sequence[TrialRow]) -> None:
-    """Write one row a trial; the config is JSON, accuracies are in percent."""
-    data = [
-        {
-            "trial": row.trial,
-            "run_dir": row.run_dir,
-            "status": row.status,
-            "config": json.dumps(row.config, sort_keys=True),
-            "epoch": row.last.epoch if row.last else 0,
-            "valid_accuracy": row.last.valid_accuracy if row.last else None,
-            "test_accuracy": row.last.test_accuracy if row.last else None,
-            "seconds": row.seconds,
-        }
-        for row in rows
-    ]
+def trial_row(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    ended: str | None = None,
+    error: BaseException | None = None,
+) -> Row:
+    """Return the row of a trial: its metrics are None, and its epoch 0, before the first epoch.
+
+    The status is finished, failed, stopped (by the scheduler, before the last epoch) or
+    unfinished (the search was interrupted).
+
+    Args:
+        run_dir: run directory of the trial.
+        config: the options that the search gave it.
+        ended: "done" or "failed"; None if the search was interrupted before.
+        error: why it failed.
+    """
+    metrics = run_dir / METRICS_FILE
+    records = read_metrics(metrics) if metrics.exists() else []
+    row = {name: getattr(records[-1], name) if records else None for name in METRICS}
+    status = ended or "unfinished"
+    if ended == "done":
+        last_epoch = RunDirectory(run_dir).read_config().epochs
+        status = "finished" if row["epoch"] == last_epoch else "stopped"
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return {
+        **row,
+        "trial": run_dir.name,
+        "run_dir": str(run_dir),
+        "status": status,
+        "config": config,
+        "epoch": row["epoch"] or 0,
+        "seconds": sum(record.elapsed_s for record in records),
+        "error": lines[-1] if error and lines else None,
+    }
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Write a row per trial; the config is JSON, accuracies are in percent."""
+    data = [{**row, "config": json.dumps(row["config"], sort_keys=True)} for row in rows]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(data, schema=_SCHEMA), sink)
     write_atomically(path, sink.getvalue())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The trials of one point of the space, which differ in their seed alone."""
+def ranked(rows: Sequence[Row], search: Search) -> list[list[Row]]:
+    """Return the trials of each point of the space, which differ only in their seed, best first.
 
-    settings: Mapping[str, Any]
-    """The options that vary in the search, without the seed."""
-    rows: Sequence[TrialRow]
-
-    def values(self, metric: str) -> list[float]:
-        """Return what the trials that have an epoch reached."""
-        return [float(getattr(row.last, metric)) for row in self.rows if row.last is not None]
-
-    def mean(self, metric: str) -> float | None:
-        """Return the mean over the seeds, None where there is nothing yet."""
-        values = self.values(metric)
-        return statistics.fmean(values) if values else None
-
-
-def ranked(rows: Sequence[TrialRow], varied: Sequence[str], metric: str, mode: str) -> list[Group]:
-    """Return the points of the space, the best first and those without a result last."""
-    points: dict[str, list[TrialRow]] = {}
+    The point with the best mean is first, those without a result are last.
+    """
+    sign = -1.0 if search.mode == "max" else 1.0
+    points: dict[str, list[Row]] = {}
     for row in rows:
-        point = {name: value for name, value in row.config.items() if name != "seed"}
+        point = {name: value for name, value in row["config"].items() if name != "seed"}
         points.setdefault(json.dumps(point, sort_keys=True), []).append(row)
-    groups = [
-        Group(
-            settings={
-                name: point[0].config[name]
-                for name in varied
-                if name != "seed" and name in point[0].config
-            },
-            rows=point,
-        )
-        for point in points.values()
-    ]
-    sign = -1 if mode == "max" else 1
 
-    def key(group: Group) -> tuple[bool, float]:
-        mean = group.mean(metric)
-        return mean is None, sign * (mean or 0.0)
+    def rank(rows: list[Row]) -> tuple[bool, float]:
+        values = _values(rows, search.metric)
+        return not values, sign * statistics.fmean(values or [0.0])
 
-    return sorted(groups, key=key)
+    return sorted((sorted(p, key=lambda row: rank([row])) for p in points.values()), key=rank)
 
 
-def setting(value: Any) -> str:
-    """Return a value of an option as a table shows it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    """Return a metric of the trials that have an epoch."""
+    return [row[name] for row in rows if row[name] is not None]
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return 97.50, or 97.50 ± 0.31 (sample deviation) of several."""
+    """Return 97.50, or of several values 97.50 ± 0.31: mean and sample standard deviation."""
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def results_table(
-    groups: Sequence[Group],
-    *,
-    metric: str,
-    published: Mapping[tuple[str, str], float],
-    title: str = "",
-) -> Table:
-    """Return a table with a line a point.
-
-    Args:
-        groups: ranked.
-        metric: what they were ranked by; shown where it is neither of the accuracies.
-        published: test accuracy of others, by architecture and task.
-        title: above it.
-    """
-    table = Table(title=title or None, box=None, padding=(0, 1), pad_edge=False)
-    names = list(groups[0].settings) if groups else []
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    shown = [m for m in (metric, "valid_accuracy", "test_accuracy") if m]
-    shown = list(dict.fromkeys(shown))
-    headers = {"valid_accuracy": "valid %", "test_accuracy": "test %"}
-    for name in shown:
-        table.add_column(headers.get(name, name), justify="right", no_wrap=True)
-    if published:
-        table.add_column("published test %", justify="right", no_wrap=True)
-    for name in ("epoch", "seconds", "trials"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in groups:
-        cells = [setting(value) for value in group.settings.values()]
-        cells += [spread(group.values(name)) for name in shown]
-        if published:
-            first = {**TrainConfig().to_dict(), **group.rows[0].config}
-            theirs = published.get((first["arch"], first["task"]))
-            cells.append("-" if theirs is None else f"{theirs:.2f}")
-        cells.append(spread_of_epochs(group))
-        cells.append(duration(statistics.fmean(row.seconds for row in group.rows)))
-        states = Counter(row.status for row in group.rows)
-        cells.append(", ".join(f"{count} {status}" for status, count in states.items()))
-        table.add_row(*cells)
-    return table
-
-
-def spread_of_epochs(group: Group) -> str:
-    """Return how far the trials of a point came: 4, or 1-4."""
-    epochs = [row.last.epoch if row.last else 0 for row in group.rows]
-    low, high = min(epochs), max(epochs)
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def best(groups: Sequence[Group], metric: str, mode: str) -> TrialRow | None:
-    """Return the best trial of the best point."""
-    rows = [row for row in groups[0].rows if row.last is not None] if groups else []
-    choose = max if mode == "max" else min
-    return choose(rows, key=lambda row: float(getattr(row.last, metric))) if rows else None
-
-
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trial's options as JSON can hold them."""
-    return {
-        name: value.item() if hasattr(value, "item") else value for name, value in config.items()
+def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
+    """Return a table with a line per point."""
+    settings = [name for name in search.varied if name != "seed"]
+    metrics = {
+        search.metric: search.metric,
+        "valid_accuracy": "valid %",
+        "test_accuracy": "test %",
     }
+    theirs = {(arch, task): f"{accuracy:.2f}" for arch, task, accuracy in search.published}
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in settings:
+        table.add_column(name, no_wrap=True)
+    titles = [*metrics.values(), *(["published"] if theirs else []), "epoch", "time"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("trials", no_wrap=True)
+    for rows in points:
+        config = {**TrainConfig().to_dict(), **rows[0]["config"]}
+        epochs = sorted({row["epoch"] for row in rows})
+        states = Counter(row["status"] for row in rows)
+        table.add_row(
+            *(setting(config[name]) for name in settings),
+            *(spread(_values(rows, name)) for name in metrics),
+            *([theirs.get((config["arch"], config["task"]), "-")] if theirs else []),
+            f"{epochs[0]}-{epochs[-1]}" if epochs[1:] else str(epochs[0]),
+            duration(statistics.fmean(row["seconds"] for row in rows)),
+            ", ".join(f"{count} {status}" for status, count in sorted(states.items())),
+        )
+    return table

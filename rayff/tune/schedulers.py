@@ -1,4 +1,4 @@
-"""Who chooses the points of a search, and who ends its trials early."""
+"""Ray Tune's search algorithms and schedulers, set up for a space."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rayff.tune.space import SearchSpace, is_grid
 
 SearcherName = Literal["random", "optuna"]
 
-_CLONED = ("lr", "lr_min", "weight_decay", "dropout")
-"""What a training may change when it goes on from another's checkpoint."""
+_MUTABLE = ("lr", "lr_min", "weight_decay", "dropout")
+"""Options that may change when a trial continues from the checkpoint of another."""
 
 
 def check_strategy(space: SearchSpace, searcher: SearcherName) -> None:
-    """Raise a UserError where the space does not suit its scheduler or who draws its points."""
+    """Raise a UserError if the space does not fit its scheduler or searcher."""
     grids = [name for name, value in space.param_space.items() if is_grid(value)]
     if searcher == "optuna" and grids:
         raise UserError(
@@ -30,28 +30,23 @@ def check_strategy(space: SearchSpace, searcher: SearcherName) -> None:
             "tune.choice in the space, one seed, or --search random"
         )
     if space.scheduler == "pbt":
-        fixed = [name for name in space.varied if name not in _CLONED or name in grids]
+        fixed = [name for name in space.varied if name not in _MUTABLE or name in grids]
         if fixed or not space.varied:
             raise UserError(
-                "--scheduler pbt goes on from other trials' checkpoints and changes "
-                f"{', '.join(_CLONED)} alone, drawn from samplers"
-                + (f", but {', '.join(fixed)} varies" if fixed else ", but none of them varies")
-                + "; use --scheduler asha or none, or another space"
+                "--scheduler pbt continues trials from the checkpoints of others and changes only "
+                f"{', '.join(_MUTABLE)}, drawn from samplers, but {', '.join(fixed) or 'none'} "
+                "varies; use --scheduler asha or none, or another space"
             )
 
 
-def first_seed(space: SearchSpace) -> int:
-    """Return the seed of the points that are drawn: the trials' own, where they have one."""
-    seed = space.param_space.get("seed", 0)
-    return seed if isinstance(seed, int) else 0
-
-
 def make_algorithm(space: SearchSpace, searcher: SearcherName) -> SearchAlgorithm | Searcher:
-    """Return what chooses the points; each seed of a grid sees the same ones."""
+    """Return the search algorithm, which draws the same points for each seed of a grid."""
+    given = space.param_space.get("seed", 0)
+    seed = given if isinstance(given, int) else 0
     if searcher == "random":
         return BasicVariantGenerator(
             constant_grid_search=True,
-            random_state=first_seed(space),
+            random_state=seed,
             max_concurrent=space.max_concurrent or 0,
         )
     try:
@@ -60,11 +55,11 @@ def make_algorithm(space: SearchSpace, searcher: SearcherName) -> SearchAlgorith
     except ImportError as error:
         raise UserError("--search optuna needs Optuna: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(metric=space.metric, mode=space.mode, seed=first_seed(space))
+    return OptunaSearch(metric=space.metric, mode=space.mode, seed=seed)
 
 
 def make_scheduler(space: SearchSpace, epochs: int) -> TrialScheduler:
-    """Return who ends trials early, where the longest has so many epochs."""
+    """Return the scheduler for trials of at most so many epochs."""
     if space.scheduler == "asha":
         # A trial ends by itself: at its last epoch there is nothing left to stop.
         return AsyncHyperBandScheduler(

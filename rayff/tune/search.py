@@ -1,95 +1,82 @@
-"""A search: Ray Tune runs trainings side by side, and a folder keeps all that it finds.
+"""A search: Ray Tune runs trainings side by side and leaves a folder.
 
     FOLDER/search.json        what is searched, for `--resume` and for the table
     FOLDER/trials/TRIAL/      the run directory of each trial
-    FOLDER/tune/              Ray Tune's own state, which `--resume` restores
-    FOLDER/results.parquet    one row a trial
+    FOLDER/tune/              Ray Tune's state, which `--resume` restores
+    FOLDER/results.parquet    a row per trial
 
-Ray Tune keeps its state as pickles and reads them again: resume no search of a stranger.
+Resuming unpickles Ray Tune's state: resume only searches that you trust.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.experiment import Trial
+from rich.console import Console
+from rich.text import Text
 
 from rayff.config.errors import UserError
-from rayff.config.resolved import resolve_recipe
-from rayff.console.search_view import Watch
-from rayff.data.tasks import TaskData, load_task, task_recipe
-from rayff.distributed.loggers import LOGGERS, check_loggers
+from rayff.config.train_config import TrainConfig
+from rayff.console.search_view import SearchView
+from rayff.data.tasks import load_task
+from rayff.distributed.loggers import check_loggers
 from rayff.distributed.placement import Node, nodes
 from rayff.distributed.session import ray_session
 from rayff.engine.preparation import assemble
-from rayff.engine.stop import StopRequest
-from rayff.runs.files import write_atomically
-from rayff.runs.run_directory import SEARCH, TRIALS, RunDirectory, read_json
+from rayff.runs.run_directory import SEARCH, TRIALS, RunDirectory, read_json, write_json
 from rayff.tune.callback import SearchCallback
-from rayff.tune.loggers import SearchLogger
-from rayff.tune.results import TrialRow, plain, trial_row, write_results
-from rayff.tune.schedulers import (
-    SearcherName,
-    check_strategy,
-    first_seed,
-    make_algorithm,
-    make_scheduler,
-)
-from rayff.tune.space import Mode, SchedulerName, SearchSpace
+from rayff.tune.loggers import CALLBACKS, check_reachable
+from rayff.tune.results import Row, ranked, results_table, trial_row, write_results
+from rayff.tune.schedulers import SearcherName, check_strategy, make_algorithm, make_scheduler
+from rayff.tune.space import Mode, SearchSpace
 from rayff.tune.trial import trial_bundles, trial_config, trial_function, trial_resources
 
-_KEPT_CLONES = 4
-"""Checkpoints of a trial that others can go on from."""
+T = TypeVar("T")
+
+_KEPT_CHECKPOINTS = 4
+"""Checkpoints of a trial from which others can continue."""
 
 _ENVIRONMENT = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a search that is killed knows what it had a second before
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a search that is killed loses a second
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run directories have the metrics
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a request to stop goes through the watcher
-    "RAY_AIR_NEW_OUTPUT": "0",  # whose header comes at any verbosity
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # their sentences come at the end
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # StopRequest handles it
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a header at any verbosity
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the command prints them at the end
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched, and how: search.json."""
+    """The content of search.json."""
 
-    space: str
-    title: str
+    description: str
     metric: str
     mode: Mode
-    scheduler: SchedulerName
-    searcher: SearcherName
-    num_samples: int
-    max_concurrent: int | None
-    seed: int
-    """Of the points that are drawn."""
-    epochs: int
-    """Of the longest trial."""
+    clones: bool
+    """Whether trials continue from checkpoints of others."""
     varied: list[str]
-    """The options that differ from trial to trial."""
+    """The options that differ between trials."""
     num_trials: int
     published: list[tuple[str, str, float]]
-    """Test accuracy of others: architecture, task, percent."""
-    loggers: list[str] = dataclasses.field(default_factory=list)
-    """The libraries that get the results of all trials, such as mlflow."""
+    """Test accuracy that others published: architecture, task, percent."""
+    loggers: list[str]
+    """The libraries to which the search logs its trials, such as mlflow."""
+    cwd: str
+    """Working directory of the command, for relative paths."""
 
     @classmethod
     def read(cls, folder: Path) -> Search:
-        """Read the search that is in a folder.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Read the search in a folder; UserError if there is none."""
         path = folder / SEARCH
         if not path.exists():
             raise UserError(
@@ -102,20 +89,8 @@ class Search:
             raise UserError(f"{path} is not the file of a search: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """What a search came to."""
-
-    search: Search
-    rows: list[TrialRow]
-    stopped_by: int | None
-    """Number of the signal that stopped it early, or None."""
-
-
-def start_search(
-    space: SearchSpace, searcher: SearcherName, folder: Path, watch: Watch
-) -> SearchResult:
-    """Run a search, in a folder that is new or empty.
+def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> int:
+    """Run a search in a new or empty folder and print its results; return the exit code.
 
     Raises:
         UserError: a mistake in the space or its data, or a trial that the cluster cannot hold.
@@ -124,41 +99,27 @@ def start_search(
     RunDirectory(folder).check_new()
     check_strategy(space, searcher)
     algorithm = make_algorithm(space, searcher)
-    loggers = space_loggers(space)
-    check_loggers(loggers)
+    check_loggers(space.loggers)
+    epochs = longest_trial(space)
     with ray_session():
-        epochs = check_points(space, nodes())
+        check_resources(space, nodes())
+        for name in space.loggers:
+            check_reachable(name)
         search = Search(
-            space=space.name,
-            title=space.title,
+            description=space.description(searcher),
             metric=space.metric,
             mode=space.mode,
-            scheduler=space.scheduler,
-            searcher=searcher,
-            num_samples=space.num_samples,
-            max_concurrent=space.max_concurrent,
-            seed=first_seed(space),
-            epochs=epochs,
+            clones=space.scheduler == "pbt",
             varied=space.varied,
             num_trials=space.num_trials,
             published=[(*key, value) for key, value in space.published.items()],
-            loggers=loggers,
+            loggers=space.loggers,
+            cwd=os.getcwd(),
         )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(dataclasses.asdict(search), indent=2) + "\n"
-            write_atomically(folder / SEARCH, text.encode())
-        except OSError as error:
-            raise UserError(
-                f"--run-dir {folder} cannot be written: {error.strerror}; name another folder"
-            ) from error
-        os.environ.update(_ENVIRONMENT)
-        watcher = SearchCallback()
-        callbacks = [SearchLogger(name, folder.name) for name in loggers]
-        for callback in callbacks:
-            callback.begin()
+        write_json(folder, SEARCH, dataclasses.asdict(search))
+        trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner(
-            _trainable(folder, search),
+            trainable,
             param_space=dict(space.param_space),
             tune_config=tune.TuneConfig(
                 metric=space.metric,
@@ -168,28 +129,24 @@ def start_search(
                 num_samples=space.num_samples,
                 max_concurrent_trials=space.max_concurrent,
                 reuse_actors=True,  # a process with torch in it takes seconds to start
-                trial_name_creator=trial_name,
-                trial_dirname_creator=trial_name,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[watcher, *callbacks],
+                callbacks=[callback],
                 checkpoint_config=tune.CheckpointConfig(
-                    num_to_keep=_KEPT_CLONES if space.scheduler == "pbt" else None
+                    num_to_keep=_KEPT_CHECKPOINTS if search.clones else None
                 ),
             ),
         )
-        return _run(tuner, search, folder, watcher, watch)
+        return _run(tuner, callback, search, folder)
 
 
-def resume_search(folder: Path, watch: Watch) -> SearchResult:
-    """Go on with the search in a folder: finished trials stay, unfinished and failed ones go on.
-
-    Raises:
-        UserError: there is no search in the folder.
-    """
+def resume_search(folder: Path) -> int:
+    """Resume the search in a folder: finished trials stay, unfinished and failed ones continue."""
     folder = folder.expanduser().absolute()
     search = Search.read(folder)
     check_loggers(search.loggers)
@@ -200,119 +157,86 @@ def resume_search(folder: Path, watch: Watch) -> SearchResult:
             "start it again"
         )
     with ray_session():
-        os.environ.update(_ENVIRONMENT)
-        watcher = SearchCallback()  # before Tune looks for it
-        trainable = _trainable(folder, search)
+        trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
-        return _run(tuner, search, folder, watcher, watch)
+        return _run(tuner, callback, search, folder)
 
 
-def space_loggers(space: SearchSpace) -> list[str]:
-    """Return the libraries that get the results of a space's trials.
+def longest_trial(space: SearchSpace) -> int:
+    """Check options, network and data of the possible trials; return the most epochs of one."""
+    load = functools.cache(load_task)
 
-    Raises:
-        UserError: they differ from trial to trial.
-    """
-    if "logger" in space.varied:
-        raise UserError(
-            f"the search space {space.name!r}: logger holds for the whole search; give one value"
-        )
-    said = {name: space.param_space[name] for name in ("logger",) if name in space.param_space}
-    return [name for name in trial_config(said).loggers if name in LOGGERS]
+    def epochs(run: TrainConfig) -> int:
+        folder = None if run.data_dir is None else Path(run.data_dir)
+        data = load(run.task, data_dir=folder, download=run.download)
+        return assemble(run, data, RunDirectory(Path())).recipe.epochs
+
+    return max(_for_each_point(space, epochs))
 
 
-def _trainable(folder: Path, search: Search) -> Any:
-    function = trial_function(folder, clones=search.scheduler == "pbt")
-    return tune.with_resources(function, trial_bundles)
+def check_resources(space: SearchSpace, there: Sequence[Node]) -> None:
+    """Raise a UserError if there is a possible trial that the nodes can never hold."""
+    _for_each_point(space, lambda run: trial_resources(run, there))
 
 
-def trial_name(trial: Trial) -> str:
-    """Return trial-00003: by number where Tune counts its trials, else by its id."""
-    return f"trial-{trial.trial_id.rpartition('_')[2]}"
-
-
-def check_points(space: SearchSpace, there: Sequence[Node]) -> int:
-    """Check what the trials can be, before the first one starts.
-
-    Returns:
-        the epochs of the longest one.
-
-    Raises:
-        UserError: a trial that cannot be, or that the cluster can never hold.
-    """
-    data: dict[tuple[Any, ...], TaskData] = {}
-    epochs = 1
+def _for_each_point(space: SearchSpace, call: Callable[[TrainConfig], T]) -> list[T]:
+    results = []
     for point in space.points():
         try:
-            run = trial_config(point)
-            source = run.task, run.data_dir, run.download
-            if source not in data:
-                folder = None if run.data_dir is None else Path(run.data_dir)
-                data[source] = load_task(run.task, data_dir=folder, download=run.download)
-            epochs = max(epochs, assemble(run, data[source], RunDirectory(Path())).recipe.epochs)
-            trial_resources(run, there)
+            results.append(call(trial_config(point)))
         except UserError as error:
             which = ", ".join(f"{name}={point[name]}" for name in space.varied if name in point)
             if not which:
                 raise
             raise UserError(f"a trial of the search ({which}) cannot run: {error}") from error
-    return epochs
+    return results
 
 
-def _run(
-    tuner: tune.Tuner, search: Search, folder: Path, watcher: SearchCallback, watch: Watch
-) -> SearchResult:
-    """Let Tune run to the end, or to a request to stop, and write results.parquet."""
+def _trial_name(trial: Trial) -> str:
+    """Return trial-00003: by number where Tune counts its trials, else by its id."""
+    return f"trial-{trial.trial_id.rpartition('_')[2]}"
+
+
+def _set_up(search: Search, folder: Path) -> tuple[Any, SearchCallback]:
+    """Return what Tune calls: the function of a trial with its resources, and the callback."""
+    os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    header = "\n".join(
-        line
-        for line in (
-            search.title,
-            f"{search.num_trials} trials of the space {search.space}, {search.searcher} search, "
-            f"scheduler {search.scheduler}, by {search.metric} ({search.mode})",
-            f"search folder {folder}",
-        )
-        if line
-    )
-    with watch(header, search.varied, search.num_trials) as view:
-        watcher.view = view
-        watcher.stop = StopRequest(
-            lambda name: view.on_message(
-                f"{name}: stopping; go on with --run-dir {folder} --resume (again to stop at once)"
-            )
-        )
-        with watcher.stop:
-            grid = tuner.fit()
-    errors = {
-        Path(result.path).name: result.error for result in (grid[i] for i in range(len(grid)))
-    }
-    rows = [_row(folder, name, watcher, errors.get(name)) for name in sorted(watcher.configs)]
+    header = f"{search.description}\nsearch folder {folder}"
+    view = SearchView(Console(highlight=False), header, search.varied, search.num_trials)
+    function = trial_function(folder / TRIALS, Path(search.cwd), clones=search.clones)
+    loggers = {name: CALLBACKS[name](folder.name) for name in search.loggers}
+    return tune.with_resources(function, trial_bundles), SearchCallback(folder, view, loggers)
+
+
+def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Path) -> int:
+    """Run Tune to the end or to a request to stop; write and print the results.
+
+    Returns:
+        the exit code: 0, 1 if a trial failed, or 128 plus the number of a signal.
+    """
+    with callback.view, callback.stop:
+        grid = tuner.fit()
+    results = [grid[index] for index in range(len(grid))]
+    errors = {Path(result.path).name: result.error for result in results}
+    rows = [
+        trial_row(folder / TRIALS / name, config, callback.ended.get(name), errors.get(name))
+        for name, config in sorted(callback.configs.items())
+    ]
     write_results(folder / "results.parquet", rows)
-    return SearchResult(search=search, rows=rows, stopped_by=watcher.stop.signum)
+    failed = _print_results(search, rows)
+    return int(failed) if callback.stop.signum is None else 128 + callback.stop.signum
 
 
-def _row(
-    folder: Path, name: str, watcher: SearchCallback, error: BaseException | None
-) -> TrialRow:
-    config = plain(watcher.configs[name])
-    row = trial_row(name, folder / TRIALS / name, config)
-    if name not in watcher.ended:
-        return row
-    if watcher.ended[name] == Trial.ERROR:
-        return dataclasses.replace(row, status="failed", error=_sentence(error))
-    run = trial_config(config)
-    epochs = resolve_recipe(run, task_recipe(run.task)).epochs
-    is_last = row.last and row.last.epoch == epochs
-    return dataclasses.replace(row, status="finished" if is_last else "stopped")
-
-
-def _sentence(error: BaseException | None) -> str:
-    """Return what a trial failed of, without the traceback."""
-    cause: Any = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or ["no reason is known"]
-    return lines[-1]
-
-
-def published_of(search: Search) -> Mapping[tuple[str, str], float]:
-    """Return the figures of others by architecture and task."""
-    return {(arch, task): value for arch, task, value in search.published}
+def _print_results(search: Search, rows: Sequence[Row]) -> bool:
+    """Print the table, the best trial and the failed ones; return whether one failed."""
+    console = Console(highlight=False)
+    points = ranked(rows, search)
+    console.print()
+    console.print(results_table(points, search), crop=False, soft_wrap=not console.is_terminal)
+    if points and points[0][0]["epoch"]:
+        best = points[0][0]
+        console.print(Text(f"best: {best['trial']}, {best['run_dir']}", "bold"), soft_wrap=True)
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        console.print(Text(f"{row['trial']} failed: {row['error']}", "red"), soft_wrap=True)
+    return bool(failed)

@@ -1,6 +1,6 @@
-"""Search spaces: small Python files that give fields of a run a value or a sampler of Ray Tune.
+"""Search spaces: Python files that give options of a training values, grids or samplers.
 
-A space is its user's own code, run like any script of theirs: it may import and compute.
+A space file is executed: use only spaces that you trust.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import runpy
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,82 +20,81 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from rayff.config.errors import UserError, nearest
+from rayff.config.text import plural
 from rayff.config.train_config import TrainConfig
-from rayff.data.tasks import TASKS
+from rayff.distributed.loggers import LOGGERS
 from rayff.runs.metrics import EpochRecord
 
 SchedulerName = Literal["asha", "pbt", "none"]
 Mode = Literal["min", "max"]
 
 METRICS = tuple(f.name for f in dataclasses.fields(EpochRecord) if f.type in ("int", "float"))
-"""What of an epoch a search can look at."""
+"""Metrics of an epoch that trials report and that a search can optimize."""
 
 MAX_POINTS = 10_000
-"""Combinations that are checked before a search starts; further ones are as they begin."""
+"""Combinations that are checked before a search starts; a further one is when its trial starts."""
 
-_DECIDES_RESOURCES = frozenset(
+_COMBINED = frozenset(
     "arch method loss width task data_dir download limit batch_size stages elastic cuts replicas "
     "transport placement device cpus_per_stage gpus_per_stage".split()
 )
+"""Options that decide together whether a trial can run, and on what resources."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What a search looks through, and how."""
+    """The points of a search and how they are tried."""
 
     name: str
     """The file's name without .py."""
     param_space: Mapping[str, Any]
-    """Fields of a run: values, samplers, or grids as `tune.grid_search` makes them."""
+    """Options of a training: values, samplers, or grids as `tune.grid_search` returns them."""
     metric: str = "valid_accuracy"
     mode: Mode = "max"
     num_samples: int = 1
-    """How often to draw, or to go through the grid."""
+    """Draws, or repetitions of the grid."""
     scheduler: SchedulerName = "none"
     max_concurrent: int | None = None
-    """Trials at a time at most."""
+    """Concurrent trials at most."""
     title: str = ""
     published: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """Test accuracy of others in percent, by architecture and task."""
+    """Test accuracy that others published, in percent, by architecture and task."""
 
     def __post_init__(self) -> None:
+        for mistake in self._mistakes():
+            raise UserError(f"the search space {self.name!r}: {mistake}")
+
+    def _mistakes(self) -> Iterator[str]:
         known = {f.name for f in dataclasses.fields(TrainConfig)} - {"run_dir"}
         if not isinstance(self.param_space, Mapping) or not self.param_space:
-            raise UserError(
-                f"the search space {self.name!r} needs a param_space: a dict of a run's options, "
-                'such as {"lr": tune.loguniform(1e-4, 1e-1)}'
-            )
+            example = '{"lr": tune.loguniform(1e-4, 1e-1)}'
+            yield f"param_space must be a dict of options of a training, such as {example}"
         for name, value in self.param_space.items():
             if name not in known:
-                hint = "; the search has a folder for each trial" if name == "run_dir" else ""
-                raise UserError(
-                    f"the search space {self.name!r}: param_space names {name!r}, which is no "
-                    f"option that can vary{nearest(str(name), known)}{hint}"
-                )
+                hint = "; each trial has a run directory of its own" if name == "run_dir" else ""
+                near = nearest(str(name), known)
+                yield f"{name!r} in param_space is not an option that can vary{near}{hint}"
             if is_grid(value) and not value["grid_search"]:
-                raise UserError(f"the search space {self.name!r}: the grid of {name} is empty")
-        for name, value, choices in (
-            ("metric", self.metric, METRICS),
-            ("mode", self.mode, get_args(Mode)),
-            ("scheduler", self.scheduler, get_args(SchedulerName)),
-        ):
-            if value not in choices:
-                raise UserError(
-                    f"the search space {self.name!r}: unknown {name} {value!r}"
-                    f"{nearest(str(value), choices)}; known are {', '.join(choices)}"
-                )
-        for name in ("num_samples", "max_concurrent"):
-            count = getattr(self, name)
-            optional = name == "max_concurrent" and count is None
-            if not optional and (type(count) is not int or count < 1):
-                raise UserError(
-                    f"the search space {self.name!r}: {name} must be a whole number of 1 or more, "
-                    f"not {count!r}"
-                )
+                yield f"the grid of {name} is empty"
+        if varies(self.param_space.get("logger")):
+            yield "logger holds for the whole search; give one value"
+        choices = {"metric": METRICS, "mode": get_args(Mode), "scheduler": get_args(SchedulerName)}
+        for name, names in choices.items():
+            value = getattr(self, name)
+            if value not in names:
+                near = nearest(str(value), names)
+                yield f"unknown {name} {value!r}{near}; known are {', '.join(names)}"
+        most = 1 if self.max_concurrent is None else self.max_concurrent
+        for name, count in (("num_samples", self.num_samples), ("max_concurrent", most)):
+            if type(count) is not int or count < 1:
+                yield f"{name} must be a whole number of 1 or more, not {count!r}"
+        keys = self.published if isinstance(self.published, Mapping) else [None]
+        if not all(isinstance(key, tuple) and len(key) == 2 for key in keys):
+            yield 'published must be a dict such as {("resnet", "mnist"): 99.63}'
 
     @property
     def varied(self) -> list[str]:
-        """The options that differ from trial to trial."""
+        """The options that differ between trials."""
         return [name for name, value in self.param_space.items() if varies(value)]
 
     @property
@@ -104,51 +103,63 @@ class SearchSpace:
         grids = (len(v["grid_search"]) for v in self.param_space.values() if is_grid(v))
         return self.num_samples * math.prod(grids)
 
-    def fixed(self, options: Mapping[str, Any], seeds: Sequence[int]) -> SearchSpace:
-        """Return the space with some options fixed, each point repeated with each of the seeds.
+    @property
+    def loggers(self) -> list[str]:
+        """The libraries that log the trials, such as mlflow."""
+        given = {"logger": self.param_space.get("logger", TrainConfig.logger)}
+        config = TrainConfig.from_dict(given, "the search space")
+        return [name for name in config.loggers if name in LOGGERS]
 
-        A trial that says nothing of its pipeline has one stage, so that trials run side by side.
-        Paths are made absolute, since a trial runs in a folder of its own.
+    def description(self, searcher: str) -> str:
+        """Return the lines that say what is searched, and how."""
+        extreme = "highest" if self.mode == "max" else "lowest"
+        strategy = (
+            f"{plural(self.num_trials, 'trial')} of {self.name}: {searcher} search, scheduler "
+            f"{self.scheduler}, {extreme} {self.metric}"
+        )
+        return f"{self.title}\n{strategy}" if self.title else strategy
+
+    def fixed(self, options: Mapping[str, Any], seeds: Sequence[int]) -> SearchSpace:
+        """Return the space with some options fixed, and each point repeated with each seed.
+
+        Trials have one stage by default, so that many run at a time.
         """
         merged = {**self.param_space, **options}
         if seeds:
-            merged["seed"] = {"grid_search": list(seeds)} if len(seeds) > 1 else seeds[0]
+            merged["seed"] = tune.grid_search(list(seeds)) if len(seeds) > 1 else seeds[0]
         if not {"stages", "elastic", "cuts", "replicas"} & merged.keys():
             merged["stages"] = 1
-        for name, change in (("data_dir", absolute), ("task", absolute_task)):
-            if name in merged:
-                merged[name] = _each(merged[name], change)
         return dataclasses.replace(self, param_space=merged)
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Yield what a trial can be: every combination that decides what it needs.
+        """Yield configurations that together cover the trials, for checks before the first one.
 
-        Of the other options each value stands once. A range is seen at its ends; what a function
-        draws is not known before.
+        These are all combinations of the options that decide resources, then each value of every
+        other option once. A range counts by its ends; a `tune.sample_from` is left out.
         """
-        seen = {name: _choices(value) for name, value in self.param_space.items()}
-        first = {name: values[0] for name, values in seen.items() if values}
-        deciding = [name for name in first if name in _DECIDES_RESOURCES]
-        combinations = itertools.product(*(seen[name] for name in deciding))
-        for values in itertools.islice(combinations, MAX_POINTS):
-            yield {**first, **dict(zip(deciding, values, strict=True))}
-        for name in first.keys() - deciding:
-            for value in seen[name][1:]:
+        values = {name: _choices(value) for name, value in self.param_space.items()}
+        first = {name: choices[0] for name, choices in values.items() if choices}
+        combined = [name for name in first if name in _COMBINED]
+        products = itertools.product(*(values[name] for name in combined))
+        for point in itertools.islice(products, MAX_POINTS):
+            yield {**first, **dict(zip(combined, point, strict=True))}
+        for name in first:
+            for value in values[name][1:] if name not in _COMBINED else []:
                 yield {**first, name: value}
 
 
 def is_grid(value: Any) -> bool:
-    """Return whether `tune.grid_search` made it."""
+    """Return whether `tune.grid_search` made the value."""
     return isinstance(value, Mapping) and value.keys() == {"grid_search"}
 
 
 def varies(value: Any) -> bool:
-    """Return whether a value of a param_space differs from trial to trial."""
+    """Return whether a value of a param_space differs between trials."""
     return is_grid(value) or isinstance(value, Domain)
 
 
 def _choices(value: Any) -> list[Any]:
-    """Return the values that an option can take, or the ends of their range; none if unknown."""
+    """Return the values of an option, or the ends of their range; none if unknown."""
     if is_grid(value):
         return list(value["grid_search"])
     if isinstance(value, Categorical):
@@ -160,27 +171,8 @@ def _choices(value: Any) -> list[Any]:
     return [] if isinstance(value, Domain) else [value]
 
 
-def _each(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value, grid or choice with each of its texts changed."""
-    if is_grid(value):
-        return {"grid_search": [_each(item, change) for item in value["grid_search"]]}
-    if isinstance(value, Categorical):
-        return tune.choice([_each(item, change) for item in value.categories])
-    return change(value) if isinstance(value, str) else value
-
-
-def absolute(path: str) -> str:
-    """Return a path from the root."""
-    return str(Path(path).expanduser().absolute())
-
-
-def absolute_task(task: str) -> str:
-    """Return the path of a task's folder from the root; the name of a task stays a name."""
-    return task if task in TASKS else absolute(task) if Path(task).is_dir() else task
-
-
 def space_folders() -> list[Path]:
-    """Return where spaces are found by name: here, in the repository, and where pip puts them."""
+    """Return the folders of spaces by name: of the user, the repository and the installation."""
     return [
         Path("tune_spaces"),
         Path(__file__).resolve().parents[2] / "tune_spaces",
@@ -189,51 +181,37 @@ def space_folders() -> list[Path]:
 
 
 def find_space(name: str) -> Path:
-    """Return the file of a space, given as a path or by name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the file of a space, by its path or its name; UserError if there is none."""
     path = Path(name).expanduser()
-    is_path = path.suffix == ".py" or len(path.parts) > 1
-    places = [path] if is_path else [folder / f"{name}.py" for folder in space_folders()]
+    by_path = path.suffix == ".py" or len(path.parts) > 1
+    places = [path] if by_path else [folder / f"{name}.py" for folder in space_folders()]
     for place in places:
         if place.suffix == ".py" and place.is_file():
             return place
     if path.is_file():
-        raise UserError(f"{name} is no search space: that is a .py file, or the name of one")
-    folders = [path.parent] if is_path else space_folders()
-    known = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
-    shown = [f"{path.parent / stem}.py" for stem in known] if is_path else known
-    what = f"no file {name}" if is_path else f"no search space {name!r}"
-    where = f"; there are {', '.join(shown)}" if shown else ""
-    raise UserError(f"there is {what}{nearest(name, shown)}{where}")
+        raise UserError(f"{name} is not a search space: name a .py file, or a space of rayff")
+    files = [file for place in places for file in place.parent.glob("*.py")]
+    known = sorted({str(file) if by_path else file.stem for file in files})
+    what = f"file {name}" if by_path else f"search space {name!r}"
+    where = f"; there are {', '.join(known)}" if known else ""
+    raise UserError(f"there is no {what}{nearest(name, known)}{where}")
 
 
 def load_space(name: str) -> SearchSpace:
-    """Run the file of a space and return what it says.
-
-    Raises:
-        UserError: there is no such file, it does not run, or it is no search space.
-    """
+    """Execute the file of a space and return the space; UserError for a mistake in it."""
     path = find_space(name)
     try:
-        said = runpy.run_path(str(path))
+        defined = runpy.run_path(str(path))
     except SyntaxError as error:
         raise UserError(f"{path} does not parse: {error.msg}, line {error.lineno}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code does
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)]
-        own = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(frame.filename).name == path.name
-        ]
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f" in line {f.lineno}" for f in frames if f.filename == str(path)]
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} fails in line {(own or lines)[-1]}: {reason}") from error
-    wanted = [f.name for f in dataclasses.fields(SearchSpace) if f.name != "name"]
-    if "param_space" not in said:
-        names = [name for name in said if not name.startswith("_")]
-        raise UserError(
-            f"{path} has no param_space{nearest('param_space', names)}: a dict of a run's options"
-        )
-    return SearchSpace(name=path.stem, **{name: said[name] for name in wanted if name in said})
+        raise UserError(f"{path} fails{''.join(lines[-1:])}: {reason}") from error
+    if "param_space" not in defined:
+        names = [name for name in defined if not name.startswith("_")]
+        near = nearest("param_space", names)
+        raise UserError(f"{path} has no param_space{near}: a dict of options of a training")
+    fields = {f.name for f in dataclasses.fields(SearchSpace)} - {"name"}
+    return SearchSpace(name=path.stem, **{name: defined[name] for name in fields & defined.keys()})

@@ -1,5 +1,6 @@
-"""The table and the file of a search, by hand."""
+"""The rows, the table and the file of a search, by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from rayff.config.train_config import TrainConfig
 from rayff.runs.metrics import EpochRecord, Metrics
-from rayff.tune.results import (
-    Status,
-    TrialRow,
-    best,
-    ranked,
-    results_table,
-    setting,
-    spread,
-    trial_row,
-    write_results,
-)
+from rayff.runs.run_directory import RunDirectory
+from rayff.tune.results import ranked, results_table, spread, trial_row, write_results
+from rayff.tune.search import Search
 
 
 def record(epoch: int, valid: float, test: float = 0.0) -> EpochRecord:
@@ -44,98 +38,99 @@ def record(epoch: int, valid: float, test: float = 0.0) -> EpochRecord:
 
 
 def row(
-    number: int, config: dict[str, Any], last: EpochRecord | None, status: Status = "finished"
-) -> TrialRow:
-    return TrialRow(
-        trial=f"trial-{number}",
-        run_dir=f"runs/{number}",
-        status=status,
-        config=config,
-        last=last,
-        seconds=4.0,
-    )
+    arch: str, seed: int, epoch: int, valid: float | None, test: float | None, status: str
+) -> dict[str, Any]:
+    return {
+        "trial": f"{arch}-{seed}",
+        "run_dir": f"runs/{arch}-{seed}",
+        "status": status,
+        "config": {"arch": arch, "task": "mnist", "seed": seed},
+        "epoch": epoch,
+        "valid_accuracy": valid,
+        "test_accuracy": test,
+        "seconds": 4.0,
+    }
 
 
 ROWS = [
-    row(0, {"arch": "vgg", "task": "mnist", "seed": 0}, record(3, 80, 70)),
-    row(1, {"arch": "vgg", "task": "mnist", "seed": 1}, record(1, 90, 71), "stopped"),
-    row(2, {"arch": "resnet", "task": "mnist", "seed": 0}, record(3, 95, 94)),
-    row(3, {"arch": "resnet", "task": "mnist", "seed": 1}, record(3, 97, 96)),
-    row(4, {"arch": "tinycnn", "task": "mnist", "seed": 0}, None, "failed"),
+    row("vgg", 0, 3, 80.0, 70.0, "finished"),
+    row("vgg", 1, 1, 90.0, 71.0, "stopped"),
+    row("resnet", 0, 3, 95.0, 94.0, "finished"),
+    row("resnet", 1, 3, 97.0, 96.0, "finished"),
+    row("tinycnn", 0, 0, None, None, "failed"),
 ]
-VARIED = ["arch", "seed"]
+SEARCH = Search(
+    description="",
+    metric="valid_accuracy",
+    mode="max",
+    clones=False,
+    varied=["arch", "seed"],
+    num_trials=5,
+    published=[("resnet", "mnist", 99.63)],
+    loggers=[],
+    cwd="",
+)
 
 
-class TestTheRanking:
-    def test_puts_the_best_mean_over_the_seeds_first_and_nothing_last(self) -> None:
-        groups = ranked(ROWS, VARIED, "valid_accuracy", "max")
-        assert [group.settings["arch"] for group in groups] == ["resnet", "vgg", "tinycnn"]
-        assert groups[0].mean("valid_accuracy") == 96
-
-    def test_may_look_for_the_least(self) -> None:
-        groups = ranked(ROWS, VARIED, "valid_accuracy", "min")
-        assert [group.settings["arch"] for group in groups] == ["vgg", "resnet", "tinycnn"]
-
-    def test_names_the_best_trial_of_the_best_point(self) -> None:
-        groups = ranked(ROWS, VARIED, "valid_accuracy", "max")
-        winner = best(groups, "valid_accuracy", "max")
-        assert winner is not None
-        assert winner.trial == "trial-3"
-        assert (
-            best(ranked(ROWS[4:], VARIED, "valid_accuracy", "max"), "valid_accuracy", "max")
-            is None
-        )
-        assert best([], "valid_accuracy", "max") is None
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        ("max", [["resnet-1", "resnet-0"], ["vgg-1", "vgg-0"], ["tinycnn-0"]]),
+        ("min", [["vgg-0", "vgg-1"], ["resnet-0", "resnet-1"], ["tinycnn-0"]]),
+    ],
+)
+def test_points_are_ranked_by_the_mean_over_their_seeds(mode: Any, names: list[list[str]]) -> None:
+    points = ranked(ROWS, dataclasses.replace(SEARCH, mode=mode))
+    assert [[row["trial"] for row in point] for point in points] == names
 
 
 class TestTheTable:
     def test_has_spread_status_and_the_published_figure(self) -> None:
-        table = results_table(
-            ranked(ROWS, VARIED, "valid_accuracy", "max"),
-            metric="valid_accuracy",
-            published={("resnet", "mnist"): 99.63},
-        )
         console = Console(width=120)
         with console.capture() as capture:
-            console.print(table)
+            console.print(results_table(ranked(ROWS, SEARCH), SEARCH))
         lines = [" ".join(line.split()) for line in capture.get().splitlines()]
         assert lines == [
-            "arch valid % test % published test % epoch seconds trials",
+            "arch valid % test % published epoch time trials",
             "resnet 96.00 ± 1.41 95.00 ± 1.41 99.63 3 4.0 s 2 finished",
             "vgg 85.00 ± 7.07 70.50 ± 0.71 - 1-3 4.0 s 1 finished, 1 stopped",
             "tinycnn - - - 0 4.0 s 1 failed",
         ]
 
-    def test_is_empty_without_trials(self) -> None:
-        assert results_table([], metric="train_loss", published={}).row_count == 0
-
-    @pytest.mark.parametrize(
-        ("value", "shown"), [(0.0012345678, "0.001235"), ((1, 3), "1,3"), ((), "none"), (7, "7")]
-    )
-    def test_shows_settings_in_few_characters(self, value: object, shown: str) -> None:
-        assert setting(value) == shown
+    def test_has_a_column_of_another_metric(self) -> None:
+        table = results_table([], dataclasses.replace(SEARCH, metric="train_loss"))
+        assert [column.header for column in table.columns][:2] == ["arch", "train_loss"]
+        assert table.row_count == 0
 
     def test_has_no_spread_for_a_single_value(self) -> None:
         assert [spread([]), spread([1.5]), spread([1.0, 3.0])] == ["-", "1.50", "2.00 ± 1.41"]
 
 
-class TestTheFile:
-    def test_has_a_row_a_trial(self, tmp_path: Path) -> None:
-        write_results(tmp_path / "results.parquet", ROWS)
-        table = pq.read_table(tmp_path / "results.parquet")
-        assert table.column_names == (
-            "trial run_dir status config epoch valid_accuracy test_accuracy seconds".split()
-        )
-        rows = table.to_pylist()
-        assert json.loads(rows[2]["config"]) == ROWS[2].config
-        assert (rows[2]["epoch"], rows[2]["test_accuracy"]) == (3, 94.0)
-        assert (rows[4]["epoch"], rows[4]["valid_accuracy"]) == (0, None)
+class TestARow:
+    def test_before_the_first_epoch_has_no_metrics(self, tmp_path: Path) -> None:
+        found = trial_row(tmp_path / "trial-0", {"lr": 1}, "failed", ValueError("because\nlr"))
+        assert (found["trial"], found["status"], found["error"]) == ("trial-0", "failed", "lr")
+        assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (0, None, 0)
 
-    def test_takes_the_epochs_from_the_run_directory(self, tmp_path: Path) -> None:
-        assert trial_row("trial-0", tmp_path, {}).last is None
-        with Metrics(tmp_path) as metrics:
+    def test_has_the_newest_epoch_and_the_time_of_all(self, tmp_path: Path) -> None:
+        with Metrics(tmp_path, tensorboard=False) as metrics:
             metrics.append(record(1, 10))
             metrics.append(record(2, 20))
-        found = trial_row("trial-0", tmp_path, {"lr": 1})
-        assert found.last == record(2, 20)
-        assert (found.seconds, found.status) == (4.0, "unfinished")
+        found = trial_row(tmp_path, {})
+        assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (2, 20.0, 4.0)
+        assert found["status"] == "unfinished"
+        for epochs, status in ((2, "finished"), (3, "stopped")):
+            RunDirectory(tmp_path).create(TrainConfig(epochs=epochs))
+            assert trial_row(tmp_path, {}, "done")["status"] == status
+
+
+def test_the_file_has_a_row_per_trial(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.parquet", ROWS)
+    table = pq.read_table(tmp_path / "results.parquet")
+    assert table.column_names == (
+        "trial run_dir status config epoch valid_accuracy test_accuracy seconds".split()
+    )
+    rows = table.to_pylist()
+    assert json.loads(rows[2]["config"]) == ROWS[2]["config"]
+    assert (rows[2]["epoch"], rows[2]["test_accuracy"]) == (3, 94.0)
+    assert (rows[4]["epoch"], rows[4]["valid_accuracy"]) == (0, None)

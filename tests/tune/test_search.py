@@ -1,31 +1,31 @@
-"""Searches on one small local Ray: what they find, stop, refuse, and how trials are cloned."""
+"""Searches on one small local Ray: what they find, stop, refuse and log, and how they resume."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow.parquet as pq
 import pytest
-from ray import tune as ray_tune
 
+import rayff
+from rayff import load_model
 from rayff.config.errors import UserError
 from rayff.console.search_view import SearchView
-from rayff.engine.preparation import prepare
 from rayff.runs.run_directory import RunDirectory
 from rayff.tune.__main__ import main
-from rayff.tune.trial import _replace
-from tests.cli.test_train import PATIENCE_S, start
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.tiny_task import write_tiny_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ASHA = """
 from ray import tune
@@ -41,15 +41,15 @@ published = {("tinycnn", "digits"): 99.0}
 
 THREE = """
 from ray import tune
-param_space = {{
-    "width": 4, "task": {task!r}, "batch_size": 16, "epochs": 20, "precision": "fp32",
+param_space = {
+    "width": 4, "task": "task", "batch_size": 16, "epochs": 20, "precision": "fp32",
     "kernels": "conv/conv", "lr": tune.grid_search([0.01, 0.02, 0.03]), "cpus_per_stage": 1,
-}}
+}
 max_concurrent = 1
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     with local_ray():
         yield
@@ -79,8 +79,6 @@ def asha(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(folder=folder / "search", code=code, out=out.getvalue())
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 class TestASearch:
     def test_stops_early_what_learns_less(self, asha: Done) -> None:
         rows = results(asha.folder)
@@ -90,16 +88,14 @@ class TestASearch:
         assert rows[0]["valid_accuracy"] > rows[1]["valid_accuracy"]
         assert [json.loads(row["config"])["lr"] for row in rows] == [0.02, 0.0, 1e30]
 
-    def test_ends_with_code_1_where_a_trial_failed(self, asha: Done) -> None:
+    def test_ends_with_code_1_if_a_trial_failed(self, asha: Done) -> None:
         assert asha.code == 1
-        lines = asha.out.splitlines()
-        sentences = [line for line in lines if line.startswith("trial-00002 failed: ")]
-        assert len(sentences) == 1
-        assert "try a lower --lr" in sentences[0]
+        (sentence,) = [x for x in asha.out.splitlines() if x.startswith("trial-00002 failed: ")]
+        assert "try a lower --lr" in sentence
         assert "Traceback" not in asha.out
 
     def test_shows_the_published_figure_beside_its_own(self, asha: Done) -> None:
-        assert "published test %" in asha.out
+        assert "published" in asha.out
         assert "99.00" in asha.out
 
     def test_leaves_each_trial_a_run_directory_of_training(self, asha: Done) -> None:
@@ -107,54 +103,36 @@ class TestASearch:
             directory = RunDirectory(Path(row["run_dir"]))
             config = directory.read_config()
             assert (config.stages, config.cpus_per_stage, config.limit) == (2, 1.0, 200)
-            directory.load_model()
+            load_model(directory.path)
             metrics = pq.read_table(directory.path / "metrics.parquet").to_pylist()
             assert len(metrics[0]["stage_busy"]) == 2
             assert metrics[-1]["test_accuracy"] == row["test_accuracy"]
 
-    def test_can_clone_a_trial_with_another_learning_rate(
-        self, asha: Done, tmp_path: Path
-    ) -> None:
-        donor = RunDirectory(asha.folder / "trials" / "trial-00000")
-        given = tmp_path / "given"
-        newest = max(donor.checkpoints.iterdir())
-        shutil.copytree(newest, given / newest.name)
-        shutil.copy(donor.path / "metrics.parquet", given)
-
-        run = dataclasses.replace(donor.read_config(), lr=0.5, run_dir=str(tmp_path / "clone"))
-        clone = RunDirectory(tmp_path / "clone")
-        clone.checkpoints.mkdir(parents=True)
-        (clone.checkpoints / "step-00000001").mkdir()
-        _replace(clone, run, ray_tune.Checkpoint.from_directory(str(given)))
-
-        prepared = prepare(run, resume=True)
-        assert prepared.progress.epoch == 2
-        assert prepared.recipe.lr == 0.5
-        assert [path.name for path in prepared.checkpoints.list()] == [newest.name]
-
-    def test_that_the_cluster_can_never_hold_is_refused(
-        self, cluster: None, tmp_path: Path
-    ) -> None:
-        args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "cpus_per_stage=64"]
-        with pytest.raises(UserError, match=r"cannot hold the plan: 1 actor of .* 64 CPUs"):
-            main(args)
-        assert not (tmp_path / "search").exists()
-
-    def test_by_another_method_is_refused(self, cluster: None, tmp_path: Path) -> None:
-        args = ["quick", "--run-dir", str(tmp_path / "search"), "--set", "method=bp"]
-        with pytest.raises(UserError, match=r"method 'bp', but trials learn by Forward-Forward"):
-            main(args)
+    @pytest.mark.parametrize(
+        ("option", "sentence"),
+        [
+            ("cpus_per_stage=64", r"cannot hold the plan: 1 actor of .* 64 CPUs"),
+            ("method=bp", r"method 'bp', but trials learn by Forward-Forward"),
+        ],
+    )
+    def test_that_cannot_run_is_refused(self, option: str, sentence: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=sentence):
+            main(["quick", "--run-dir", str(tmp_path / "search"), "--set", option])
         assert not (tmp_path / "search").exists()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_trials_run_side_by_side_and_each_point_with_each_seed(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_trials_run_side_by_side_with_each_seed_and_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    uri = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "search"
     options = ["--limit", "100", "--epochs", "1", "--set", "lr=0.01", "--seeds", "2"]
-    assert main(["quick", "--run-dir", str(folder), *options, "--set", "width=10"]) == 0
+    options += ["--set", "width=10", "--logger", "tensorboard,mlflow,wandb"]
+    assert main(["quick", "--run-dir", str(folder), *options]) == 0
     rows = results(folder)
     assert [json.loads(row["config"])["seed"] for row in rows] == [0, 1]
     assert {row["status"] for row in rows} == {"finished"}
@@ -166,27 +144,39 @@ def test_trials_run_side_by_side_and_each_point_with_each_seed(
     assert "2 finished" in out
     assert "\x1b" not in out
 
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'rayff'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {row["trial"] for row in rows}
+    for row in rows:
+        run = runs[row["trial"]]
+        assert (run.info.status, run.data.tags["search"]) == ("FINISHED", "search")
+        assert run.data.params["lr"] == "0.01"
+        assert run.data.metrics["valid_accuracy"] == row["valid_accuracy"]
+        assert Path(row["run_dir"], "tensorboard").exists()
+    assert len(list(folder.glob("tune/trial-*/wandb/offline-run-*/run-*.wandb"))) == 2
 
-def read_until(process: subprocess.Popen[str], words: str) -> None:
-    assert process.stdout is not None
-    assert any(words in line for line in process.stdout), f"ended without a line of {words!r}"
+
+def kill_search_at(words: str, *args: str, cwd: Path) -> None:
+    """Start a search as a user does, and kill its process at a line with these words."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(Path(rayff.__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "rayff.tune", *args]
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(words in line for line in process.stdout), f"ended without {words!r}"
+        process.kill()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_an_interrupted_search_goes_on_without_repeating_trials(
-    cluster: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_an_interrupted_search_resumes_without_repeating_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    Path("space.py").write_text(THREE.format(task=write_tiny_task(tmp_path / "task")))
-    process = start("space.py", "--run-dir", "search", cwd=tmp_path, module="rayff.tune")
-    read_until(process, "trial-00001  epoch 1 ")
-    process.kill()
-    process.communicate(timeout=PATIENCE_S)
+    write_tiny_task(tmp_path / "task")
+    Path("space.py").write_text(THREE)
+    kill_search_at("trial-00001  epoch 1 ", "space.py", "--run-dir", "search", cwd=tmp_path)
     trials = tmp_path / "search" / "trials"
     written = (trials / "trial-00000" / "metrics.parquet").stat().st_mtime_ns
 
@@ -202,7 +192,7 @@ def test_an_interrupted_search_goes_on_without_repeating_trials(
     monkeypatch.setattr(SearchView, "on_result", interrupt)
     assert main(resume) == 130
     out = capsys.readouterr().out
-    assert "SIGINT: stopping; go on with --run-dir" in out
+    assert "SIGINT: stopping; resume with --run-dir" in out
     assert "trial-00000  starts" not in out
     assert [row["status"] for row in results(Path("search"))] == ["finished", "unfinished"]
 
@@ -217,7 +207,6 @@ def test_an_interrupted_search_goes_on_without_repeating_trials(
         assert epochs == list(range(1, 21)), "each epoch once"
 
     table = Path("search", "results.parquet").read_bytes()
-    capsys.readouterr()
     assert main(resume) == 0, "though nothing is left to do"
     assert Path("search", "results.parquet").read_bytes() == table
     out = capsys.readouterr().out

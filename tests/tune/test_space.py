@@ -1,22 +1,16 @@
-"""Search spaces: what a file says, what is wrong with it, and what its trials can be."""
+"""Search spaces: what a file may contain, its mistakes, and the checks of its trials."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from ray import tune
 
-import rayff.tune.trial
 from rayff.config.errors import UserError
-from rayff.config.train_config import TrainConfig
 from rayff.distributed.placement import Node
-from rayff.partition.plan import StageResources
 from rayff.tune.schedulers import check_strategy
-from rayff.tune.search import check_points
+from rayff.tune.search import check_resources, longest_trial
 from rayff.tune.space import SearchSpace, find_space, load_space
-from rayff.tune.trial import trial_bundles, trial_resources, trial_run
 
-TWO_CPUS = [Node(cpus=2, gpus=0)]
 SHIPPED = ("learning_rate", "paper_table1", "quick", "stages", "width_depth")
 
 
@@ -31,10 +25,9 @@ def write(folder: Path, text: str) -> str:
 
 
 class TestASpaceFile:
-    def test_says_what_is_searched(self, tmp_path: Path) -> None:
+    def test_defines_a_search(self, tmp_path: Path) -> None:
         text = 'param_space = {"lr": 0.1}\nmetric = "test_accuracy"\nnum_samples = 3\nhelper = 1\n'
-        found = load_space(write(tmp_path, text))
-        assert found == SearchSpace(
+        assert load_space(write(tmp_path, text)) == SearchSpace(
             name="space", param_space={"lr": 0.1}, metric="test_accuracy", num_samples=3
         )
 
@@ -45,7 +38,7 @@ class TestASpaceFile:
         monkeypatch.chdir(tmp_path)
         assert load_space(name).num_trials >= 3
 
-    def test_of_the_own_folder_comes_first(
+    def test_in_the_working_directory_comes_first(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -60,11 +53,18 @@ class TestASpaceFile:
             ("a = 1\n1 / 0\n", r"space\.py fails in line 2: ZeroDivisionError: division by zero"),
             ("raise SystemExit(3)", r"fails in line 1: SystemExit: 3"),
             ("parm_space = {}", r"has no param_space \(did you mean 'parm_space'\?\)"),
-            ("param_space = {}", r"needs a param_space: a dict"),
-            ("param_space = 3", r"needs a param_space: a dict"),
-            ("param_space = {'lrr': 1}", r"'lrr', which is no option .* \(did you mean 'lr'\?\)"),
-            ("param_space = {'run_dir': 'x'}", r"a folder for each trial"),
+            ("param_space = {}", r"param_space must be a dict of options"),
+            ("param_space = 3", r"param_space must be a dict of options"),
+            (
+                "param_space = {'lrr': 1}",
+                r"'lrr' in param_space is not .* \(did you mean 'lr'\?\)",
+            ),
+            ("param_space = {'run_dir': 'x'}", r"each trial has a run directory of its own"),
             ("param_space = {'lr': {'grid_search': []}}", r"the grid of lr is empty"),
+            (
+                "param_space = {'logger': {'grid_search': ['mlflow', 'none']}}",
+                r"logger holds for the whole search",
+            ),
             (
                 "param_space = {'lr': 1}\nmetric = 'valid_acuracy'",
                 r"unknown metric 'valid_acuracy' \(did you mean 'valid_accuracy'\?\)",
@@ -72,32 +72,25 @@ class TestASpaceFile:
             ("param_space = {'lr': 1}\nscheduler = 'ashe'", r"did you mean 'asha'"),
             ("param_space = {'lr': 1}\nnum_samples = 0", r"num_samples must be .*not 0"),
             ("param_space = {'lr': 1}\nmax_concurrent = 'x'", r"max_concurrent must be .*not 'x'"),
+            ("param_space = {'lr': 1}\npublished = {'vgg': 9}", r"published must be a dict"),
         ],
     )
-    def test_with_a_mistake_is_one_sentence(
+    def test_with_a_mistake_is_refused_in_a_sentence(
         self, text: str, sentence: str, tmp_path: Path
     ) -> None:
         with pytest.raises(UserError, match=sentence) as error:
             load_space(write(tmp_path, text))
         assert "\n" not in str(error.value)
 
-    def test_that_is_not_there_names_the_nearest(self, tmp_path: Path) -> None:
+    def test_that_is_missing_names_the_nearest(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no search space 'quik' \(did you mean 'quick'\?\)"):
             load_space("quik")
         write(tmp_path, "")
         with pytest.raises(UserError, match=r"did you mean '.*/space\.py'"):
             load_space(str(tmp_path / "spaces.py"))
-
-    def test_that_is_another_file_is_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        Path("README.md").touch()
-        for name in ("README.md", str(tmp_path / "README.md")):
-            with pytest.raises(
-                UserError, match=rf"^{name} is no search space: that is a \.py file"
-            ):
-                load_space(name)
+        (tmp_path / "README.md").touch()
+        with pytest.raises(UserError, match=r"README\.md is not a search space: name a \.py file"):
+            load_space(str(tmp_path / "README.md"))
 
 
 class TestTheTrialsOfASpace:
@@ -107,7 +100,7 @@ class TestTheTrialsOfASpace:
         assert found.num_trials == 12
         assert found.varied == ["lr", "arch"]
 
-    def test_can_be_every_combination_that_decides_resources(self) -> None:
+    def test_are_covered_by_the_combinations_of_what_decides_resources(self) -> None:
         found = space(
             stages=tune.grid_search([1, 2]),
             width=tune.randint(3, 6),
@@ -124,61 +117,26 @@ class TestTheTrialsOfASpace:
             {"stages": 1, "width": 3, "lr": 0.5, "epochs": 2},
         ]
 
-    def test_have_one_stage_where_nothing_is_said(self) -> None:
+    def test_have_one_stage_by_default(self) -> None:
         assert space(lr=1).fixed({}, ()).param_space == {"lr": 1, "stages": 1}
         assert "stages" not in space(cuts=(1, 2)).fixed({}, ()).param_space
 
-    def test_take_what_is_fixed_for_all(self) -> None:
-        found = space(lr=tune.grid_search([1, 2]), epochs=3).fixed({"lr": 5}, ()).param_space
-        assert found == {"lr": 5, "epochs": 3, "stages": 1}
-
-    def test_are_repeated_with_each_seed(self) -> None:
-        found = space(lr=tune.grid_search([1, 2])).fixed({}, range(4, 7))
-        assert found.param_space["seed"] == {"grid_search": [4, 5, 6]}
+    def test_take_the_options_of_the_command_and_each_seed(self) -> None:
+        found = space(lr=tune.grid_search([1, 2]), width=tune.grid_search([4, 8]), epochs=3)
+        found = found.fixed({"lr": 5, "logger": "tensorboard,wandb"}, range(4, 7))
+        assert found.param_space == {
+            "lr": 5,
+            "width": {"grid_search": [4, 8]},
+            "epochs": 3,
+            "logger": "tensorboard,wandb",
+            "seed": {"grid_search": [4, 5, 6]},
+            "stages": 1,
+        }
         assert found.num_trials == 6
-
-    def test_find_their_data_from_their_own_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "images").mkdir()
-        tasks = tune.grid_search(["images", "mnist"])
-        found = space(task=tasks, data_dir="there").fixed({}, ()).param_space
-        assert found["data_dir"] == str(tmp_path / "there")
-        assert found["task"] == {"grid_search": [str(tmp_path / "images"), "mnist"]}
-
-
-class TestWhatATrialTakes:
-    def test_is_one_cpu_a_stage_so_that_others_run_beside_it(self) -> None:
-        there = [Node(cpus=8, gpus=0)]
-        assert trial_resources(TrainConfig(stages=2), there) == (2, StageResources(cpus=1, gpus=0))
-        assert trial_resources(TrainConfig(cuts=(1, 2)), there)[0] == 3
-
-    def test_is_a_share_where_there_are_fewer(self) -> None:
-        found = trial_resources(TrainConfig(stages=4), TWO_CPUS)
-        assert found == (4, StageResources(cpus=0.5, gpus=0))
-
-    def test_is_what_it_says(self) -> None:
-        there = [Node(cpus=8, gpus=2)]
-        run = TrainConfig(stages=2, cpus_per_stage=3, gpus_per_stage=0.5)
-        assert trial_resources(run, there) == (2, StageResources(cpus=3, gpus=0.5))
-
-    def test_is_read_from_numbers_of_numpy(self) -> None:
-        assert trial_run({"stages": np.int64(2), "lr": np.float64(0.5)}).stages == 2
-
-    def test_is_next_to_nothing_where_it_cannot_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rayff.tune.trial, "nodes", lambda: TWO_CPUS)
-        assert trial_bundles({"stages": 2}).bundles == [{"CPU": 1.0}, {"CPU": 1.0}]
-        assert trial_bundles({"lr": -1}).bundles == [{"CPU": 0.01}], "a function may draw that"
+        assert found.loggers == ["wandb"]
 
 
 class TestATrialThatCannotRunIsRefusedAtOnce:
-    def test_where_the_cluster_can_never_hold_it(self) -> None:
-        found = space(cpus_per_stage=tune.choice([1, 4]), width=10)
-        sentence = r"a trial of the search \(cpus_per_stage=4\) cannot run: .*cannot hold"
-        with pytest.raises(UserError, match=sentence):
-            check_points(found.fixed({}, ()), TWO_CPUS)
-
     @pytest.mark.parametrize(
         ("option", "values", "sentence"),
         [
@@ -186,21 +144,35 @@ class TestATrialThatCannotRunIsRefusedAtOnce:
             ("width", [10, 7], r"\(width=7\)"),
             ("task", ["digits", "mnist"], r"\(task=mnist\) .* --data-dir"),
             ("arch", ["tinycnn", "resnt"], r"\(arch=resnt\) .*\(did you mean 'resnet'\?\)"),
+            ("arch", ["tinycnn", "no.such:net"], r"\(arch=no\.such:net\) .* cannot be imported"),
+            ("loss", ["goodness", "torch:Los"], r"\(loss=torch:Los\) .*torch has no 'Los'"),
+            ("augment", ["none", "flp"], r"\(augment=flp\) .*\(did you mean 'flip'\?\)"),
+            ("optimizer", ["adamw", "adm"], r"\(optimizer=adm\) .*\(did you mean 'adam'\?\)"),
             ("lr", [0.1, -1], r"\(lr=-1\) .* --lr must be"),
             ("lr", [0.1, "x"], r"\(lr=x\) .* lr must be of type float"),
             ("batch_size", [16, 5000], r"\(batch_size=5000\) .* training images"),
         ],
     )
-    def test_for_what_its_options_say(
+    def test_in_a_sentence_with_its_options(
         self, option: str, values: list[object], sentence: str
     ) -> None:
-        with pytest.raises(UserError, match=sentence):
-            check_points(space(**{option: tune.grid_search(values)}).fixed({}, ()), TWO_CPUS)
+        for choices in (tune.grid_search(values), tune.choice(values)):
+            with pytest.raises(UserError, match=sentence):
+                longest_trial(space(**{"width": 10, option: choices}).fixed({}, ()))
 
-    def test_and_the_longest_one_is_known(self) -> None:
-        found = space(width=10, epochs=tune.grid_search([2, 9, 3])).fixed({}, ())
-        assert check_points(found, TWO_CPUS) == 9
-        assert check_points(space(width=10).fixed({}, ()), TWO_CPUS) == 6, "the task's own"
+    def test_if_the_cluster_can_never_hold_it(self) -> None:
+        found = space(cpus_per_stage=tune.choice([1, 4])).fixed({}, ())
+        with pytest.raises(UserError, match=r"\(cpus_per_stage=4\) cannot run: .*cannot hold"):
+            check_resources(found, [Node(cpus=2, gpus=0)])
+
+    def test_else_the_epochs_of_the_longest_are_known(self) -> None:
+        found = space(
+            width=10,
+            epochs=tune.grid_search([2, 9, 3]),
+            optimizer=tune.choice(["sgd", "torch.optim:RMSprop"]),
+        )
+        assert longest_trial(found.fixed({}, ())) == 9
+        assert longest_trial(space(width=10).fixed({}, ())) == 6, "the task's own"
 
 
 class TestSchedulersAndSearchers:
@@ -212,7 +184,7 @@ class TestSchedulersAndSearchers:
         for wrong, named in (
             (pbt(lr=tune.grid_search([1, 2])), "but lr varies"),
             (pbt(lr=tune.uniform(1, 2), seed=tune.grid_search([0, 1])), "but seed varies"),
-            (pbt(epochs=3), "but none of them varies"),
+            (pbt(epochs=3), "but none varies"),
         ):
             with pytest.raises(UserError, match=named):
                 check_strategy(wrong, "random")
