@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.config.registries import OPTIMIZERS
 
@@ -178,7 +179,11 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
     found = OPTIMIZERS.load(name)
     if isinstance(found, type) and issubclass(found, LayerOptimizer):
         return found
-    return torch_optimizer(found)
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return torch_optimizer(found)
+    raise UserError(
+        f"--optimizer {name} is not a subclass of torch.optim.Optimizer: name a class"
+    )
 
 
 @torch.no_grad()
