@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
@@ -32,28 +31,16 @@ from tests.helpers.extensions import POOLED_LINEAR
 NAN, INF = float("nan"), float("inf")
 
 
-def digest(*tensors: Tensor | NDArray[Any] | None) -> str:
+def digest(*tensors: Tensor | NDArray[Any]) -> str:
     whole = hashlib.sha256()
     for tensor in tensors:
-        if tensor is not None:
-            array = tensor.numpy() if isinstance(tensor, Tensor) else tensor
-            whole.update(np.ascontiguousarray(array).tobytes())
+        array = tensor.numpy() if isinstance(tensor, Tensor) else tensor
+        whole.update(np.ascontiguousarray(array).tobytes())
     return whole.hexdigest()
 
 
 def chunk_digest(chunk: Chunk) -> str:
-    return digest(
-        *(
-            tensor
-            for batch in chunk
-            for tensor in (
-                batch.activations.features,
-                batch.activations.shortcut,
-                batch.labels,
-                *batch.logits,
-            )
-        )
-    )
+    return digest(*(tensor for batch in chunk for tensor in batch.tensors))
 
 
 def copy_of_data() -> dict[Split, ImageSet]:
