@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,19 +23,21 @@ def weights(seed: int = 0, network: Architecture = NETWORK) -> list[Tensor]:
     return [torch.randn(layer.weight_shape, generator=generator) for layer in network.layers]
 
 
-def states(layers: list[Tensor], **more: Tensor) -> dict[int, NDArray[np.uint8]]:
-    """Return what a snapshot has: parameters and the optimizer's state."""
-    step = torch.tensor(3.0)
-    return {
-        index: np.frombuffer(save({"weight": weight, "optimizer.step": step, **more}), np.uint8)
-        for index, weight in enumerate(layers)
-    }
-
-
 def write_weights(
-    run_dir: Path, layers: list[Tensor] | None = None, more: dict[str, Tensor] = {}, **about: Any
+    run_dir: Path,
+    layers: list[Tensor] | None = None,
+    heads: list[dict[str, Tensor]] | None = None,
+    **about: Any,
 ) -> None:
-    """Write the model; `about` is of its description, `more` are further tensors of a layer."""
+    """Write the model of a snapshot.
+
+    Args:
+        run_dir: the run directory.
+        layers: the weights of each layer.
+        heads: the parameters of each layer's loss.
+        about: changes of the description.
+    """
+    layers = layers or weights()
     description = ModelDescription(
         **{
             "architecture": NETWORK,
@@ -46,7 +47,11 @@ def write_weights(
             **about,
         }
     )
-    write_model(run_dir, description, states(layers or weights(), **more))
+    states = {
+        index: np.frombuffer(save({"weight": weight, **head, "optimizer.step": torch.ones(())}), np.uint8)
+        for index, (weight, head) in enumerate(zip(layers, heads or [{}] * len(layers), strict=True))
+    }
+    write_model(run_dir, description, states)
 
 
 def write_run(run_dir: Path, **model: Any) -> Path:

@@ -41,6 +41,6 @@ def check_logits(logits: Tensor, images: int, num_classes: int, loss: nn.Module)
     """Raise a UserError where a loss gives other logits than (B, C)."""
     if tuple(logits.shape) != (images, num_classes):
         raise UserError(
-            f"--loss: {type(loss).__name__} returned logits of shape {tuple(logits.shape)} for {images} "
-            f"images and {num_classes} classes: return (B, C) logits"
+            f"--loss: {type(loss).__name__} returned logits of shape {tuple(logits.shape)} for "
+            f"{images} images and {num_classes} classes: return (B, C) logits"
         )
