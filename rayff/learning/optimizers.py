@@ -174,7 +174,7 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
     """Return the optimizer of that name or import path.
 
     Raises:
-        UserError: there is none.
+        UserError: an unknown name, or an object that is no optimizer.
     """
     found = OPTIMIZERS.load(name)
     if isinstance(found, type) and issubclass(found, LayerOptimizer):
@@ -182,7 +182,7 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return torch_optimizer(found)
     raise UserError(
-        f"--optimizer {name} is not a subclass of torch.optim.Optimizer: name a class"
+        f"--optimizer {name} is not a subclass of torch.optim.Optimizer: name a class that is"
     )
 
 
