@@ -42,6 +42,7 @@ DATA: dict[Split, ImageSet] = {
     "valid": image_set(9, seed=2),
     "test": image_set(4, seed=3),
 }
+ALONE = Replica()
 RECIPE = Recipe(lr=LR, dropout=0.25, weight_decay=0.01)
 
 
@@ -52,7 +53,7 @@ def make_stage(
     last: bool = True,
     states: States | None = None,
     data: dict[Split, ImageSet] = DATA,
-    replica: Replica = Replica(),
+    replica: Replica = ALONE,
     learner: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Stage:

@@ -13,8 +13,8 @@ from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
 from rayff.runs.metrics import read_metrics
 from tests.helpers.runs import (
-    Killed,
     KillAfter,
+    Killed,
     RecordingCallback,
     StopAfter,
     train_locally,
@@ -101,9 +101,7 @@ class TestARun:
                 assert run.resolved.precision == "fp32"
                 self.plan = plan
 
-            def on_chunk_end(
-                self, command: Train | Evaluate, reports: Sequence[Report]
-            ) -> None:
+            def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
                 assert len(reports) == self.plan.num_stages
                 self.images += reports[0].images
 

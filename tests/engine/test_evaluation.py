@@ -29,7 +29,7 @@ def run(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "first", task)
 
 
-def test_the_hand_made_network_is_what_its_description_says(run: Path) -> None:
+def test_the_network_gives_the_logits_of_its_description(run: Path) -> None:
     red = torch.from_numpy(pixels(0)).permute(2, 0, 1)[None]
     goodness = load_model(run).logits(red)[:, 0]
     expected = torch.tensor([[5**0.5 / 2, 0, 0], [0, 2, 0], [0.25, 0, 0], [0.2, 0, 0]])
@@ -49,7 +49,7 @@ class TestEvaluate:
         expected = (600 / 7, 100 / 7, 600 / 7, 300 / 7)
         assert evaluate(run).layer_accuracy == pytest.approx(expected)
 
-    def test_without_pruning_the_loud_layer_decides(self, run: Path) -> None:
+    def test_without_pruning_the_largest_logits_decide(self, run: Path) -> None:
         evaluation = evaluate(run, prune=False)
         assert evaluation.window == (0, 3)
         assert evaluation.accuracy == pytest.approx(100 / 7)
@@ -87,8 +87,8 @@ class TestEvaluate:
         with refused("'tset' is unknown; known are train, valid, test"):
             evaluate(run, split="tset")  # type: ignore[arg-type]
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-    def test_a_gpu_that_is_not_there_is_said(self, run: Path) -> None:
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+    def test_a_missing_gpu_is_refused(self, run: Path) -> None:
         with refused("--device cuda: torch finds no GPU"):
             evaluate(run, device="cuda")
 
@@ -127,7 +127,7 @@ class TestMistakes:
         assert [m.probability for m in found] == pytest.approx(expected)
 
 
-def test_the_first_images_alone_are_classified_where_asked(run: Path) -> None:
+def test_a_limit_takes_the_first_images(run: Path) -> None:
     evaluation = evaluate(run, limit=4)
     assert evaluation.num_images == evaluation.confusion.sum() == 4
     assert evaluation.accuracy == 100

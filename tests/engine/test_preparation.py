@@ -139,7 +139,10 @@ class TestMistakesOfAResumption:
     def test_a_layer_whose_digest_is_right_and_whose_content_is_not(
         self, config: TrainConfig
     ) -> None:
-        path, manifest = self.CHECKPOINT / "layer-002.safetensors", self.CHECKPOINT / "manifest.json"
+        path, manifest = (
+            self.CHECKPOINT / "layer-002.safetensors",
+            self.CHECKPOINT / "manifest.json",
+        )
         tensors = load(path.read_bytes())
         tensors["optimizer.exp_avg"] = tensors["optimizer.exp_avg"][:1].clone()
         was = hashlib.sha256(path.read_bytes()).hexdigest()

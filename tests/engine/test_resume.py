@@ -9,8 +9,8 @@ from rayff import TrainConfig, load_model
 from rayff.runs.metrics import read_metrics
 from tests.helpers.extensions import DARKEN, POOLED_LINEAR
 from tests.helpers.runs import (
-    Killed,
     KillAfter,
+    Killed,
     RecordingCallback,
     StopAfter,
     layer_files,
@@ -43,9 +43,7 @@ def assert_same(config: TrainConfig, undisturbed: Undisturbed) -> None:
 
 
 @pytest.mark.parametrize("chunks", range(1, 10))
-def test_a_stop_at_every_place(
-    config: TrainConfig, undisturbed: Undisturbed, chunks: int
-) -> None:
+def test_a_stop_at_every_place(config: TrainConfig, undisturbed: Undisturbed, chunks: int) -> None:
     stopped = train_locally(config, StopAfter(chunks))
     assert not stopped.complete
     assert stopped.stopped_by is None

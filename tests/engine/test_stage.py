@@ -122,38 +122,17 @@ class TestTraining:
 
     @pytest.mark.parametrize("loss", ["goodness", POOLED_LINEAR])
     @pytest.mark.parametrize("optimizer", sorted(MAKE))
-    def test_layers_and_heads_learn_by_the_optimizers_of_torch(
+    def test_layers_and_heads_learn_by_torchs_optimizers_at_the_commands_learning_rate(
         self, loss: str, optimizer: str
     ) -> None:
         stage = make_stage(TINYCNN, optimizer=optimizer, loss=loss)
         hand = ByHand(TINYCNN, optimizer=optimizer, loss=loss)
-        for step in range(3):
-            stage.handle(train((0, 1, 2), step=step), None)
+        for step, lr in enumerate((LR, 0.5, 0.001)):
+            stage.handle(train((0, 1, 2), step=step, lr=lr), None)
+            for own in hand.optimizers:
+                own.param_groups[0]["lr"] = lr
             hand.train((0, 1, 2), step)
         hand.assert_same_states(states_of(stage))
-
-    def test_the_learning_rate_is_the_commands(self) -> None:
-        stage, hand = make_stage(TINYCNN), ByHand(TINYCNN)
-        for step, lr in enumerate((0.5, 0.001)):
-            stage.handle(train((0, 1), step=step, lr=lr), None)
-            for optimizer in hand.optimizers:
-                optimizer.param_groups[0]["lr"] = lr
-            hand.train((0, 1), step)
-        hand.assert_same_states(states_of(stage))
-
-    @pytest.mark.parametrize("parts", [((0, 1), (2, 3)), ((0, 1, 2), (3,)), ((0,), (1, 2, 3))])
-    def test_the_chunk_changes_nothing(self, parts: tuple[tuple[int, ...], ...]) -> None:
-        batches = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9,)]
-        whole, parted = make_stage(TINYCNN), make_stage(TINYCNN)
-        _, report = whole.handle(train(*batches), None)
-        reports = [
-            parted.handle(train(*(batches[i] for i in part), step=part[0]), None)[1]
-            for part in parts
-        ]
-        assert states_of(parted) == states_of(whole)
-        sums = np.sum([r.loss_sums for r in reports], axis=0)
-        assert report.loss_sums == pytest.approx(sums, rel=1e-12)
-        assert report.images == sum(r.images for r in reports) == 10
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])
@@ -167,9 +146,7 @@ def test_a_recorded_step_gives_the_same_bits(optimizer: str) -> None:
 
     results = []
     for learner in ({}, {"record": record}):
-        stage = make_stage(
-            RESNET, rule="fast", batch_size=4, optimizer=optimizer, learner=learner
-        )
+        stage = make_stage(RESNET, rule="fast", batch_size=4, optimizer=optimizer, learner=learner)
         order = np.arange(14)
         reports = [
             stage.handle(train(*parts, step=step, lr=LR / (step + 1)), None)[1]

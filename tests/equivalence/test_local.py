@@ -36,9 +36,7 @@ def run(cuts: tuple[int, ...], **how: Any) -> Result:
         assert all(report.hits is None for report in reports[:-1])
         sums = sum((report.loss_sums for report in reports), ())
         images, hits = reports[0].images, reports[-1].hits
-        merged.append(
-            Report(started_s=0.0, busy_s=0.0, images=images, loss_sums=sums, hits=hits)
-        )
+        merged.append(Report(started_s=0.0, busy_s=0.0, images=images, loss_sums=sums, hits=hits))
     return states_of(*stages), merged
 
 

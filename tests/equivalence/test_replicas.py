@@ -25,7 +25,7 @@ def _cluster() -> Iterator[None]:
 
 
 def config_of(task: str, run_dir: Path, **changes: Any) -> TrainConfig:
-    """Of an epoch's three batches of a narrow resnet the last has one image: fewer than replicas."""
+    """A narrow resnet; an epoch's last batch has one image, fewer than there are replicas."""
     options = {
         "arch": "resnet",
         "width": 8,

@@ -13,10 +13,10 @@ from tests.helpers.mistakes import tree
 T = TypeVar("T")
 
 SECONDS = 2.0
-"""Processor time that a file may take to be read or refused."""
+"""Processor time to read or refuse a file, at most."""
 
 LONG_RUN = "thorough"
-"""The Hypothesis profile under which new cases are tried, many times as many."""
+"""The Hypothesis profile that tries new cases, many times as many."""
 
 
 def cases(number: int) -> settings:

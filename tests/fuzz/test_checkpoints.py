@@ -155,9 +155,3 @@ class TestManifests:
         manifest = data.draw(broken_json(json.loads(stopped.whole[MANIFEST])))
         stopped.change(MANIFEST, json.dumps(manifest).encode())
         stopped.check_manifest()
-
-    @cases(100)
-    @given(data=st.data())
-    def test_with_bytes_changed(self, stopped: Stopped, data: st.DataObject) -> None:
-        stopped.change(MANIFEST, data.draw(broken_bytes(stopped.whole[MANIFEST])))
-        stopped.check_manifest()

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff.cli import run_command
-from rayff.config.train_config import TrainConfig
 from tests.fuzz.checks import cases
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.helpers.colour_run import write_image, write_run, write_task
@@ -68,20 +67,6 @@ def run(
 
 
 class TestTrain:
-    CONFIG = TrainConfig(arch="tinycnn", width=10, epochs=1, cuts=(2,)).to_dict()
-
-    @cases(60)
-    @given(data=st.data())
-    def test_on_a_broken_configuration(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
-    ) -> None:
-        path = tmp_path / "config.json"
-        if data.draw(st.booleans()):
-            path.write_text(json.dumps(data.draw(broken_json(self.CONFIG))))
-        else:
-            path.write_bytes(data.draw(broken_bytes(json.dumps(self.CONFIG).encode())))
-        run("train", "--config", str(path), capsys=capsys, folder=tmp_path)
-
     @pytest.fixture(scope="class")
     @classmethod
     def stopped(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -57,9 +57,3 @@ def test_with_one_option_of_any_kind(tmp_path: Path, name: str, value: object) -
 @given(content=broken_bytes(json.dumps(CONFIG).encode()))
 def test_with_bytes_changed(tmp_path: Path, content: bytes) -> None:
     check(tmp_path, content)
-
-
-@cases(100)
-@given(content=st.binary(max_size=100))
-def test_of_any_bytes(tmp_path: Path, content: bytes) -> None:
-    check(tmp_path, content)

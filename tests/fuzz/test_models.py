@@ -71,7 +71,9 @@ def test_with_each_value_of_the_description_of_another_kind(run_dir: Path) -> No
     for description in replaced(json.loads(whole(path))):
         path.write_text(json.dumps(description))
         model = load(run_dir)
-        for index, weight in enumerate(weights() if model else []):  # what is left out has a default
+        for index, weight in enumerate(
+            weights() if model else []
+        ):  # what is left out has a default
             assert torch.equal(model.state_dict()[f"chain.layers.{index}.weight"], weight)
 
 
@@ -94,14 +96,6 @@ def test_with_values_of_blocks_changed(blocks: Path, data: st.DataObject) -> Non
     description["architecture"]["layers"] = data.draw(broken_json(layers))
     path.write_text(json.dumps(description))
     load(blocks)
-
-
-@cases(200)
-@given(data=st.data())
-def test_with_bytes_of_the_description_changed(run_dir: Path, data: st.DataObject) -> None:
-    path = run_dir / DESCRIPTION
-    path.write_bytes(data.draw(broken_bytes(whole(path))))
-    load(run_dir)
 
 
 @cases(300)

@@ -48,8 +48,12 @@ def write_weights(
         }
     )
     states = {
-        index: np.frombuffer(save({"weight": weight, **head, "optimizer.step": torch.ones(())}), np.uint8)
-        for index, (weight, head) in enumerate(zip(layers, heads or [{}] * len(layers), strict=True))
+        index: np.frombuffer(
+            save({"weight": weight, **head, "optimizer.step": torch.ones(())}), np.uint8
+        )
+        for index, (weight, head) in enumerate(
+            zip(layers, heads or [{}] * len(layers), strict=True)
+        )
     }
     write_model(run_dir, description, states)
 

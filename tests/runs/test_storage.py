@@ -87,7 +87,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 class TestAFolder:
     def test_has_all_of_the_run(self, tiny_task: str, tmp_path: Path) -> None:
-        train_locally(stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1))
+        train_locally(
+            stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1)
+        )
         copy, own = files_of(tmp_path / "kept" / "run"), files_of(tmp_path / "run")
         assert copy == own
         assert {"config.json", "metrics.csv", "model.safetensors"} <= set(copy)
