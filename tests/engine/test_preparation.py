@@ -13,7 +13,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.engine.preparation import default_run_dir, prepare
 from rayff.runs.checkpoint import Progress
 from tests.data.files import write_parquet
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 from tests.helpers.mistakes import refused, tree
 from tests.helpers.runs import train_locally
 from tests.helpers.tiny_task import tiny_config, write_tiny_task
@@ -109,7 +109,7 @@ class TestMistakesOfAResumption:
             ({"arch": "vgg"}, "--arch vgg: the run was made with tinycnn"),
             ({"seed": 1}, "--seed 1: the run was made with 3"),
             ({"epochs": 2}, "--epochs 2: the run was made with 1"),
-            ({"loss": POOLED_LINEAR}, f"--loss {POOLED_LINEAR}: the run was made with goodness"),
+            ({"loss": LINEAR}, f"--loss {LINEAR}: the run was made with goodness"),
             ({"augment": "flip"}, "--augment flip: the run was made with none"),
             ({"autotune": True}, "--autotune: the run was made with the kernels conv,conv,conv,"),
             ({"run_dir": None}, "--resume needs --run-dir"),

@@ -25,7 +25,7 @@ from tests.engine.stages import (
     train,
     weight_of,
 )
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 
 
 class ThreadSum:
@@ -170,7 +170,7 @@ class TestTraining:
         assert min(moved) > 1e-5
 
     def test_heads_and_augmented_batches_too(self) -> None:
-        how = {"rule": "plain", "loss": POOLED_LINEAR, "augment": "flip"}
+        how = {"rule": "plain", "loss": LINEAR, "augment": "flip"}
         whole = trained(ThreadPipeline(RESNET, (), (1,), **how))
         assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
 

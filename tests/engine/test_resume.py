@@ -7,7 +7,8 @@ import pytest
 
 from rayff import TrainConfig, load_model
 from rayff.runs.metrics import read_metrics
-from tests.helpers.extensions import DARKEN, POOLED_LINEAR
+from tests.helpers.augmentations import DARKEN
+from tests.helpers.losses import LINEAR
 from tests.helpers.runs import (
     KillAfter,
     Killed,
@@ -67,7 +68,7 @@ def test_again_and_again_and_with_other_cuts(
 def test_with_heads_an_augmentation_and_an_optimizer_of_the_users_own(
     tiny_task: str, tmp_path: Path, chunks: int
 ) -> None:
-    own = {"loss": POOLED_LINEAR, "augment": DARKEN, "optimizer": "torch.optim:RMSprop"}
+    own = {"loss": LINEAR, "augment": DARKEN, "optimizer": "torch.optim:RMSprop"}
     whole = tiny_config(tiny_task, tmp_path / "whole", **own)
     train_locally(whole)
     config = tiny_config(tiny_task, tmp_path / "run", **own)

@@ -34,7 +34,7 @@ from tests.engine.stages import (
     states_of,
     train,
 )
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 
 MAKE = {
     "sgd": lambda weights: SGD(weights, LR, momentum=0.9, weight_decay=0.01, fused=True),
@@ -120,7 +120,7 @@ class TestTraining:
         assert report.started_s > 1.7e9
         assert 0 < report.busy_s < 60
 
-    @pytest.mark.parametrize("loss", ["goodness", POOLED_LINEAR])
+    @pytest.mark.parametrize("loss", ["goodness", LINEAR])
     @pytest.mark.parametrize("optimizer", sorted(MAKE))
     def test_layers_and_heads_learn_by_torchs_optimizers_at_the_commands_learning_rate(
         self, loss: str, optimizer: str

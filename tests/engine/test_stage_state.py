@@ -26,7 +26,7 @@ from tests.engine.stages import (
     train,
     weight_of,
 )
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 
 NAN, INF = float("nan"), float("inf")
 
@@ -48,7 +48,7 @@ def copy_of_data() -> dict[Split, ImageSet]:
 
 
 class TestSnapshots:
-    @pytest.mark.parametrize("how", [{"loss": POOLED_LINEAR}, {"rule": "fast"}], ids=str)
+    @pytest.mark.parametrize("how", [{"loss": LINEAR}, {"rule": "fast"}], ids=str)
     @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "torch.optim:RMSprop"])
     @pytest.mark.parametrize("steps", [0, 1, 3])
     def test_a_restored_stage_goes_on_with_the_same_bits(
@@ -69,7 +69,7 @@ class TestSnapshots:
 
     @pytest.mark.parametrize(
         ("loss", "heads"),
-        [("goodness", []), (POOLED_LINEAR, ["loss.head.bias", "loss.head.weight"])],
+        [("goodness", []), (LINEAR, ["loss.head.bias", "loss.head.weight"])],
     )
     def test_the_file_holds_parameters_and_optimizer_state(
         self, loss: str, heads: list[str]

@@ -12,7 +12,8 @@ import torch
 from rayff import TrainConfig, load_model
 from rayff.config.kernels import parse_kernels
 from rayff.runs.run_directory import RunDirectory
-from tests.helpers.extensions import DARKEN, POOLED_LINEAR
+from tests.helpers.augmentations import DARKEN
+from tests.helpers.losses import LINEAR
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import layer_files, timeless, train_locally, train_on_ray
 from tests.helpers.tiny_task import tiny_config
@@ -26,7 +27,7 @@ KERNELS = (
     "conv,winograd,conv/winograd,unfold,conv/unfold,winograd,winograd/conv,winograd,unfold/winograd,"
     "unfold,winograd/unfold,winograd,conv,winograd/unfold,winograd,unfold/conv,conv/unfold"
 )
-OWN = {"loss": POOLED_LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
+OWN = {"loss": LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
 """A user's local loss, whose heads learn too, augmentation and optimizer."""
 
 

@@ -8,11 +8,12 @@ import pytest
 from rayff.engine.commands import Report
 from rayff.engine.pipeline import LocalPipeline
 from tests.engine.stages import RESNET, evaluate, make_stage, states_of, train
-from tests.helpers.extensions import DARKEN, POOLED_LINEAR
+from tests.helpers.augmentations import DARKEN
+from tests.helpers.losses import LINEAR
 
 Result = tuple[dict[int, bytes], list[Report]]
 
-OWN = {"loss": POOLED_LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
+OWN = {"loss": LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
 """A user's local loss, whose heads learn too, augmentation and optimizer."""
 
 

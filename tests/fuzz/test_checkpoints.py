@@ -24,7 +24,7 @@ from rayff.engine.run import PreparedRun
 from tests.fuzz.checks import cases, read_or_refused
 from tests.fuzz.mutations import broken_bytes, broken_json, replaced
 from tests.fuzz.tensors import broken_tensors
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 from tests.helpers.runs import StopAfter, train_locally
 from tests.helpers.tiny_task import tiny_config
 
@@ -93,7 +93,7 @@ class Stopped:
 
 @pytest.fixture(
     scope="module",
-    params=[{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"loss": POOLED_LINEAR}],
+    params=[{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"loss": LINEAR}],
     ids=["adamw", "sgd", "heads"],
 )
 def stopped(

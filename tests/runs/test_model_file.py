@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rayff import load_model
 from rayff.runs import files
 from rayff.runs.model_file import read_model
-from tests.helpers.extensions import POOLED_LINEAR
+from tests.helpers.losses import LINEAR
 from tests.helpers.mistakes import refused
 from tests.helpers.pickles import MarkerOnLoad
 from tests.runs.checkpoints import NETWORK, names
@@ -84,7 +84,7 @@ class TestTheFiles:
             }
             for layer in NETWORK.layers
         ]
-        write_weights(run_dir, layers, heads, loss=POOLED_LINEAR)
+        write_weights(run_dir, layers, heads, loss=LINEAR)
         state = read_model(run_dir).state_dict()
         for index, head in enumerate(heads):
             for name, value in head.items():

@@ -1,0 +1,36 @@
+"""Local losses of a user's own, as `--loss tests.helpers.losses:NAME` selects them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayff.models.architecture import LayerSpec
+
+LINEAR = "tests.helpers.losses:LinearHead"
+
+
+class LinearHead(nn.Module):
+    """Cross entropy of a linear head, with parameters of its own, on the channels' means."""
+
+    def __init__(self, spec: LayerSpec, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(spec.out_channels, num_classes)
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits: Tensor = self.head(h.mean(dim=(2, 3)))
+        losses = None if labels is None else F.cross_entropy(logits, labels, reduction="none")
+        return logits, losses
+
+
+class WrongShape(LinearHead):
+    """Logits of one class too few."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, losses = super().forward(h, labels)
+        return logits[:, 1:], losses
+
+
+def function(spec: LayerSpec, num_classes: int) -> LinearHead:
+    """No class."""
+    return LinearHead(spec, num_classes)
