@@ -7,17 +7,19 @@ import pytest
 import torch
 from hypothesis import settings
 
-# how long a case takes says nothing on a machine that others use too
+from tests.helpers.tiny_task import write_tiny_task
+
+# the time of a case means nothing on a shared machine
 settings.register_profile("usual", deadline=None)
-settings.register_profile("thorough", deadline=None)  # for tests/fuzz: many new cases, not a few
+settings.register_profile("thorough", deadline=None)  # for tests/fuzz: many new cases
 settings.load_profile("usual")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_of_its_own(pytestconfig: pytest.Config) -> None:
-    """Nothing is read from the user's cache or left in it, by actors and programs neither.
+    """Use a cache below pytest's, in actors and programs too, instead of the user's.
 
-    Compiled kernels carry the digest of their source, so the next session takes them as they are.
+    Compiled kernels carry the digest of their source, so the next session uses them again.
     """
     assert pytestconfig.cache is not None
     os.environ["RAYFF_CACHE_DIR"] = str(pytestconfig.cache.mkdir("kernels"))
@@ -25,7 +27,7 @@ def cache_of_its_own(pytestconfig: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test begins with the same global random numbers, whichever ran before it."""
+    """Every test begins with the same global random numbers."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -33,7 +35,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Small tensors want no threads, and bits are compared for one thread count."""
+    """Small tensors need no threads, and bits are compared for one thread count."""
     torch.set_num_threads(1)
 
 
@@ -43,3 +45,9 @@ def same_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny task, which no test changes."""
+    return write_tiny_task(tmp_path_factory.mktemp("data") / "tiny")

@@ -32,11 +32,16 @@ def parse_augmentations(names: str) -> tuple[Augmentation, ...]:
     """Return the augmentations of `--augment`, such as "flip,my_package.aug:f".
 
     Raises:
-        UserError: one of them is unknown.
+        UserError: one of them is unknown, or is no function.
     """
     if names == "none":
         return ()
-    return tuple(AUGMENTATIONS.load(name.strip()) for name in names.split(","))
+    found = []
+    for name in map(str.strip, names.split(",")):
+        found.append(AUGMENTATIONS.load(name))
+        if not callable(found[-1]):
+            raise UserError(f"--augment {name} is not callable: name a function")
+    return tuple(found)
 
 
 def augment(

@@ -71,6 +71,7 @@ class CallbackList(Callback):
     def on_start(self, run: Run, plan: Plan) -> None:
         """Start each; one that fails to start ends the run, and those before it."""
         for callback in self.callbacks:
+            callback.stop_requested = False  # of a run before
             callback.on_start(run, plan)
             self._started.append(callback)
 

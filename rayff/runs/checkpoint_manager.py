@@ -14,7 +14,7 @@ then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from rayff.config.errors import RunError
@@ -35,7 +35,6 @@ class CheckpointManager:
         latest: the checkpoint that the run goes on from; None at the start.
         on_checkpoint: called with the folder of each checkpoint on disk.
         on_warning: called with what failed.
-        executor: does the background work; by default a thread each for disk and storage.
 
     Attributes:
         latest: the newest snapshot, where the run goes on; None before the first.
@@ -50,7 +49,6 @@ class CheckpointManager:
         *,
         on_checkpoint: Callable[[Path], None],
         on_warning: Callable[[str], None],
-        executor: Executor | None = None,
     ) -> None:
         self.store = store
         self.export = export
@@ -58,8 +56,8 @@ class CheckpointManager:
         self.latest = latest
         self.on_checkpoint = on_checkpoint
         self.on_warning = on_warning
-        self._writer = executor or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._sender = executor or ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._writing: tuple[Checkpoint, Future[Path]] | None = None
         self._sending: Future[None] | None = None
         self._unsent = False

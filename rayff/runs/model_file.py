@@ -136,7 +136,7 @@ def read_model(run_dir: Path) -> Classifier:
         for spec, module in network.learned_layers:
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in shapes[spec.index]}
             module.load_state_dict(own)
-    except (KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"the model in {run_dir} is damaged: {reason}; write it again with --resume"

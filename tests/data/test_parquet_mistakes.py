@@ -1,6 +1,11 @@
+"""Mistakes in a Parquet file whose sentence or remedy matters.
+
+Damage of every kind is tested by tests/fuzz/test_parquet.py.
+"""
+
 import json
 import os
-import pickle  # noqa: TID251 - strangers' files are made with it
+import pickle  # noqa: TID251 - an attacker's files are made with it
 import re
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 from rayff.config.errors import UserError
 from rayff.data.parquet import class_names, find_splits, image_channels, read_labels, read_split
 from tests.data.files import image_structs, png, write_columns, write_parquet
+from tests.helpers.pickles import MarkerOnLoad
 
 
 def message_of(path, num_classes=10):
@@ -27,14 +33,6 @@ def test_a_truncated_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     assert "cannot be read as a Parquet file" in message_of(path)
     assert "fetch or write it again" in message_of(path)
-
-
-def test_a_file_with_damaged_pages_is_named(tmp_path):
-    path = write_parquet(tmp_path / "train.parquet", [0, 1])
-    content = bytearray(path.read_bytes())
-    content[4 : len(content) // 2] = b"\xff" * (len(content) // 2 - 4)
-    path.write_bytes(content)
-    assert "cannot be read as a Parquet file" in message_of(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"label,image\n0,x\n" * 10], ids=["empty", "text"])
@@ -209,19 +207,9 @@ def test_other_numbers_of_rows_than_there_are_give_the_same_rows_or_a_mistake(tm
     assert f"{path} is damaged: its columns do not have the rows that it claims" in refusals[-1]
 
 
-class MarkerOnLoad:
-    """Pickled, it makes a folder when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
 def test_pickles_in_metadata_and_extension_types_are_only_bytes(tmp_path):
     marker = tmp_path / "executed"
-    pickled = pickle.dumps(MarkerOnLoad(str(marker)))
+    pickled = pickle.dumps(MarkerOnLoad(marker))
     kinds = {b"ARROW:extension:name": b"arrow.py_extension_type"}
     kinds[b"ARROW:extension:metadata"] = pickled
     schema = pa.schema(
@@ -242,9 +230,3 @@ def test_pickles_in_metadata_and_extension_types_are_only_bytes(tmp_path):
     assert not marker.exists()
     pickle.loads(pickled)
     assert marker.exists()  # so it would have shown
-
-
-def test_a_name_that_is_not_utf_8_is_a_mistake(tmp_path):
-    path = write_parquet(tmp_path / "train.parquet", [0])
-    path.write_bytes(path.read_bytes().replace(b"\x04path", b"\x04\xf0ath"))
-    assert "cannot be read as a Parquet file" in message_of(path)

@@ -1,4 +1,4 @@
-"""What a network made by hand gets right, against what is worked out on paper."""
+"""Evaluation of a network made by hand, against results worked out on paper."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayff.config.errors import UserError
+from rayff import load_model
 from rayff.data.images import ImageSet
 from rayff.engine.evaluation import (
     confusion_matrix,
@@ -14,9 +14,9 @@ from rayff.engine.evaluation import (
     most_confused,
     surest_mistakes,
 )
-from rayff.runs.run_directory import RunDirectory
 from tests.data.files import write_parquet
 from tests.helpers.colour_run import pixels, write_run, write_task
+from tests.helpers.mistakes import refused
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def run(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "first", task)
 
 
-def test_the_hand_made_network_is_what_its_description_says(run: Path) -> None:
+def test_the_network_gives_the_logits_of_its_description(run: Path) -> None:
     red = torch.from_numpy(pixels(0)).permute(2, 0, 1)[None]
-    goodness = RunDirectory(run).load_model().goodness(red)[:, 0]
+    goodness = load_model(run).logits(red)[:, 0]
     expected = torch.tensor([[5**0.5 / 2, 0, 0], [0, 2, 0], [0.25, 0, 0], [0.2, 0, 0]])
     torch.testing.assert_close(goodness, expected, atol=1e-4, rtol=0)
 
@@ -49,7 +49,7 @@ class TestEvaluate:
         expected = (600 / 7, 100 / 7, 600 / 7, 300 / 7)
         assert evaluate(run).layer_accuracy == pytest.approx(expected)
 
-    def test_without_pruning_the_loud_layer_decides(self, run: Path) -> None:
+    def test_without_pruning_the_largest_logits_decide(self, run: Path) -> None:
         evaluation = evaluate(run, prune=False)
         assert evaluation.window == (0, 3)
         assert evaluation.accuracy == pytest.approx(100 / 7)
@@ -69,7 +69,7 @@ class TestEvaluate:
     def test_data_of_other_classes_is_refused(self, run: Path, tmp_path: Path) -> None:
         other = write_task(tmp_path / "other", class_names=("red", "green", "violet"))
         moved = write_run(tmp_path / "run", other)
-        with pytest.raises(UserError, match="the task 'other' has 3 classes .red, green, violet"):
+        with refused("the task 'other' has 3 classes .red, green, violet"):
             evaluate(moved)
 
     def test_data_of_other_channels_is_refused(self, run: Path, tmp_path: Path) -> None:
@@ -80,16 +80,16 @@ class TestEvaluate:
                 class_names=["red", "green", "blue"],
             )
         moved = write_run(tmp_path / "run", tmp_path / "grey")
-        with pytest.raises(UserError, match="takes images of 3 channels.*'grey' have 1"):
+        with refused("takes images of 3 channels.*'grey' have 1"):
             evaluate(moved)
 
     def test_an_unknown_split_is_refused(self, run: Path) -> None:
-        with pytest.raises(UserError, match="'tset' is unknown; known are train, valid, test"):
+        with refused("'tset' is unknown; known are train, valid, test"):
             evaluate(run, split="tset")  # type: ignore[arg-type]
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-    def test_a_gpu_that_is_not_there_is_said(self, run: Path) -> None:
-        with pytest.raises(UserError, match="--device cuda: torch finds no GPU"):
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+    def test_a_missing_gpu_is_refused(self, run: Path) -> None:
+        with refused("--device cuda: torch finds no GPU"):
             evaluate(run, device="cuda")
 
 
@@ -127,7 +127,7 @@ class TestMistakes:
         assert [m.probability for m in found] == pytest.approx(expected)
 
 
-def test_the_first_images_alone_are_classified_where_asked(run: Path) -> None:
+def test_a_limit_takes_the_first_images(run: Path) -> None:
     evaluation = evaluate(run, limit=4)
     assert evaluation.num_images == evaluation.confusion.sum() == 4
     assert evaluation.accuracy == 100

@@ -1,7 +1,7 @@
 """Every interleaving of the snapshot protocol, and crashes at every place of real trainings.
 
 The model is that of the actors: a stage handles its commands in the order called; a command waits
-for the message of the stage before, but for a snapshot, which nobody sends on; the driver takes
+for the message of the stage before, but a snapshot, which is not sent on; the driver takes
 results in order and has a window of commands in flight. A crash loses all that the driver does not
 have. Commands and what follows a restart are the real Schedule's.
 """
@@ -9,35 +9,28 @@ have. Commands and what follows a restart are the real Schedule's.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayff.config.kernels import Kernels
 from rayff.config.recipe import Recipe
-from rayff.config.train_config import TrainConfig
+from rayff.engine.active_run import make_recorder
+from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Command, Snapshot, Train
+from rayff.engine.local import local_pipeline, resolve_for
 from rayff.engine.loop import Loop
 from rayff.engine.pipeline import LocalPipeline, Result
 from rayff.engine.preparation import prepare
 from rayff.engine.schedule import Schedule
-from rayff.engine.stop import StopRequest
 from rayff.runs.checkpoint import Progress
-from rayff.runs.checkpoint_manager import RunRecorder
-from tests.engine.local_run import (
-    AtOnce,
-    Diary,
-    layer_files,
-    local_pipeline,
-    timeless,
-    train,
-)
-from tests.helpers.tiny_task import write_tiny_task
+from rayff.runs.metrics import EpochRecord
+from tests.helpers.runs import layer_files, timeless, train_locally
+from tests.helpers.tiny_task import tiny_config
 
+CPU = torch.device("cpu")
 Batches = tuple[tuple[int, ...], ...]
 """The batches that a layer has learned from, in order: nothing else decides its state."""
 
@@ -70,7 +63,7 @@ def learn(before: Batches, command: Command) -> Batches:
 
 @dataclass(frozen=True)
 class World:
-    """Where everybody is."""
+    """The state of stages and driver."""
 
     layers: tuple[Batches, ...]
     """State of each stage."""
@@ -161,88 +154,70 @@ class Crash(Exception):
     pass
 
 
-class Crashing:
-    """A pipeline that is lost behind a number of results."""
+class Crashing(LocalPipeline):
+    """A pipeline that is lost after a number of results."""
 
-    def __init__(self, pipeline: LocalPipeline, after: int) -> None:
-        self.pipeline = pipeline
-        self.after = after
+    after = 0
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
-        for number, result in enumerate(self.pipeline.stream(commands)):
+        for number, result in enumerate(super().stream(commands)):
             if number == self.after:
                 raise Crash
             yield result
 
 
-class TestRealTrainings:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def task(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
-        return write_tiny_task(tmp_path_factory.mktemp("data") / "tiny")
+Undisturbed = tuple[dict[str, bytes], list[EpochRecord]]
 
-    @staticmethod
-    def run(task: str, run_dir: Path) -> TrainConfig:
-        options: dict[str, Any] = {"width": 4, "epochs": 2, "batch_size": 40, "lr": 0.01}
-        return TrainConfig(**options, task=task, run_dir=str(run_dir))
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def undisturbed(
-        cls, task: str, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[dict[str, bytes], list[Any]]:
-        run = cls.run(task, tmp_path_factory.mktemp("undisturbed") / "run")
-        records, _ = train(run)
-        return layer_files(run, 6), timeless(records)
+@pytest.fixture(scope="module")
+def undisturbed(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = train_locally(tiny_config(tiny_task, run_dir))
+    return layer_files(run_dir, 6), timeless(result.metrics)
 
-    @settings(
-        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    crashes=st.lists(
+        st.tuples(st.integers(0, 12), st.sampled_from([(), (1,), (2, 3)]), st.booleans()),
+        max_size=4,
     )
-    @given(
-        crashes=st.lists(
-            st.tuples(st.integers(0, 12), st.sampled_from([(), (1,), (2, 3)]), st.booleans()),
-            max_size=4,
-        )
-    )
-    def test_lost_at_any_result_any_number_of_times_end_with_the_same_bits(
-        self,
-        crashes: list[tuple[int, tuple[int, ...], bool]],
-        task: str,
-        undisturbed: tuple[dict[str, bytes], list[Any]],
-        tmp_path_factory: pytest.TempPathFactory,
-    ) -> None:
-        """Stages are lost, and with some crashes the driver too: it goes on from the disk."""
-        run = self.run(task, tmp_path_factory.mktemp("crashing") / "run")
-        todo = [*crashes, (99, (2,), False)]
-        resume = False
-        while todo:
-            prepared = prepare(run, resume=resume)
-            prepared = prepared.settled("fp32", (Kernels(),) * len(prepared.architecture))
-            prepared.directory.create(prepared.run)
-            resume, driver_lives = True, True
-            with RunRecorder(prepared, Diary(), AtOnce()) as recorder:
-                while todo and driver_lives:
-                    after, cuts, driver_dies = todo.pop(0)
-                    recorder.go_back()
-                    at = type(prepared)(**{**vars(prepared), "checkpoint": recorder.latest})
-                    loop = Loop(
-                        prepared=prepared,
-                        schedule=prepared.schedule(1),
-                        cuts=cuts,
-                        callback=Diary(),
-                        recorder=recorder,
-                    )
-                    try:
-                        loop.train(Crashing(local_pipeline(at, cuts), after), StopRequest())
-                    except Crash:
-                        driver_lives = not driver_dies
-        files, records = undisturbed
-        assert len(files) == 4
-        assert layer_files(run, 6) == files
-        assert timeless(recorder.records) == records
+)
+def test_trainings_that_crash_at_any_result_any_number_of_times_end_with_the_same_bits(
+    crashes: list[tuple[int, tuple[int, ...], bool]],
+    tiny_task: str,
+    undisturbed: Undisturbed,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Stages are lost, and with some crashes the driver too: it goes on from the disk."""
+    run_dir = tmp_path_factory.mktemp("crashing") / "run"
+    config = tiny_config(tiny_task, run_dir, precision="fp32", kernels="conv")
+    todo = [*crashes, (99, (2,), False)]
+    resume = False
+    while todo:
+        run = resolve_for(prepare(config, resume=resume), CPU)
+        run.directory.create(run.config)
+        resume, driver_lives = True, True
+        with make_recorder(run, Callback()) as recorder:
+            while todo and driver_lives:
+                after, cuts, driver_dies = todo.pop(0)
+                recorder.go_back()
+                latest = recorder.checkpoints.latest
+                states = None if latest is None else latest.states
+                pipeline = Crashing(local_pipeline(run, cuts, CPU, states).stages)
+                pipeline.after = after
+                loop = Loop(
+                    schedule=run.schedule(1), cuts=cuts, callbacks=Callback(), recorder=recorder
+                )
+                try:
+                    loop.train(pipeline)
+                except Crash:
+                    driver_lives = not driver_dies
+    assert layer_files(run_dir, 6) == undisturbed[0]
+    assert timeless(recorder.records) == undisturbed[1]
 
 
-def test_batches_are_told_apart() -> None:
+def test_no_two_batches_are_the_same() -> None:
     """The model would see nothing if two batches looked the same."""
     steps = [c for c in schedule(1).commands() if isinstance(c, Train)]
     seen = [tuple(batch.tolist()) for command in steps for batch in command.batches]

@@ -1,5 +1,7 @@
 """Replicas change the rounding of sums and nothing else, and have the same bits as one another."""
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,44 +10,42 @@ import pytest
 import torch
 from safetensors.torch import load
 
-import rayff
-from rayff.config.train_config import TrainConfig
-from tests.equivalence.test_cuts import layer_files, train_in_one_process
+from rayff import TrainConfig
 from tests.helpers.ray_instance import local_ray
-from tests.helpers.tiny_task import write_tiny_task
-
-# Of an epoch's three batches of a narrow resnet the last has one image: fewer than replicas.
-RUN: dict[str, Any] = {
-    "arch": "resnet",
-    "width": 8,
-    "epochs": 2,
-    "batch_size": 47,
-    "limit": 95,
-    "lr": 0.001,
-    "optimizer": "sgd",
-    "cpus_per_stage": 1,
-    "precision": "fp32",
-    "kernels": "conv",  # on both sides: those found by a timing may be others from run to run
-}
+from tests.helpers.runs import layer_files, train_locally, train_on_ray
+from tests.helpers.tiny_task import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def _cluster() -> Iterator[None]:
     with local_ray(num_cpus=5):
         yield
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"))
+def config_of(task: str, run_dir: Path, **changes: Any) -> TrainConfig:
+    """A narrow resnet; an epoch's last batch has one image, fewer than there are replicas."""
+    options = {
+        "arch": "resnet",
+        "width": 8,
+        "batch_size": 47,
+        "limit": 95,
+        "lr": 0.001,
+        "optimizer": "sgd",
+        "cpus_per_stage": 1,
+        "precision": "fp32",
+        "kernels": "conv",
+        **changes,
+    }
+    return tiny_config(task, run_dir, **options)
 
 
 @pytest.fixture(scope="module")
-def one_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    return train_in_one_process(TrainConfig(**RUN, task=task, run_dir=str(run_dir)))
+    train_locally(config_of(tiny_task, run_dir))
+    return run_dir
 
 
 def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
@@ -79,25 +79,22 @@ def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     ids=str,
 )
 def test_replicas_learn_what_one_process_learns(
-    plan: dict[str, Any], task: str, one_process: Path, tmp_path: Path
+    plan: dict[str, Any], tiny_task: str, one_process: Path, tmp_path: Path
 ) -> None:
     """That replicas have the same bits is checked by every snapshot of the run itself."""
-    result = rayff.train(
-        TrainConfig(**RUN, **plan, task=task, run_dir=str(tmp_path / "run")), quiet=True
-    )
-    assert all(len(record.stage_busy) == 2 for record in result.records)
+    result = train_on_ray(config_of(tiny_task, tmp_path / "run", **plan))
+    assert all(len(record.stage_busy) == 2 for record in result.metrics)
     for step in (3, 6):
         assert_alike(layer_files(result.run_dir, step), layer_files(one_process, step))
 
 
-def test_a_run_resumes_with_other_replicas(task: str, one_process: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    first = TrainConfig(**RUN, task=task, replicas="2,1", run_dir=str(run_dir))
-    rayff.train(first, quiet=True)
-    for path in (run_dir / "checkpoints" / "step-00000006").iterdir():
-        path.unlink()
-    (run_dir / "checkpoints" / "step-00000006").rmdir()
-    again = TrainConfig(**RUN, task=task, stages=1, run_dir=str(run_dir))
-    result = rayff.train(again, resume=True, quiet=True)
-    assert [len(record.stage_busy) for record in result.records] == [2, 1]
-    assert_alike(layer_files(run_dir, 6), layer_files(one_process, 6))
+def test_a_run_resumes_with_other_replicas(
+    tiny_task: str, one_process: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_task, tmp_path / "run", replicas="2,1")
+    train_on_ray(config)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    alone = dataclasses.replace(config, replicas=None, stages=1)
+    result = train_on_ray(alone, resume=True)
+    assert [len(record.stage_busy) for record in result.metrics] == [2, 1]
+    assert_alike(layer_files(tmp_path / "run", 6), layer_files(one_process, 6))

@@ -1,4 +1,4 @@
-"""What is promised of any file: it is read rightly, or refused in one sentence, and no more."""
+"""Promise of any file: it is read as it is, or refused in one sentence, and no more."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 
 from rayff.config.errors import UserError
+from tests.helpers.mistakes import tree
 
 T = TypeVar("T")
 
 SECONDS = 2.0
-"""Processor time that a file may take to be read or refused."""
+"""Processor time to read or refuse a file, at most."""
 
 LONG_RUN = "thorough"
-"""The Hypothesis profile under which new cases are tried, many times as many."""
+"""The Hypothesis profile that tries new cases, many times as many."""
 
 
 def cases(number: int) -> settings:
@@ -28,14 +29,6 @@ def cases(number: int) -> settings:
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
-
-
-def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of the last change of all that is below a folder."""
-    return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
-        for path in folder.rglob("*")
-    }
 
 
 def read_or_refused(read: Callable[[], T], folder: Path) -> T | None:

@@ -1,4 +1,4 @@
-"""Bounds for what a hostile file may take."""
+"""A bound of the memory that a hostile file may take."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOM = 2**31
-"""Bytes of address space beyond those in use: a header that claims more is found out."""
+"""Bytes of address space beyond those in use: reading by a header that claims more fails."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Files that are not as they were written: bytes and JSON trees with something changed."""
 
 import copy
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -36,6 +38,28 @@ def broken_bytes(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(data)
 
 
+WRONG = [None, True, -1, 0.5, 10**400, math.inf, math.nan, "2", "\ud800", "../x", [1.0], {}]
+"""A value of every kind."""
+
+
+def replaced(tree: Any) -> Iterator[Any]:
+    """Yield copies of a JSON tree, each with one value deleted or replaced by one of WRONG.
+
+    Of a list the first and the last item are taken.
+    """
+    for number, (parent, key) in enumerate(_places(tree)):
+        if isinstance(parent, list) and key not in (0, len(parent) - 1):
+            continue
+        for value in (_places, *WRONG):
+            changed = copy.deepcopy(tree)
+            parent, key = [*_places(changed)][number]
+            if value is _places:
+                del parent[key]
+            else:
+                parent[key] = value
+            yield changed
+
+
 def nested(depth: int) -> Any:
     """Return lists in lists."""
     tree: Any = []
@@ -59,7 +83,7 @@ VALUES = st.one_of(
     st.dictionaries(st.text(max_size=3), st.none() | st.integers(), max_size=2),
     st.sampled_from([nested(50), nested(200), {"a": nested(3)}]),
 )
-"""Values of every kind, those above all that a reader may stumble over."""
+"""Values of every kind, above all those that break readers."""
 
 
 @st.composite
@@ -75,7 +99,7 @@ def broken_json(draw: st.DrawFn, tree: Any) -> Any:
         how = draw(st.sampled_from(["set", "set", "set", "nudge", "delete", "copy", "add"]))
         value = parent[key]
         if how == "set":
-            parent[key] = copy.deepcopy(draw(VALUES))  # what it samples is shared
+            parent[key] = copy.deepcopy(draw(VALUES))  # samples are shared
         elif how == "nudge" and type(value) in (int, float):
             parent[key] = draw(st.sampled_from([value + 1, value - 1, -value, value * 2, 1.0]))
         elif how == "delete":

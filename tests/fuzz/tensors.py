@@ -1,4 +1,4 @@
-"""Safetensors files that were written by nobody's library."""
+"""Safetensors files that no library writes."""
 
 import json
 import struct

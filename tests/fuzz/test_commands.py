@@ -1,6 +1,5 @@
 """The commands, given files that are broken: one line, exit code 2, and no traceback."""
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -9,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rayff.distributed.training as cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff.cli import run_command
-from rayff.config.train_config import TrainConfig
-from tests.engine.local_run import train as train_locally
-from tests.fuzz.checks import cases, tree
+from tests.fuzz.checks import cases
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.helpers.colour_run import write_image, write_run, write_task
-from tests.helpers.tiny_task import write_tiny_task
+from tests.helpers.mistakes import tree
+from tests.helpers.runs import StopAfter, train_locally
+from tests.helpers.tiny_task import tiny_config, write_tiny_task
 
 Main = Callable[[Sequence[str]], int]
 
 
 class RayWouldStart(Exception):
-    """The files are as they should be: what comes now is the cluster's."""
+    """The files are whole; what follows needs a cluster."""
 
 
 def command(name: str) -> Main:
@@ -36,10 +34,10 @@ def command(name: str) -> Main:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*args: object) -> None:
         raise RayWouldStart
 
-    monkeypatch.setattr(cluster, "ray_session", refuse)
+    monkeypatch.setattr("rayff.distributed.controller.train_on_cluster", refuse)
 
 
 def run(
@@ -69,32 +67,15 @@ def run(
 
 
 class TestTrain:
-    CONFIG = TrainConfig(arch="tinycnn", width=10, epochs=1, cuts=(2,)).to_dict()
-
-    @cases(60)
-    @given(data=st.data())
-    def test_on_a_broken_configuration(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
-    ) -> None:
-        path = tmp_path / "config.json"
-        if data.draw(st.booleans()):
-            path.write_text(json.dumps(data.draw(broken_json(self.CONFIG))))
-        else:
-            path.write_bytes(data.draw(broken_bytes(json.dumps(self.CONFIG).encode())))
-        run("train", "--config", str(path), capsys=capsys, folder=tmp_path)
-
     @pytest.fixture(scope="class")
     @classmethod
     def stopped(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A run directory with a checkpoint and the metrics of an epoch."""
         folder = tmp_path_factory.mktemp("train")
         task = write_tiny_task(folder / "task", num_train=8)
-        spec = TrainConfig(
-            arch="tinycnn", width=4, task=task, epochs=2, batch_size=8, rule="plain", lr=0.01
-        )
-        path = folder / "run"
-        train_locally(dataclasses.replace(spec, run_dir=str(path)), stop_after=4)
-        return path
+        config = tiny_config(task, folder / "run", batch_size=8, rule="plain")
+        train_locally(config, StopAfter(4))
+        return folder / "run"
 
     @cases(60)
     @given(data=st.data())

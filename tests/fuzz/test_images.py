@@ -1,4 +1,4 @@
-"""Image files: whatever the bytes are, they give pixels or a mistake."""
+"""Image files: any bytes give pixels or a mistake."""
 
 import io
 import struct
@@ -75,7 +75,7 @@ def test_of_any_bytes_behind_a_known_beginning(tmp_path: Path, magic: bytes, res
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """Return a PNG of a few bytes whose header speaks of any size."""
+    """Return a PNG of a few bytes whose header claims any size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))

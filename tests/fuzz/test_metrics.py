@@ -1,4 +1,4 @@
-"""metrics.parquet: whatever it holds, it is what a run could have recorded or a mistake."""
+"""metrics.parquet: it is read as a run could have written it, or refused."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rayff.runs import metrics as records
 from rayff.runs.metrics import EpochRecord, read_metrics
 from tests.fuzz.checks import cases, read_or_refused
-from tests.fuzz.mutations import broken_bytes, broken_json
+from tests.fuzz.mutations import broken_bytes, broken_json, replaced
 from tests.runs.test_metrics import record, write
 
 ROWS = [dataclasses.asdict(record(epoch)) for epoch in (1, 2, 3)]
@@ -49,13 +49,25 @@ def test_with_bytes_changed(path: Path, data: st.DataObject) -> None:
     load(path)
 
 
-@cases(300)
-@given(rows=broken_json(ROWS), typed=st.booleans())
-def test_with_values_changed(path: Path, rows: list[Any], typed: bool) -> None:
-    try:  # most trees are no table at all
-        schema = records._SCHEMA if typed else None
-        table = pa.Table.from_pylist(rows, schema=schema)
+def write_rows(path: Path, rows: Any, *, typed: bool) -> bool:
+    """Write the rows, with the columns of a run or with their own; most trees are no table."""
+    try:
+        table = pa.Table.from_pylist(rows, schema=records._SCHEMA if typed else None)
         pq.write_table(table, path)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, pa.ArrowException):
-        return
-    load(path)
+        return False
+    return True
+
+
+def test_with_each_value_of_another_kind(path: Path) -> None:
+    for rows in replaced(ROWS):
+        for typed in (False, True):
+            if write_rows(path, rows, typed=typed):
+                load(path)
+
+
+@cases(200)
+@given(rows=broken_json(ROWS), typed=st.booleans())
+def test_with_several_values_changed(path: Path, rows: list[Any], typed: bool) -> None:
+    if write_rows(path, rows, typed=typed):
+        load(path)

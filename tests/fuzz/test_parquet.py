@@ -1,4 +1,4 @@
-"""Parquet of a task: whatever the file is, it gives images and labels or a mistake."""
+"""Parquet of a task: any file gives images and labels or a mistake."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run whose network was made by hand, so that all it says can be worked out on paper.
+"""A run whose network was made by hand, so that its results can be worked out on paper.
 
 The images are red, green or blue in their left half and black in the right, which is the whole
 class. Layer-normalised, the coloured half is sqrt(5) in its own channel, and all else is
@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from rayff.config.train_config import TrainConfig
 from rayff.models.zoo import architecture
+from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
 from tests.data.files import encoded, write_parquet
 
@@ -74,11 +75,11 @@ def write_run(path: Path, task: Path, window: tuple[int, int] = (0, 0)) -> Path:
         index: np.frombuffer(save({"weight": weight}), dtype=np.uint8)
         for index, weight in enumerate(hand_set_weights())
     }
-    directory.export_model(
-        architecture("tinycnn", num_classes=3, image_channels=3, width=3),
-        states,
-        window=window,
+    description = ModelDescription(
+        architecture=architecture("tinycnn", num_classes=3, image_channels=3, width=3),
+        sip_window=window,
         class_names=CLASSES,
         precision="fp32",
     )
+    write_model(path, description, states)
     return path

@@ -60,16 +60,38 @@ class RecordingCallback(Callback):
         self._add("end" if error is None else f"end: {type(error).__name__}")
 
 
-class StopAfter(Callback):
-    """Asks the run to stop after so many chunks."""
+class AtChunk(Callback):
+    """Calls `action` once, after so many chunks."""
 
-    def __init__(self, chunks: int) -> None:
+    def __init__(self, chunks: int, action: Callable[[], object]) -> None:
         self.chunks = chunks
+        self.action = action
 
     def on_chunk_end(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         self.chunks -= 1
         if self.chunks == 0:
-            self.request_stop()
+            self.action()
+
+
+class StopAfter(AtChunk):
+    """Asks the run to stop after so many chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        super().__init__(chunks, self.request_stop)
+
+
+class Killed(BaseException):
+    """The process would be gone."""
+
+
+class KillAfter(AtChunk):
+    """Ends the run by an exception after so many chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        super().__init__(chunks, self._raise)
+
+    def _raise(self) -> None:
+        raise Killed
 
 
 def train_locally(config: TrainConfig, *callbacks: Callback, resume: bool = False) -> TrainResult:

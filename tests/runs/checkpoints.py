@@ -24,7 +24,7 @@ def make_store(
 def make_checkpoint(
     step: int, progress: Progress = PROGRESS, network: Architecture = NETWORK, size: int = 64
 ) -> Checkpoint:
-    """Return a checkpoint whose layers hold numbers that tell step and layer."""
+    """Return a checkpoint whose numbers are made of step and layer."""
     states = {
         layer.index: np.frombuffer(
             save({"weight": torch.full((size,), float(100 * step + layer.index))}), dtype=np.uint8

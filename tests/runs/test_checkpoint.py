@@ -50,7 +50,7 @@ class TestRoundTrip:
         assert make_store(folder).list() == []
         assert not folder.exists()
 
-    def test_other_files_beside_them_are_left_alone(self, folder: Path) -> None:
+    def test_other_files_in_the_folder_stay(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("mine")
         (folder / "step-12").mkdir()
@@ -68,7 +68,7 @@ class TestRoundTrip:
         monkeypatch.setattr(module, "write_durably", interrupted(0, OSError(errno.EIO, "I/O")))
         assert store.write(make_checkpoint(5)) == path
 
-    def test_the_same_step_further_on_is_told_so(self, folder: Path) -> None:
+    def test_the_same_step_gets_the_position_further_on(self, folder: Path) -> None:
         """A run that stops in the evaluation of an epoch goes on with the same layers."""
         store = make_store(folder)
         store.write(make_checkpoint(6, Progress(epoch=1, batch=3, images=5, loss_sums=(1.0,) * 4)))
@@ -80,9 +80,7 @@ class TestRoundTrip:
 
 
 class TestTheManifest:
-    def test_it_knows_layers_by_their_global_number_and_nothing_of_stages(
-        self, folder: Path
-    ) -> None:
+    def test_it_has_layers_by_their_global_number_and_no_stages(self, folder: Path) -> None:
         checkpoint = make_checkpoint(12)
         path = make_store(folder).write(checkpoint)
         manifest = json.loads((path / "manifest.json").read_text())
@@ -111,21 +109,6 @@ class TestTheManifest:
         for index, name in enumerate(files):
             assert (path / name).read_bytes() == checkpoint.states[index].tobytes()
 
-    def test_it_is_the_last_file_to_be_written(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        written = []
-
-        def write(path: Path, data: bytes | memoryview) -> None:
-            written.append(path.name)
-            assert not (folder / "step-00000012").exists()
-            path.write_bytes(data)
-
-        monkeypatch.setattr(module, "write_durably", write)
-        make_store(folder).write(make_checkpoint(12))
-        layers = [f"layer-{index:03d}.safetensors" for index in range(4)]
-        assert written == [*layers, "manifest.json"]
-
     def test_the_disk_has_the_files_before_the_folder_has_its_name(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -137,7 +120,7 @@ class TestTheManifest:
 
         monkeypatch.setattr(os, "fsync", fsync)
         make_store(folder).write(make_checkpoint(12))
-        written = [(target / name).stat().st_ino for name in names(target)]
+        written = [(target / name).stat().st_ino for name in names(target)]  # manifest.json last
         assert synced == [*((node, False) for node in written), (folder.stat().st_ino, True)]
 
 
@@ -251,7 +234,7 @@ class TestKeeping:
 
 
 class TestAnotherRun:
-    """The checkpoint is as it should be: the advice must not be to delete it."""
+    """The checkpoint is whole: the remedy must not be to delete it."""
 
     @pytest.mark.parametrize(
         ("other", "named"),

@@ -1,290 +1,189 @@
-"""Checkpoints that something happened to: nothing in them is run, and each is said."""
+"""Damaged checkpoints: each is refused with a remedy, and nothing in them is run or followed.
+
+Damage of every other kind is tested by tests/fuzz/test_checkpoints.py.
+"""
 
 import hashlib
 import json
-import math
-import pickle  # noqa: TID251 - strangers' files are made with it
+import os
+import pickle  # noqa: TID251 - an attacker's files are made with it
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load
 
-from rayff.config.errors import UserError
 from rayff.runs.checkpoint import CheckpointStore
-from tests.runs.checkpoints import (
-    make_checkpoint,
-    make_store,
-    same,
-)
-from tests.runs.damage import MarkerOnLoad, mutate, wrong_value
+from tests.helpers.mistakes import refused
+from tests.helpers.pickles import MarkerOnLoad
+from tests.runs.checkpoints import make_checkpoint, make_store, same
+
+LAYER = "layer-001.safetensors"
+MANIFEST = "manifest.json"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "checkpoints"
+def store(tmp_path: Path) -> CheckpointStore:
+    """Two checkpoints, of which the newer one is damaged by the tests."""
+    store = make_store(tmp_path / "run" / "checkpoints")
+    store.write(make_checkpoint(1))
+    store.write(make_checkpoint(2))
+    return store
 
 
-class TestDamage:
-    """Each is said in one sentence that names the file and what to do."""
+def newest(store: CheckpointStore) -> Path:
+    return store.list()[-1]
+
+
+def assert_refused(store: CheckpointStore, match: str, file: str) -> None:
+    """Expect a sentence that names the file and offers the checkpoint before."""
+    with refused(match) as caught:
+        store.read_latest()
+    assert str(newest(store) / file) in str(caught.value)
+    assert f"delete {newest(store)} to resume from step-00000001" in str(caught.value)
+    assert same(store.read(store.list()[0]), make_checkpoint(1))
+
+
+def change_manifest(store: CheckpointStore, change: Callable[[dict[str, Any]], object]) -> None:
+    path = newest(store) / MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[150] ^= 1
+    path.write_bytes(data)
+
+
+class TestALayerFile:
+    @pytest.mark.parametrize(
+        ("damage", "match"),
+        [
+            (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is damaged: its .* bytes"),
+            (flip, "is damaged: its .* bytes"),
+            (lambda path: path.unlink(), "cannot be read: No such file"),
+        ],
+        ids=["truncated", "flipped", "missing"],
+    )
+    def test_names_the_file_and_the_checkpoint_before(
+        self, store: CheckpointStore, damage: Callable[[Path], object], match: str
+    ) -> None:
+        damage(newest(store) / LAYER)
+        assert_refused(store, match, LAYER)
+
+    def test_of_the_only_checkpoint_lets_the_run_start_again(self, tmp_path: Path) -> None:
+        store = make_store(tmp_path)
+        path = store.write(make_checkpoint(2))
+        (path / LAYER).unlink()
+        with refused(f"cannot be read.*; delete {path} to start the run again$"):
+            store.read_latest()
+
+    def test_that_is_not_named(self, store: CheckpointStore) -> None:
+        change_manifest(store, lambda manifest: manifest["layers"].pop("2"))
+        assert_refused(store, "names no file for layer 2", MANIFEST)
+
+
+class TestAManifest:
+    def test_that_is_missing(self, store: CheckpointStore) -> None:
+        (newest(store) / MANIFEST).unlink()
+        assert_refused(store, "is missing: the checkpoint is not whole", MANIFEST)
+
+    def test_that_is_no_json(self, store: CheckpointStore) -> None:
+        (newest(store) / MANIFEST).write_text("no JSON")
+        assert_refused(store, "is no manifest of a checkpoint", MANIFEST)
+
+    def test_whose_numbers_contradict_each_other(self, store: CheckpointStore) -> None:
+        change_manifest(store, lambda manifest: manifest["progress"].update(loss_sums=[1.0]))
+        assert_refused(store, "is damaged: its numbers do not fit", MANIFEST)
+
+    def test_of_another_format_must_not_be_deleted(self, store: CheckpointStore) -> None:
+        change_manifest(store, lambda manifest: manifest.update(format=2))
+        with refused("has format 2 and this version reads 1: resume with the version") as caught:
+            store.read_latest()
+        assert "delete" not in str(caught.value)
+
+
+class TestNamesThatLeadElsewhere:
+    """Nothing outside of a checkpoint is read through it."""
 
     @pytest.fixture
-    def store(self, folder: Path) -> CheckpointStore:
-        store = make_store(folder)
-        store.write(make_checkpoint(1))
-        store.write(make_checkpoint(2))
-        return store
+    def outside(self, store: CheckpointStore, tmp_path: Path) -> Path:
+        """A layer's own bytes, so that only the place is wrong."""
+        return Path(shutil.copy(newest(store) / "layer-000.safetensors", tmp_path / "outside"))
 
-    def refused(self, store: CheckpointStore, *, match: str, file: str, remedy: str) -> str:
-        with pytest.raises(UserError, match=match) as caught:
-            store.read_latest()
-        message = str(caught.value)
-        assert str(store.directory / "step-00000002" / file) in message
-        assert remedy in message
-        assert "\n" not in message
-        return message
-
-    DAMAGE: tuple[tuple[str, Callable[[Path], object], str], ...] = (
-        ("truncated", lambda path: path.write_bytes(path.read_bytes()[:-1]), "is damaged"),
-        ("empty", lambda path: path.write_bytes(b""), "is damaged"),
-        ("longer", lambda path: path.write_bytes(path.read_bytes() + b"\0"), "is damaged"),
-        ("missing", lambda path: path.unlink(), "cannot be read"),
-        ("a folder", lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
-    )
-
-    @pytest.mark.parametrize(("kind", "damage", "match"), DAMAGE, ids=[d[0] for d in DAMAGE])
-    @pytest.mark.parametrize("layer", [0, 3])
-    def test_a_layer_file(
-        self,
-        store: CheckpointStore,
-        kind: str,
-        damage: Callable[[Path], object],
-        match: str,
-        layer: int,
-    ) -> None:
-        name = f"layer-{layer:03d}.safetensors"
-        damage(store.list()[-1] / name)
-        older, newer = store.list()
-        remedy = f"delete {newer} to resume from {older.name}"
-        self.refused(store, match=match, file=name, remedy=remedy)
-        assert same(store.read(older), make_checkpoint(1))
-
-    @pytest.mark.parametrize("position", [0, 9, 150, -1])
-    def test_a_flipped_byte(self, store: CheckpointStore, position: int) -> None:
-        path = store.list()[-1] / "layer-001.safetensors"
-        data = bytearray(path.read_bytes())
-        data[position] ^= 1
-        path.write_bytes(data)
-        self.refused(store, match="is damaged", file=path.name, remedy="to resume from step-00000")
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            None,
-            b"",
-            b"no JSON",
-            b"\xff\xfe\x00",
-            b"[" * 100_000,
-            b"null",
-            b"[]",
-            b"3",
-            b'"text"',
-            b"{}",
-            b'{"format": 1}',
-        ],
-        ids=lambda content: "missing" if content is None else repr(content[:20]),
-    )
-    def test_the_manifest(self, store: CheckpointStore, content: bytes | None) -> None:
-        path = store.list()[-1] / "manifest.json"
-        path.unlink() if content is None else path.write_bytes(content)
-        self.refused(
-            store, match="manifest", file=path.name, remedy="to resume from step-00000001"
-        )
-
-    def test_where_there_is_no_older_one_the_run_can_start_again(self, folder: Path) -> None:
-        store = make_store(folder)
-        newest = store.write(make_checkpoint(2))
-        (newest / "layer-001.safetensors").unlink()
-        remedy = f"delete {newest} to start the run again"
-        self.refused(store, match="cannot be", file="layer-001.safetensors", remedy=remedy)
-
-    def test_another_format(self, store: CheckpointStore) -> None:
-        self.change(store, lambda manifest: manifest.update(format=2))
-        self.refused(
-            store, match="format 2.*reads 1", file="manifest.json", remedy="resume with the"
-        )
-
-    @pytest.mark.parametrize("key", ["format", "step", "seed", "architecture", "progress"])
-    def test_a_missing_key(self, store: CheckpointStore, key: str) -> None:
-        self.change(store, lambda manifest: manifest.pop(key))
-        self.refused(store, match=f"{key}", file="manifest.json", remedy="to resume from")
-
-    def test_a_missing_layer(self, store: CheckpointStore) -> None:
-        self.change(store, lambda manifest: manifest["layers"].pop("2"))
-        self.refused(store, match="layer 2", file="manifest.json", remedy="to resume from")
-
-    WRONG: tuple[tuple[tuple[str, ...], Any], ...] = (
-        (("step",), "12"),
-        (("step",), 2.5),
-        (("step",), None),
-        (("step",), True),
-        (("step",), float("inf")),
-        (("step",), float("nan")),
-        (("step",), -1),
-        (("step",), 7),
-        (("seed",), "x"),
-        (("seed",), float("inf")),
-        (("architecture",), []),
-        (("architecture",), 3),
-        (("progress",), []),
-        (("progress", "epoch"), -1),
-        (("progress", "epoch"), 1.5),
-        (("progress", "epoch"), False),
-        (("progress", "batch"), "3"),
-        (("progress", "batch"), 0),
-        (("progress", "images"), float("inf")),
-        (("progress", "loss_sums"), 3),
-        (("progress", "loss_sums"), [1.0]),
-        (("progress", "loss_sums"), ["1", "2", "3", "4"]),
-        (("progress", "loss_sums"), "1234"),
-        (("progress", "loss_sums"), [1.0, 2.0, 3.0, float("nan")]),
-        (("progress", "loss_sums"), [1.0, 2.0, 3.0, 10**400]),
-        (("layers",), []),
-        (("layers",), {"zero": {}}),
-        (("layers", "0"), None),
-        (("layers", "0"), ["a", "b"]),
-        (("layers", "0", "file"), "\0"),
-        (("layers", "0", "file"), "\ud800"),
-        (("layers", "0", "file"), "x" * 5000),
-        (("layers", "0", "file"), None),
-        (("layers", "0", "sha256"), None),
-    )
-
-    @pytest.mark.parametrize(("place", "value"), WRONG, ids=lambda x: repr(x)[:40])
-    def test_a_wrong_value(
-        self, store: CheckpointStore, place: tuple[str, ...], value: object
-    ) -> None:
-        def put(manifest: dict[str, Any]) -> None:
-            for key in place[:-1]:
-                manifest = manifest[key]
-            manifest[place[-1]] = value
-
-        self.change(store, put)
-        self.refused(store, match="2", file="", remedy="to resume from step-00000001")
-
-    def test_the_layers_of_an_architecture_of_wrong_type(self, store: CheckpointStore) -> None:
-        for value in (3, None, "abc"):
-            self.change(store, lambda m, v=value: m["architecture"].update(layers=v))
-            with pytest.raises(UserError, match="no manifest of a checkpoint"):
-                store.read_latest()
+    @pytest.fixture(autouse=True)
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        opened: list[Path] = []
+        monkeypatch.setattr("numpy.fromfile", lambda path, **options: opened.append(path))
+        return opened
 
     @pytest.mark.parametrize(
         "name",
-        ["../outside", "../step-00000001/layer-000.safetensors", "a/b", "", ".", "..", "OUTSIDE"],
+        ["../x", "/etc/passwd", "a/../../x", f"{LAYER}/../../x", "a/b", "", ".", "..", "\0"],
     )
-    def test_a_file_outside_the_checkpoint_is_not_read(
-        self, store: CheckpointStore, tmp_path: Path, name: str
+    def test_a_path(
+        self, store: CheckpointStore, outside: Path, opened: list[Path], name: str
     ) -> None:
-        outside = store.directory / "outside"
-        outside.write_bytes((store.list()[-1] / "layer-000.safetensors").read_bytes())
-        name = str(outside) if name == "OUTSIDE" else name
-        self.change(store, lambda manifest: manifest["layers"]["0"].update(file=name))
-        self.refused(
-            store,
-            match="not a file of the checkpoint itself",
-            file="manifest.json",
-            remedy="to resume from step-00000001",
-        )
+        for text in (name, str(outside), os.path.relpath(outside, newest(store))):
+            change_manifest(store, lambda m, t=text: m["layers"]["0"].update(file=t))
+            with refused("not a file of the checkpoint itself; delete .* to resume from"):
+                store.read_latest()
+        assert not opened
 
-    @staticmethod
-    def change(store: CheckpointStore, how: Callable[[dict[str, Any]], object]) -> None:
-        path = store.list()[-1] / "manifest.json"
-        manifest = json.loads(path.read_text())
-        how(manifest)
-        path.write_text(json.dumps(manifest))
+    @pytest.mark.parametrize(
+        ("make", "match"),
+        [
+            (lambda path, outside: path.symlink_to(outside), "is a link"),
+            (lambda path, outside: path.symlink_to("/dev/zero"), "is a link"),
+            (lambda path, outside: path.symlink_to(path), "is a link"),
+            (lambda path, outside: os.mkfifo(path), "it is no file"),
+            (lambda path, outside: path.mkdir(), "it is no file"),
+        ],
+        ids=["file", "zero", "self", "pipe", "folder"],
+    )
+    @pytest.mark.parametrize("name", ["layer-000.safetensors", MANIFEST])
+    def test_a_link_or_no_file_at_all(
+        self,
+        store: CheckpointStore,
+        outside: Path,
+        opened: list[Path],
+        name: str,
+        make: Callable[[Path, Path], object],
+        match: str,
+    ) -> None:
+        path = newest(store) / name
+        if name == MANIFEST:
+            shutil.copy(path, outside)
+        path.unlink()
+        make(path, outside)
+        with refused(match):
+            store.read_latest()
+        assert not opened
 
 
 class TestAPickle:
-    def test_in_place_of_a_layer_is_not_loaded(self, folder: Path, tmp_path: Path) -> None:
-        store = make_store(folder)
-        path = store.write(make_checkpoint(1))
+    def test_in_place_of_a_layer_is_not_loaded(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
         marker = tmp_path / "executed"
         data = pickle.dumps(MarkerOnLoad(marker))
-        (path / "layer-001.safetensors").write_bytes(data)
-        with pytest.raises(UserError, match=r"layer-001.safetensors is damaged"):
-            store.read_latest()
-        # also where the manifest vouches for it
-        manifest = json.loads((path / "manifest.json").read_text())
-        manifest["layers"]["1"]["sha256"] = hashlib.sha256(data).hexdigest()
-        (path / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match=r"layer-001.safetensors is no safetensors file"):
-            store.read_latest()
+        (newest(store) / LAYER).write_bytes(data)
+        assert_refused(store, "is damaged", LAYER)
+        # also where the manifest has its digest
+        sha256 = hashlib.sha256(data).hexdigest()
+        change_manifest(store, lambda manifest: manifest["layers"]["1"].update(sha256=sha256))
+        assert_refused(store, "is no safetensors file", LAYER)
         assert not marker.exists()
         pickle.loads(data)
         assert marker.exists()  # so it would have shown
 
-    def test_in_place_of_the_manifest_is_not_loaded(self, folder: Path, tmp_path: Path) -> None:
-        store = make_store(folder)
-        path = store.write(make_checkpoint(1))
-        (path / "manifest.json").write_bytes(pickle.dumps(MarkerOnLoad(tmp_path / "executed")))
-        with pytest.raises(UserError, match="no manifest"):
-            store.read_latest()
-        assert not (tmp_path / "executed").exists()
-
-
-def wrong_or_not_finite(data: st.DataObject, old: Any) -> Any:
-    """Return another kind of value; of a number one that is none, as others could be right."""
-    value = wrong_value(data, old)
-    if type(old) is float and type(value) in (int, float):
-        value = data.draw(st.sampled_from([math.inf, -math.inf, math.nan, 10**400]))
-    return value
-
-
-class TestMutatedManifests:
-    """Any mutation of the JSON gives the same checkpoint or a UserError, and nothing else."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def store(cls, tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
-        store = make_store(tmp_path_factory.mktemp("mutated"))
-        store.write(make_checkpoint(12))
-        return store
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def manifest(cls, store: CheckpointStore) -> Any:
-        return json.loads((store.list()[0] / "manifest.json").read_text())
-
-    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
-    @given(data=st.data())
-    def test_a_value_of_another_kind_or_none_at_all(
-        self, store: CheckpointStore, manifest: Any, data: st.DataObject
+    def test_in_place_of_the_manifest_is_not_loaded(
+        self, store: CheckpointStore, tmp_path: Path
     ) -> None:
-        mutated = mutate(manifest, data, wrong_or_not_finite)
-        self.check(store, json.dumps(mutated).encode())
-
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-    @given(data=st.data())
-    def test_a_file_that_is_cut_off_or_overwritten(
-        self, store: CheckpointStore, manifest: Any, data: st.DataObject
-    ) -> None:
-        text = json.dumps(manifest).encode()
-        begin = data.draw(st.integers(0, len(text)), label="begin")
-        length = data.draw(st.integers(0, 30), label="length")
-        middle = data.draw(st.sampled_from([b"", b"\xff", b"}", b"{", b'"', b"null"]))
-        self.check(store, text[:begin] + middle + text[begin + length :], exact=False)
-
-    def check(self, store: CheckpointStore, text: bytes, exact: bool = True) -> None:
-        (store.list()[0] / "manifest.json").write_bytes(text)
-        try:
-            read = store.read_latest()
-        except UserError:
-            return
-        assert read is not None
-        if exact:
-            assert same(read, make_checkpoint(12))
-        for index, state in read.states.items():
-            assert load(state.tobytes())["weight"][0] == 1200 + index
+        marker = tmp_path / "executed"
+        (newest(store) / MANIFEST).write_bytes(pickle.dumps(MarkerOnLoad(marker)))
+        assert_refused(store, "no manifest", MANIFEST)
+        assert not marker.exists()

@@ -12,25 +12,25 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from rayff.config.errors import UserError
-from rayff.config.train_config import TrainConfig
+from rayff import TrainConfig
 from rayff.engine.preparation import prepare
 from rayff.runs.storage import Storage, file_system
 from rayff.train import read_flags
-from tests.engine.local_run import Diary, layer_files, timeless, train
-from tests.helpers.tiny_task import write_tiny_task
+from tests.helpers.mistakes import refused
+from tests.helpers.runs import (
+    RecordingCallback,
+    StopAfter,
+    layer_files,
+    timeless,
+    train_locally,
+)
+from tests.helpers.tiny_task import BATCHES, tiny_config
 
-LAST = 6  # two epochs of three batches
+LAST = 2 * BATCHES
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("data") / "tiny")
-
-
-def make_run(task: str, run_dir: Path, storage_path: str, **changes: Any) -> TrainConfig:
-    options = {"width": 4, "epochs": 2, "batch_size": 40, "lr": 0.01, "seed": 3, **changes}
-    return TrainConfig(task=task, run_dir=str(run_dir), storage_path=storage_path, **options)
+def stored(task: str, run_dir: Path, storage_path: str, **changes: Any) -> TrainConfig:
+    return tiny_config(task, run_dir, storage_path=storage_path, **changes)
 
 
 class S3:
@@ -86,87 +86,88 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 class TestAFolder:
-    def test_has_all_of_the_run(self, task: str, tmp_path: Path) -> None:
-        train(make_run(task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1))
+    def test_has_all_of_the_run(self, tiny_task: str, tmp_path: Path) -> None:
+        train_locally(
+            stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1)
+        )
         copy, own = files_of(tmp_path / "kept" / "run"), files_of(tmp_path / "run")
         assert copy == own
         assert {"config.json", "metrics.csv", "model.safetensors"} <= set(copy)
         assert [name for name in copy if "step-00000003" in name] == []
 
     @pytest.mark.parametrize("lost", ["all", "checkpoint"])
-    def test_gives_back_what_was_lost(self, task: str, tmp_path: Path, lost: str) -> None:
-        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"))
-        records, _ = train(run)
-        wanted = layer_files(run, LAST)
+    def test_gives_back_what_was_lost(self, tiny_task: str, tmp_path: Path, lost: str) -> None:
+        run = stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"))
+        records = train_locally(run).metrics
+        expected = layer_files(run.run_dir, LAST)
         gone = tmp_path / "run"
         shutil.rmtree(gone if lost == "all" else gone / "checkpoints" / f"step-{LAST:08d}")
-        again, _ = train(run, resume=True)
-        assert layer_files(run, LAST) == wanted
+        again = train_locally(run, resume=True).metrics
+        assert layer_files(run.run_dir, LAST) == expected
         assert timeless(again) == timeless(records)
 
-    def test_that_is_older_changes_nothing(self, task: str, tmp_path: Path) -> None:
-        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"))
-        train(run)
+    def test_that_is_older_changes_nothing(self, tiny_task: str, tmp_path: Path) -> None:
+        run = stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"))
+        train_locally(run)
         shutil.rmtree(tmp_path / "kept" / "run" / "checkpoints" / f"step-{LAST:08d}")
         assert not Storage(tmp_path / "run", str(tmp_path / "kept")).pull()
 
     def test_that_has_a_run_of_the_name_is_not_overwritten(
-        self, task: str, tmp_path: Path
+        self, tiny_task: str, tmp_path: Path
     ) -> None:
-        run = make_run(task, tmp_path / "run", str(tmp_path / "kept"), epochs=1)
-        train(run)
+        run = stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), epochs=1)
+        train_locally(run)
         shutil.rmtree(tmp_path / "run")
-        with pytest.raises(UserError, match="holds a run already: add --resume"):
-            train(run)
+        with refused("holds a run already: add --resume"):
+            train_locally(run)
 
     @pytest.mark.parametrize("resume", [False, True])
     def test_that_is_a_file_is_refused_at_the_start(
-        self, task: str, tmp_path: Path, resume: bool
+        self, tiny_task: str, tmp_path: Path, resume: bool
     ) -> None:
         kept = tmp_path / "README.md"
         kept.write_text("text")
-        run = make_run(task, tmp_path / "run", str(kept))
-        with pytest.raises(UserError, match=f"^--storage-path {kept} is a file; name a folder$"):
+        run = stored(tiny_task, tmp_path / "run", str(kept))
+        with refused(f"^--storage-path {kept} is a file; name a folder$"):
             prepare(run, resume=resume)
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", ["s3://", "s3:///folder", "gs://", "gcs://?region=x"])
 def test_a_uri_without_a_bucket_is_refused(path: str) -> None:
-    with pytest.raises(UserError, match=r"^--storage-path .* names no bucket; use .*://bucket/"):
+    with refused(r"^--storage-path .* names no bucket; use .*://bucket/"):
         file_system(path)
 
 
-def test_fsspec_serves_what_pyarrow_does_not_know(task: str, tmp_path: Path) -> None:
-    run = make_run(task, tmp_path / "run", "memory://runs", epochs=1)
-    train(run)
-    wanted = layer_files(run, 3)
+def test_fsspec_serves_what_pyarrow_does_not_know(tiny_task: str, tmp_path: Path) -> None:
+    run = stored(tiny_task, tmp_path / "run", "memory://runs", epochs=1)
+    train_locally(run)
+    expected = layer_files(run.run_dir, BATCHES)
     shutil.rmtree(tmp_path / "run")
     assert Storage(tmp_path / "run", "memory://runs").pull()
-    assert layer_files(run, 3) == wanted
+    assert layer_files(run.run_dir, BATCHES) == expected
 
 
 class TestS3:
     def test_a_run_whose_machine_is_lost_goes_on_elsewhere(
-        self, task: str, tmp_path: Path, s3: S3
+        self, tiny_task: str, tmp_path: Path, s3: S3
     ) -> None:
-        whole = make_run(task, tmp_path / "whole", str(tmp_path / "kept"))
-        train(whole)
-        run = make_run(task, tmp_path / "run", s3.uri)
-        train(run, stop_after=7)  # the second batch of the second epoch
+        whole = stored(tiny_task, tmp_path / "whole", str(tmp_path / "kept"))
+        train_locally(whole)
+        run = stored(tiny_task, tmp_path / "run", s3.uri)
+        train_locally(run, StopAfter(7))  # the second batch of the second epoch
         shutil.rmtree(tmp_path / "run")
         flags = ["--resume", "--run-dir", str(tmp_path / "run"), "--storage-path", s3.uri]
         assert read_flags(flags).epochs == 2, "the options are those of the run"
-        records, _ = train(run, resume=True)
-        assert len(records) == 2
-        assert layer_files(run, LAST) == layer_files(whole, LAST)
+        assert train_locally(run, resume=True).complete
+        assert layer_files(run.run_dir, LAST) == layer_files(whole.run_dir, LAST)
 
     @pytest.mark.parametrize("broken", ["layer-002.safetensors", "manifest.json", "config.json"])
     def test_a_fault_in_an_upload_leaves_the_checkpoint_before_it(
-        self, task: str, tmp_path: Path, s3: S3, broken: str
+        self, tiny_task: str, tmp_path: Path, s3: S3, broken: str
     ) -> None:
         """After the first checkpoint, each upload of one file breaks off."""
-        run = make_run(task, tmp_path / "run", s3.uri, keep_checkpoints=1)
+        run = stored(tiny_task, tmp_path / "run", s3.uri, keep_checkpoints=1)
         hit = []
 
         def fails(method: str, path: str) -> bool:
@@ -174,11 +175,12 @@ class TestS3:
             hit.append(path) if breaks else None
             return breaks
 
-        diary = Diary()
-        diary.then = lambda number: setattr(s3, "fails", fails) if number == 7 else None
-        _, diary = train(run, callback=diary)
+        train_locally(run, StopAfter(5))  # at the end of the first epoch
+        s3.fails = fails
+        recording = RecordingCallback()
+        train_locally(run, recording, resume=True)
         assert hit, "the server broke off an upload"
-        warned = [line for line in diary.lines if "the copy in s3://" in line]
+        warned = [line for line in recording.lines if "the copy in s3://" in line]
         assert len(warned) == 1
         assert "is behind" in warned[0]
         s3.fails = lambda method, path: False
@@ -188,22 +190,21 @@ class TestS3:
         assert found == ["step-00000006" if broken == "config.json" else "step-00000003"]
         Storage(tmp_path / "run", s3.uri).push(keep=1)
         assert elsewhere.pull() == (broken != "config.json")
-        moved = make_run(task, elsewhere.run_dir, s3.uri)
-        assert layer_files(moved, LAST) == layer_files(run, LAST)
+        assert layer_files(elsewhere.run_dir, LAST) == layer_files(run.run_dir, LAST)
 
-    def test_that_is_gone_is_a_sentence(self, task: str, tmp_path: Path, s3: S3) -> None:
+    def test_that_is_gone_is_a_sentence(self, tiny_task: str, tmp_path: Path, s3: S3) -> None:
         s3.close()
-        with pytest.raises(UserError, match="cannot be reached"):
-            train(make_run(task, tmp_path / "run", s3.uri))
+        with refused("cannot be reached"):
+            train_locally(stored(tiny_task, tmp_path / "run", s3.uri))
         assert not (tmp_path / "run").exists()
 
 
 class TestMistakes:
-    def test_an_unknown_scheme(self, task: str, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="--storage-path nowhere://x: Protocol not known"):
-            train(make_run(task, tmp_path / "run", "nowhere://x"))
+    def test_an_unknown_scheme(self, tiny_task: str, tmp_path: Path) -> None:
+        with refused("--storage-path nowhere://x: Protocol not known"):
+            train_locally(stored(tiny_task, tmp_path / "run", "nowhere://x"))
 
-    def test_a_key_in_the_uri_is_refused(self, task: str, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="through the environment") as refused:
-            train(make_run(task, tmp_path / "run", "s3://key:secret@bucket/x"))
-        assert "secret@" not in str(refused.value)
+    def test_a_key_in_the_uri_is_refused(self, tiny_task: str, tmp_path: Path) -> None:
+        with refused("through the environment") as caught:
+            train_locally(stored(tiny_task, tmp_path / "run", "s3://key:secret@bucket/x"))
+        assert "secret@" not in str(caught.value)

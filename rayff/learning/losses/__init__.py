@@ -21,18 +21,26 @@ def make_loss(name: str, spec: LayerSpec, num_classes: int) -> nn.Module:
     """Return the loss of one layer.
 
     Raises:
-        UserError: an unknown name, or an object that is no subclass of nn.Module.
+        UserError: an unknown name, an object that is no subclass of nn.Module, or one that cannot
+            be made of these arguments.
     """
     kind = LOSSES.load(name)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"--loss {name} is not a subclass of torch.nn.Module: name a class")
-    return kind(spec, num_classes)
+    try:
+        return kind(spec, num_classes)
+    except Exception as error:  # the user's code may raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--loss {name} cannot be made for layer {spec.index} ({type(error).__name__}: "
+            f"{reason}): its constructor takes the layer's LayerSpec and the number of classes"
+        ) from error
 
 
 def check_logits(logits: Tensor, images: int, num_classes: int, loss: nn.Module) -> None:
-    """Raise a ValueError where a loss gives other logits than (B, C)."""
+    """Raise a UserError where a loss gives other logits than (B, C)."""
     if tuple(logits.shape) != (images, num_classes):
-        raise ValueError(
-            f"{type(loss).__name__} returned logits of shape {tuple(logits.shape)} for {images} "
-            f"images and {num_classes} classes: return (B, C) logits"
+        raise UserError(
+            f"--loss: {type(loss).__name__} returned logits of shape {tuple(logits.shape)} for "
+            f"{images} images and {num_classes} classes: return (B, C) logits"
         )
