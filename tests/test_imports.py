@@ -25,21 +25,21 @@ BELOW: dict[str, set[str]] = {
     "kernels": {"config", "models"},
     "learning": {"config", "models", "kernels"},
 }
-"""The rooms that each room may import. None of two rooms at the same height imports the other."""
-for _room in ("partition", "data", "runs"):
-    BELOW[_room] = {"learning", *BELOW["learning"]}
+"""The subpackages that each one may import; two at the same height do not import each other."""
+for _name in ("partition", "data", "runs"):
+    BELOW[_name] = {"learning", *BELOW["learning"]}
 BELOW["engine"] = {"learning", "partition", "data", "runs", *BELOW["learning"]}
-for _room in ("distributed", "console"):
-    BELOW[_room] = {"engine", *BELOW["engine"]}
+for _name in ("distributed", "console"):
+    BELOW[_name] = {"engine", *BELOW["engine"]}
 BELOW["baselines"] = {"distributed", *BELOW["distributed"]}
-for _room in ("tune", "report", "doctor", "bench"):
-    BELOW[_room] = {"baselines", "console", "cli", "trainer", *BELOW["baselines"]}
+for _name in ("tune", "report", "doctor", "bench"):
+    BELOW[_name] = {"baselines", "console", "cli", "trainer", *BELOW["baselines"]}
 
 COMMANDS = {"__main__", "cli", "config_file", "evaluate", "plan", "predict", "train", "trainer"}
-"""Modules outside of the rooms, which may import all of them."""
+"""Modules outside of the subpackages, which may import all of them."""
 
 WITH_RAY = {"distributed", "tune", "baselines", "doctor", "bench"}
-"""The rooms that may import Ray."""
+"""The subpackages that may import Ray."""
 
 BLOCK_RAY = """
 import importlib, sys
@@ -51,7 +51,7 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def room(module: str) -> str:
+def subpackage(module: str) -> str:
     """Return the second part of a module's name; that of the package itself is empty."""
     return (module.split(".") + [""])[1]
 
@@ -87,17 +87,17 @@ def run_without_ray(code: str, *arguments: str) -> str:
     return run(BLOCK_RAY + code, *arguments)
 
 
-def test_every_module_is_in_a_room_or_a_command():
-    assert {room(module) for module in MODULES} - {""} - COMMANDS == BELOW.keys()
+def test_every_module_is_known():
+    assert {subpackage(module) for module in MODULES} - {""} - COMMANDS == BELOW.keys()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room(name) in BELOW])
-def test_a_room_imports_the_rooms_below_it_alone(module: str):
-    allowed = BELOW[room(module)] | {room(module)}
+@pytest.mark.parametrize("module", [name for name in MODULES if subpackage(name) in BELOW])
+def test_a_module_imports_the_subpackages_below_it_alone(module: str):
+    allowed = BELOW[subpackage(module)] | {subpackage(module)}
     upward = [
         f"{MODULES[module]}:{line} imports {name}"
         for name, line in imports(MODULES[module])
-        if name.partition(".")[0] == "rayff" and room(name) not in allowed
+        if name.partition(".")[0] == "rayff" and subpackage(name) not in allowed
     ]
     assert upward == []
 
@@ -106,15 +106,15 @@ def test_the_config_needs_the_standard_library_alone():
     others = {
         name.partition(".")[0]
         for module, path in MODULES.items()
-        if room(module) == "config"
+        if subpackage(module) == "config"
         for name, _ in imports(path)
     }
     assert others - {"rayff"} <= sys.stdlib_module_names
 
 
-def test_ray_is_imported_by_its_rooms_alone():
+def test_ray_is_imported_by_its_subpackages_alone():
     with_ray = {
-        room(module)
+        subpackage(module)
         for module, path in MODULES.items()
         for name, _ in imports(path)
         if name.partition(".")[0] == "ray"
@@ -129,7 +129,7 @@ def test_the_package_imports_neither_torch_nor_ray():
 
 
 def test_all_other_modules_are_imported_without_ray():
-    names = [name for name in MODULES if room(name) not in WITH_RAY]
+    names = [name for name in MODULES if subpackage(name) not in WITH_RAY]
     if importlib.util.find_spec("triton") is None:  # torch depends on it where it has CUDA
         names.remove("rayff.kernels.triton_kernels")
     assert "rayff.engine.loop" in names

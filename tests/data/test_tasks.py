@@ -19,7 +19,7 @@ def write_task(folder, *, num_train=12, channels=1, class_names=None):
 
 
 def rows_of(split):
-    """Rows of the split's images in the file they came from, told by their seeds."""
+    """Rows of the split's images in the file they came from, by their seeds."""
     row_of_pixels = {random_pixels(row).tobytes(): row for row in range(200)}
     return [row_of_pixels[image.tobytes()] for image in split.images]
 

@@ -1,5 +1,5 @@
 import hashlib
-import pickle  # noqa: TID251 - strangers' files are made with it
+import pickle  # noqa: TID251 - an attacker's files are made with it
 
 import numpy as np
 import pytest

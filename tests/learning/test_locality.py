@@ -1,4 +1,4 @@
-"""Promise 1: no gradient crosses a layer, with and without shortcuts, whatever the loss."""
+"""Promise 1: no gradient leaves a layer, with and without shortcuts, whatever the loss."""
 
 from collections.abc import Callable
 

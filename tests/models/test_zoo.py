@@ -27,7 +27,7 @@ RESNET = [
     (800, 800, 3, 2, False, 4, "none"),
     (800, 800, 3, 1, False, 4, "add"),
     (800, 800, 3, 1, False, 4, "none"),
-    (800, 800, 3, 1, False, 4, "none"),  # no group comes behind it
+    (800, 800, 3, 1, False, 4, "none"),  # the last group
 ]
 VGG = [
     (3, 70, 3, 1, False, 32, "none"),

@@ -157,7 +157,7 @@ class TestRebalanced:
         [
             ([2.0, 2.0], (2,)),
             ([2.0, 2.2], (2,)),
-            ([2.0, 6.0], (3,)),  # three times as slow: one layer of 3 s beside three of 1 s
+            ([2.0, 6.0], (3,)),  # three times as slow: one layer of 3 s and three of 1 s
             ([6.0, 2.0], (1,)),
             ([2.0, 3.2], (2,)),  # 3 s and 1.6 s save less than a tenth
         ],
