@@ -7,13 +7,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from rayff.config.train_config import TrainConfig
 from rayff.runs.metrics import EpochRecord, Metrics
 from rayff.runs.run_directory import RunDirectory
 from rayff.tune.results import ranked, results_table, spread, trial_row, write_results
-from rayff.tune.search import Search
+from rayff.tune.search import Search, print_results
+
+TASK = "a/long/path/to/a/folder/of/images/that/makes/the/table/wider/than/eighty"
 
 
 def record(epoch: int, valid: float, test: float = 0.0) -> EpochRecord:
@@ -44,11 +45,12 @@ def row(
         "trial": f"{arch}-{seed}",
         "run_dir": f"runs/{arch}-{seed}",
         "status": status,
-        "config": {"arch": arch, "task": "mnist", "seed": seed},
+        "config": {"arch": arch, "task": TASK, "seed": seed},
         "epoch": epoch,
         "valid_accuracy": valid,
         "test_accuracy": test,
         "seconds": 4.0,
+        "error": "the disk is full" if status == "failed" else None,
     }
 
 
@@ -64,9 +66,9 @@ SEARCH = Search(
     metric="valid_accuracy",
     mode="max",
     clones=False,
-    varied=["arch", "seed"],
+    varied=["arch", "task", "seed"],
     num_trials=5,
-    published=[("resnet", "mnist", 99.63)],
+    published=[("resnet", TASK, 99.63)],
     loggers=[],
     cwd="",
 )
@@ -85,21 +87,24 @@ def test_points_are_ranked_by_the_mean_over_their_seeds(mode: Any, names: list[l
 
 
 class TestTheTable:
-    def test_has_spread_status_and_the_published_figure(self) -> None:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(results_table(ranked(ROWS, SEARCH), SEARCH))
-        lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    def test_has_spread_status_and_the_published_figure_in_full(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert print_results(SEARCH, ROWS), "one has failed"
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert lines == [
-            "arch valid % test % published epoch time trials",
-            "resnet 96.00 ± 1.41 95.00 ± 1.41 99.63 3 4.0 s 2 finished",
-            "vgg 85.00 ± 7.07 70.50 ± 0.71 - 1-3 4.0 s 1 finished, 1 stopped",
-            "tinycnn - - - 0 4.0 s 1 failed",
+            "",
+            "arch task valid % test % published epoch time trials",
+            f"resnet {TASK} 96.00 ± 1.41 95.00 ± 1.41 99.63 3 4.0 s 2",
+            f"vgg {TASK} 85.00 ± 7.07 70.50 ± 0.71 - 1-3 4.0 s 1 finished, 1 stopped",
+            f"tinycnn {TASK} - - - 0 4.0 s 1 failed",
+            "best: resnet-1, runs/resnet-1",
+            "tinycnn-0 failed: the disk is full",
         ]
 
     def test_has_a_column_of_another_metric(self) -> None:
         table = results_table([], dataclasses.replace(SEARCH, metric="train_loss"))
-        assert [column.header for column in table.columns][:2] == ["arch", "train_loss"]
+        assert [column.header for column in table.columns][:3] == ["arch", "task", "train_loss"]
         assert table.row_count == 0
 
     def test_has_no_spread_for_a_single_value(self) -> None:
