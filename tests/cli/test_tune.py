@@ -74,5 +74,6 @@ class TestAMistake:
 
 def test_options_for_all_trials_have_the_types_of_a_training() -> None:
     texts = ["lr=1e-2", "stages=2", "cuts=1,3", "arch=vgg", "download=true", "lr-min=0"]
-    expected = dict(lr=0.01, stages=2, cuts=(1, 3), arch="vgg", download=True, lr_min=0.0)
+    expected = {"lr": 0.01, "stages": 2, "cuts": (1, 3)}
+    expected |= {"arch": "vgg", "download": True, "lr_min": 0.0}
     assert read_options(texts) == expected
