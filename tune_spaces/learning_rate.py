@@ -1,6 +1,6 @@
-"""Learning rate and where its cosine ends: drawn, and the worse trials stopped early (ASHA).
+"""Learning rate and end of its cosine: random draws, of which ASHA stops the worse ones early.
 
-python -m rayff.tune learning_rate --set task=mnist --data-dir DIR --epochs 10
+rayff tune learning_rate --set task=mnist --data-dir DIR --epochs 10
 """
 
 from ray import tune

@@ -1,9 +1,9 @@
 """Table 1 of DeeperForward (Sun et al., ICLR 2025): three networks on three tasks.
 
-The defaults are the paper's whole recipe, 150 epochs, which wants GPUs; the paper's figures are
-means over five seeds (--seeds 5). A small version to try it out:
+The defaults are the paper's full recipe of 150 epochs, which takes GPUs. The published figures are
+means over five seeds (--seeds 5). A small version:
 
-    python -m rayff.tune paper_table1 --data-dir DIR --epochs 3 --limit 2000
+    rayff tune paper_table1 --data-dir DIR --epochs 3 --limit 2000
 """
 
 from ray import tune

@@ -1,7 +1,7 @@
-"""The same training cut into 1, 2 and 4 stages: the same accuracy, at other speeds.
+"""The same training cut into 1, 2 and 4 stages: the same accuracy at different speeds.
 
-One trial at a time, so that none takes the time of another. With fewer than four CPUs or GPUs the
-stages share them; compare 1 and 2 there.
+Trials run one at a time, so that their speeds can be compared. On fewer than four CPUs or GPUs the
+stages of a trial share them: compare 1 and 2 stages there.
 """
 
 from ray import tune
@@ -11,7 +11,7 @@ param_space = {
     "arch": "tinycnn",
     "task": "digits",
     "epochs": 2,
-    "kernels": "conv/conv",  # the same arithmetic in every trial: the same bits
+    "kernels": "conv/conv",  # the same bits in every trial
     "stages": tune.grid_search([1, 2, 4]),
 }
 max_concurrent = 1

@@ -1,7 +1,8 @@
 """Networks of several widths and depths on one task.
 
-Give it a task with --set task=cifar10 --data-dir DIR; digits shows the way. Widths are multiples
-of ten, the classes, and 100 is the paper's for the resnets.
+The width must be a multiple of the number of classes; the paper's resnet has 100.
+
+    rayff tune width_depth --set task=cifar10 --data-dir DIR
 """
 
 from ray import tune

@@ -123,11 +123,11 @@ def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
     theirs = {(arch, task): f"{accuracy:.2f}" for arch, task, accuracy in search.published}
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in settings:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     titles = [*metrics.values(), *(["published"] if theirs else []), "epoch", "time"]
     for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("trials", no_wrap=True)
+        table.add_column(title, justify="right")
+    table.add_column("trials")
     for rows in points:
         config = {**TrainConfig().to_dict(), **rows[0]["config"]}
         epochs = sorted({row["epoch"] for row in rows})
@@ -138,6 +138,8 @@ def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
             *([theirs.get((config["arch"], config["task"]), "-")] if theirs else []),
             f"{epochs[0]}-{epochs[-1]}" if epochs[1:] else str(epochs[0]),
             duration(statistics.fmean(row["seconds"] for row in rows)),
-            ", ".join(f"{count} {status}" for status, count in sorted(states.items())),
+            str(len(rows))
+            if states.keys() == {"finished"}
+            else ", ".join(f"{count} {status}" for status, count in sorted(states.items())),
         )
     return table

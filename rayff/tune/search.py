@@ -223,20 +223,20 @@ def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Pa
         for name, config in sorted(callback.configs.items())
     ]
     write_results(folder / "results.parquet", rows)
-    failed = _print_results(search, rows)
+    failed = print_results(search, rows)
     return int(failed) if callback.stop.signum is None else 128 + callback.stop.signum
 
 
-def _print_results(search: Search, rows: Sequence[Row]) -> bool:
+def print_results(search: Search, rows: Sequence[Row]) -> bool:
     """Print the table, the best trial and the failed ones; return whether one failed."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=10_000)  # nothing is cut: the terminal wraps
     points = ranked(rows, search)
     console.print()
-    console.print(results_table(points, search), crop=False, soft_wrap=not console.is_terminal)
+    console.print(results_table(points, search))
     if points and points[0][0]["epoch"]:
         best = points[0][0]
-        console.print(Text(f"best: {best['trial']}, {best['run_dir']}", "bold"), soft_wrap=True)
+        console.print(Text(f"best: {best['trial']}, {best['run_dir']}", "bold"))
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
-        console.print(Text(f"{row['trial']} failed: {row['error']}", "red"), soft_wrap=True)
+        console.print(Text(f"{row['trial']} failed: {row['error']}", "red"))
     return bool(failed)

@@ -111,7 +111,7 @@ class SearchSpace:
         return [name for name in config.loggers if name in LOGGERS]
 
     def description(self, searcher: str) -> str:
-        """Return the lines that say what is searched, and how."""
+        """Return the lines that describe the search."""
         extreme = "highest" if self.mode == "max" else "lowest"
         strategy = (
             f"{plural(self.num_trials, 'trial')} of {self.name}: {searcher} search, scheduler "

@@ -42,7 +42,7 @@ def trial_config(config: Mapping[str, Any]) -> TrainConfig:
     if run.method != "ff":  # TorchTrainer would reserve its workers outside the trial's group
         raise UserError(
             f"the search space has method {run.method!r}, but trials learn by Forward-Forward; "
-            f"train that with python -m rayff.train --method {run.method}"
+            f"train that with rayff train --method {run.method}"
         )
     return run
 

@@ -7,34 +7,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from rayff.config.train_config import TrainConfig
-from rayff.runs.metrics import EpochRecord, Metrics
+from rayff.runs.metrics import Metrics
 from rayff.runs.run_directory import RunDirectory
-from rayff.tune.results import ranked, results_table, spread, trial_row, write_results
-from rayff.tune.search import Search
+from rayff.tune.results import ranked, results_table, trial_row, write_results
+from rayff.tune.search import Search, print_results
+from tests.helpers.records import RECORD
 
-
-def record(epoch: int, valid: float, test: float = 0.0) -> EpochRecord:
-    return EpochRecord(
-        epoch=epoch,
-        step=epoch,
-        lr=0.1,
-        train_loss=1.0,
-        valid_accuracy=valid,
-        test_accuracy=test,
-        sip_first=0,
-        sip_last=0,
-        images_per_s=1.0,
-        elapsed_s=2.0,
-        layer_loss=[1.0],
-        layer_valid_accuracy=[valid],
-        layer_test_accuracy=[test],
-        stage_busy=[1.0],
-        cuts=[],
-        sip_accuracy=[[valid]],
-    )
+TASK = "a/long/path/to/a/folder/of/images/that/makes/the/table/wider/than/eighty"
+SEARCH = Search(
+    description="",
+    metric="valid_accuracy",
+    mode="max",
+    clones=False,
+    varied=["arch", "task", "seed"],
+    num_trials=5,
+    published=[("resnet", TASK, 99.63)],
+    loggers=[],
+    cwd="",
+)
 
 
 def row(
@@ -44,11 +36,12 @@ def row(
         "trial": f"{arch}-{seed}",
         "run_dir": f"runs/{arch}-{seed}",
         "status": status,
-        "config": {"arch": arch, "task": "mnist", "seed": seed},
+        "config": {"arch": arch, "task": TASK, "seed": seed},
         "epoch": epoch,
         "valid_accuracy": valid,
         "test_accuracy": test,
         "seconds": 4.0,
+        "error": "the disk is full" if status == "failed" else None,
     }
 
 
@@ -59,17 +52,6 @@ ROWS = [
     row("resnet", 1, 3, 97.0, 96.0, "finished"),
     row("tinycnn", 0, 0, None, None, "failed"),
 ]
-SEARCH = Search(
-    description="",
-    metric="valid_accuracy",
-    mode="max",
-    clones=False,
-    varied=["arch", "seed"],
-    num_trials=5,
-    published=[("resnet", "mnist", 99.63)],
-    loggers=[],
-    cwd="",
-)
 
 
 @pytest.mark.parametrize(
@@ -84,44 +66,40 @@ def test_points_are_ranked_by_the_mean_over_their_seeds(mode: Any, names: list[l
     assert [[row["trial"] for row in point] for point in points] == names
 
 
-class TestTheTable:
-    def test_has_spread_status_and_the_published_figure(self) -> None:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(results_table(ranked(ROWS, SEARCH), SEARCH))
-        lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-        assert lines == [
-            "arch valid % test % published epoch time trials",
-            "resnet 96.00 ± 1.41 95.00 ± 1.41 99.63 3 4.0 s 2 finished",
-            "vgg 85.00 ± 7.07 70.50 ± 0.71 - 1-3 4.0 s 1 finished, 1 stopped",
-            "tinycnn - - - 0 4.0 s 1 failed",
-        ]
-
-    def test_has_a_column_of_another_metric(self) -> None:
-        table = results_table([], dataclasses.replace(SEARCH, metric="train_loss"))
-        assert [column.header for column in table.columns][:2] == ["arch", "train_loss"]
-        assert table.row_count == 0
-
-    def test_has_no_spread_for_a_single_value(self) -> None:
-        assert [spread([]), spread([1.5]), spread([1.0, 3.0])] == ["-", "1.50", "2.00 ± 1.41"]
+def test_the_results_are_printed_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_results(SEARCH, ROWS), "one has failed"
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "",
+        "arch task valid % test % published epoch time trials",
+        f"resnet {TASK} 96.00 ± 1.41 95.00 ± 1.41 99.63 3 4.0 s 2",
+        f"vgg {TASK} 85.00 ± 7.07 70.50 ± 0.71 - 1-3 4.0 s 1 finished, 1 stopped",
+        f"tinycnn {TASK} - - - 0 4.0 s 1 failed",
+        "best: resnet-1, runs/resnet-1",
+        "tinycnn-0 failed: the disk is full",
+    ]
+    assert not print_results(SEARCH, ROWS[2:3])
+    assert f"resnet {TASK} 95.00 94.00 99.63 3" in " ".join(capsys.readouterr().out.split())
 
 
-class TestARow:
-    def test_before_the_first_epoch_has_no_metrics(self, tmp_path: Path) -> None:
-        found = trial_row(tmp_path / "trial-0", {"lr": 1}, "failed", ValueError("because\nlr"))
-        assert (found["trial"], found["status"], found["error"]) == ("trial-0", "failed", "lr")
-        assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (0, None, 0)
+def test_the_table_has_a_column_of_another_metric() -> None:
+    table = results_table([], dataclasses.replace(SEARCH, metric="train_loss"))
+    assert [column.header for column in table.columns][:3] == ["arch", "task", "train_loss"]
 
-    def test_has_the_newest_epoch_and_the_time_of_all(self, tmp_path: Path) -> None:
-        with Metrics(tmp_path, tensorboard=False) as metrics:
-            metrics.append(record(1, 10))
-            metrics.append(record(2, 20))
-        found = trial_row(tmp_path, {})
-        assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (2, 20.0, 4.0)
-        assert found["status"] == "unfinished"
-        for epochs, status in ((2, "finished"), (3, "stopped")):
-            RunDirectory(tmp_path).create(TrainConfig(epochs=epochs))
-            assert trial_row(tmp_path, {}, "done")["status"] == status
+
+def test_a_row_has_the_newest_epoch_the_time_of_all_and_the_status(tmp_path: Path) -> None:
+    found = trial_row(tmp_path, {}, "failed", ValueError("because\nlr"))
+    assert (found["status"], found["error"]) == ("failed", "lr")
+    assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (0, None, 0)
+    with Metrics(tmp_path, tensorboard=False) as metrics:
+        metrics.append(RECORD)
+        metrics.append(dataclasses.replace(RECORD, epoch=2, valid_accuracy=70.0))
+    found = trial_row(tmp_path, {})
+    assert (found["epoch"], found["valid_accuracy"], found["seconds"]) == (2, 70.0, 4.0)
+    assert found["status"] == "unfinished"
+    for epochs, status in ((2, "finished"), (3, "stopped")):
+        RunDirectory(tmp_path).create(TrainConfig(epochs=epochs))
+        assert trial_row(tmp_path, {}, "done")["status"] == status
 
 
 def test_the_file_has_a_row_per_trial(tmp_path: Path) -> None:
