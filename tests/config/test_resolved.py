@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayff.config.errors import UserError
-from rayff.config.kernels import Kernels, parse_kernels
+from rayff.config.kernels import parse_kernels
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import (
     override,

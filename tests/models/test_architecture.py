@@ -94,20 +94,6 @@ class TestBoundaryElements:
     def test_positions_in_a_slice_start_at_zero(self, resnet: Architecture):
         assert resnet[5:9].boundary_elements(1) == 200 * 16 * 16 + 200 * 32 * 32
 
-    def test_a_pool_comes_after_the_boundary(self):
-        vgg = architecture("vgg", num_classes=10, image_channels=1)
-        assert vgg.boundary_elements(2) == 70 * 32 * 32
-        assert vgg.boundary_elements(3) == 140 * 16 * 16
-
-    def test_both_inner_boundaries_of_a_bottleneck_have_its_shortcut(self):
-        network = architecture("resnet101", num_classes=10, image_channels=3)
-        assert [network.boundary_elements(position) for position in (10, 11, 12, 13)] == [
-            280 * 32 * 32,
-            140 * 32 * 32 + 280 * 32 * 32,
-            140 * 16 * 16 + 280 * 32 * 32,
-            560 * 16 * 16,
-        ]
-
 
 @pytest.mark.parametrize("name", ["resnet", "vgg", "resnet101"])
 def test_an_architecture_survives_json(name: str):
