@@ -14,6 +14,7 @@ COMMANDS = {
     "chaos": "trainings whose stages, nodes and driver are killed at random",
     "snapshot": "how much a snapshot slows training down",
     "endurance": "memory of driver, stages and object store over an hour",
+    "kernels": "the table of convolution backends, against autotuning",
 }
 
 HELP = """\

@@ -1,138 +1,107 @@
-"""python -m rayff.bench memory: the peak of a training step, against backpropagation.
+"""The command `rayff bench memory`: Measure the peak memory of a training step of deep networks.
 
-Each case runs in a process of its own. Network, optimizer and gradients are there before the
-clock runs, made by a step with one image; what a step with the batch needs on top of them at its
-peak is the memory of its activations. On a CPU it is the system's own count of resident pages
-(Linux), so it contains what libraries take for themselves; on a GPU it is the allocator's.
+By Forward-Forward, and by backpropagation of the same network, plain and with activation
+checkpointing by block. Forward-Forward needs the memory of its largest layer, whatever the depth;
+that layer's size is printed as well.
+
+Each case runs in a process of its own. A step with one image makes network, optimizer and
+gradients first; what a step with the batch needs on top of them at its peak is the memory of its
+activations: on a CPU by the system's count of resident pages (Linux), libraries included, on a GPU
+by the allocator's.
+
+Examples:
+  rayff bench memory --arch tinycnn --batch-size 16
+  rayff bench memory --arch resnet,resnet34,resnet101 --save bench-memory.json
 """
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from rayff.baselines.model import Backpropagation
-from rayff.bench.outcome import Outcome, at_least_one, check_save
-from rayff.bench.step import whole_step
-from rayff.cli import parse
+from rayff.bench.command import BenchCommand, benchmark, train_config
+from rayff.bench.results import Results
+from rayff.bench.workload import random_run, training_step
 from rayff.config.errors import UserError
-from rayff.config.kernels import Kernels, parse_kernels
-from rayff.config.recipe import recipe
+from rayff.config.train_config import Device, TrainConfig
+from rayff.engine.local import resolve_for
+from rayff.engine.prediction import pick_device
+from rayff.engine.run import PreparedRun
 from rayff.models.architecture import Architecture
-from rayff.models.zoo import architecture
-from rayff.partition.profile import Conditions
-
-DESCRIPTION = """\
-Measure the peak memory of a training step: Forward-Forward against backpropagation.
-
-Examples:
-  rayff bench memory --arch tinycnn --batch-size 16
-  rayff bench memory --arch resnet,resnet34,resnet101 --save bench-memory.json
-
-Notes:
-- Backpropagation trains the same network, without and with activation
-  checkpointing per block.
-- Forward-Forward needs the memory of its largest layer, whatever the depth;
-  that layer's size is printed as well.
-"""
 
 METHODS = ("forward-forward", "backpropagation", "checkpointing")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryCommand:
+class MemoryCommand(BenchCommand):
     """The options."""
 
     arch: str = "resnet,resnet34,resnet101"
-    """Architectures with commas between them, of {architectures}; the others are compared with the
-    first."""
+    """Networks, with commas between them: {architectures}, or package.module:function. The others
+    are compared with the first."""
     batch_size: int = 32
-    """Images per step."""
+    """Images of a step."""
     kernels: str = "conv"
-    """Kernels of the fast rule, of {kernels}. All but conv need extra memory: up to 32 MiB of
-    tiles and the transformed filters (winograd), the unfolded input (unfold), or a few copies of
-    the weights (amx)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Convolution backends of the fast rule. All but conv need extra memory: up to 32 MiB of tiles
+    and the transformed filters (winograd), the unfolded input (unfold), or a few copies of the
+    weights (amx)."""
+    device: Device = "auto"
     """Device; auto is a GPU where there is one."""
-    save: str | None = None
-    """JSON file to write the figures to."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Measure, print, and save where asked."""
-    command = parse(MemoryCommand, module="rayff.bench memory", description=DESCRIPTION, args=args)
-    at_least_one(batch_size=command.batch_size)
-    check_save(command.save)
-    from rayff.engine.prediction import pick_device
-
-    device = pick_device(command.device).type
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+def measure(command: MemoryCommand, results: Results) -> None:
+    """Fill in the table and figures."""
+    device = pick_device(command.device)
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise UserError("the peak of a process can be measured on Linux alone; use --device cuda")
-    outcome = measure(command, device)
-    outcome.show()
-    outcome.save(command.save)
-    return 0
-
-
-def measure(command: MemoryCommand, device: str) -> Outcome:
-    """Return the benchmark's tables and figures."""
-    networks = {
-        name: architecture(name, num_classes=10, image_channels=3)
-        for name in command.arch.split(",")
-    }
-    for network in networks.values():
-        parse_kernels(command.kernels, len(network))
-    outcome = Outcome("memory", dataclasses.asdict(command))
-    table = outcome.table(
-        f"batch {command.batch_size}: peak memory of a step in MiB, beside the state",
-        *("network", "layers", "method", "activations", "against its first", "largest layer"),
-        *("weights, gradients, optimizer", "seconds"),
-    )
+    options: dict[str, Any] = {"device": device.type, "precision": "fp32"}
+    configs = [train_config(command, arch=arch, **options) for arch in command.arch.split(",")]
+    runs = [resolve_for(random_run(config), device) for config in configs]
     firsts: dict[str, float] = {}
     rows = []
-    for name, network in networks.items():
-        largest = 4 * command.batch_size * largest_layer(network)
+    for run in runs:
+        network = run.architecture
         for method in METHODS:
-            peak, seconds = in_its_own_process(method, network, command, device)
-            firsts.setdefault(method, peak)
+            peak, seconds = in_own_process(method, run.config)
             # Forward-Forward frees each layer's gradient, so it holds weights and two moments
             state = 4 * network.num_weights * (3 if method == "forward-forward" else 4)
-            table.add_row(
-                name,
-                str(len(network)),
-                method,
-                f"{peak / 2**20:.0f}",
-                f"{peak / firsts[method]:.2f}x",
-                f"{largest / 2**20:.0f}",
-                f"{state / 2**20:.0f}",
-                f"{seconds:.1f}",
-            )
             rows.append(
                 {
-                    "network": name,
+                    "network": run.config.arch,
                     "layers": len(network),
                     "method": method,
                     "activation_bytes": peak,
-                    "against_first": peak / firsts[method],
-                    "largest_layer_bytes": largest,
+                    "against_first": peak / firsts.setdefault(method, peak),
+                    "largest_layer_bytes": 4 * command.batch_size * largest_layer(network),
                     "state_bytes": state,
                     "seconds": seconds,
                 }
             )
-    outcome.figures["cases"] = rows
-    outcome.notes.append(
-        "largest layer: its input, a shortcut beside it and its output, in float32"
+    results.figures["cases"] = rows
+    results.table(
+        f"batch {command.batch_size}: peak memory of a step",
+        rows,
+        "network layers method activation_bytes against_first largest_layer_bytes state_bytes "
+        "seconds",
     )
-    return outcome
+    results.notes.append(
+        "largest layer: its input, shortcut and output, in float32; state: weights, gradients and "
+        "optimizer"
+    )
+
+
+main = benchmark(MemoryCommand, measure)
 
 
 def largest_layer(network: Architecture) -> int:
@@ -143,63 +112,46 @@ def largest_layer(network: Architecture) -> int:
     )
 
 
-def in_its_own_process(
-    method: str, network: Architecture, command: MemoryCommand, device: str
-) -> tuple[float, float]:
+def in_own_process(method: str, config: TrainConfig) -> tuple[float, float]:
     """Return the peak bytes of a step's activations and its seconds."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_case, args=(sender, method, network, command, device))
-    process.start()
-    sender.close()
-    try:
-        result: tuple[float, float] = receiver.recv()
-    except EOFError:
-        raise UserError(
-            f"{method} of {network.name} did not come to its end, for want of memory perhaps; try "
-            "a smaller --batch-size"
-        ) from None
-    finally:
-        process.join()
-    return result
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(_case, method, config).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{method} of {config.arch} was killed, perhaps for lack of memory; try a smaller "
+                "--batch-size"
+            ) from None
 
 
-def _case(
-    sender: Any, method: str, network: Architecture, command: MemoryCommand, device: str
-) -> None:
-    where = torch.device(device)
-    settings = recipe(network.name, {"batch_size": command.batch_size})
+def _case(method: str, config: TrainConfig) -> tuple[float, float]:
+    device, prepared = pick_device(config.device), random_run(config)
+    step: Callable[[int], object]
     if method == "forward-forward":
-        step = _forward_forward(network, settings, where, command.kernels)
+        step = training_step(resolve_for(prepared, device), device)
     else:
-        step = _backpropagation(network, settings.dropout, where, method == "checkpointing")
+        step = _backpropagation(prepared, device, checkpointing=method == "checkpointing")
     step(1)
-    before = _reset_peak(where)
+    before = _reset_peak(device)
     start = time.perf_counter()
-    step(command.batch_size)
+    step(prepared.recipe.batch_size)
     seconds = time.perf_counter() - start
-    sender.send((max(0.0, _peak(where) - before), seconds))
-
-
-def _forward_forward(
-    network: Architecture, settings: Any, device: torch.device, kernels: str
-) -> Callable[[int], object]:
-    chosen: tuple[Kernels, ...] = parse_kernels(kernels, len(network))
-    conditions = Conditions(recipe=settings, num_classes=10, device=device, dtype=torch.float32)
-    return whole_step(network, conditions, chosen)
+    return max(0.0, _peak(device) - before), seconds
 
 
 def _backpropagation(
-    network: Architecture, dropout: float, device: torch.device, checkpointing: bool
+    prepared: PreparedRun, device: torch.device, *, checkpointing: bool
 ) -> Callable[[int], object]:
+    network, dropout = prepared.architecture, prepared.recipe.dropout
     model = Backpropagation(network, dropout=dropout, checkpointing=checkpointing)
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
     def step(images: int) -> None:
         x = torch.randn(images, network.image_channels, 32, 32, device=device)
-        labels = torch.arange(images, device=device) % 10
-        optimizer.zero_grad(set_to_none=False)  # they are no activations
+        labels = torch.arange(images, device=device) % network.num_classes
+        optimizer.zero_grad(set_to_none=False)  # gradients are no activations
         loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last))[0], labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -225,7 +177,7 @@ def _peak(device: torch.device) -> float:
 
 
 def _status(name: str) -> float:
-    """Return a count of the process's own, in bytes."""
+    """Return a count of this process, in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "Linux tells it"
+    assert found is not None, "Linux has it"
     return 1024.0 * int(found[1])

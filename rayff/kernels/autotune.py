@@ -14,11 +14,17 @@ from rayff.kernels.convolution import Convolution, backends
 from rayff.kernels.timing import seconds
 from rayff.models.architecture import Architecture, LayerSpec
 
-_MAX_CPU_IMAGES = 128
 _MARGIN = 1.1
 """How much faster than the first backend another one must be: the others load caches and memory
 more, which neighbouring layers and stages want too."""
 _REPEATS = 3
+_MAX_CPU_IMAGES = 128
+_MAX_CPU_PRODUCTS = 2e10
+"""Multiply-adds of a convolution that is timed: a fifth of a second to half a second of a core."""
+_MIN_CPU_IMAGES = 16
+
+Shape = tuple[int, ...]
+"""Kernel, stride, input channels, output channels and input size of a convolution."""
 
 
 def autotune(
@@ -35,9 +41,9 @@ def autotune(
         images: of a batch.
         device: where to time.
         dtype: of the activations.
-        repeats: turns of which the median counts.
+        repeats: rounds of which the median counts.
     """
-    chosen: dict[tuple[int, ...], Kernels] = {}
+    chosen: dict[Shape, Kernels] = {}
     for spec in architecture.layers:
         shape = shape_of(spec)
         if shape not in chosen:
@@ -45,10 +51,22 @@ def autotune(
     return tuple(chosen[shape_of(spec)] for spec in architecture.layers)
 
 
-def shape_of(spec: LayerSpec) -> tuple[int, ...]:
-    """Return what decides a convolution: kernel, stride, channels and size of its input."""
+def shape_of(spec: LayerSpec) -> Shape:
+    """Return what decides the speed of a layer's convolution, whatever its place in a network."""
     size = spec.in_size // 2 if spec.pool else spec.in_size
     return spec.kernel_size, spec.stride, spec.in_channels, spec.out_channels, size
+
+
+def timed_images(spec: LayerSpec, images: int, device: torch.device) -> int:
+    """Return with how many images a layer is timed: fewer than a batch where that takes long."""
+    if device.type != "cpu":
+        return images
+    images = min(images, _MAX_CPU_IMAGES)
+    while images > _MIN_CPU_IMAGES:
+        if images * spec.num_weights * spec.out_size**2 <= _MAX_CPU_PRODUCTS:
+            break
+        images //= 2
+    return images
 
 
 def fastest_kernels(
@@ -56,10 +74,12 @@ def fastest_kernels(
 ) -> Kernels:
     """Return the fastest pair of backends; if both unfold, they share the unfolded input.
 
-    The backends take turns and medians count, so that a moment's disturbance does not decide.
+    The backends take turns and medians count, so that one disturbance does not decide.
     """
-    if device.type == "cpu":
-        images = min(images, _MAX_CPU_IMAGES)
+    known = backends(spec, device, dtype)
+    if len(known) == 1:
+        return Kernels(*known * 2)
+    images = timed_images(spec, images, device)
     *_, size = shape_of(spec)
     x = torch.randn((images, spec.in_channels, size, size), dtype=dtype, device=device)
     x = x.to(memory_format=torch.channels_last)
@@ -67,12 +87,11 @@ def fastest_kernels(
     weight = weight.to(memory_format=torch.channels_last)
     if gpu.usable(x):
         x = gpu.pitched(x)
-    known = backends(spec, device, dtype)
-    turns: dict[str, list[Sequence[float]]] = {backend: [] for backend in known}
+    rounds: dict[str, list[Sequence[float]]] = {backend: [] for backend in known}
     for backend in known * (1 + repeats):
-        turns[backend].append(_time_backend(spec, backend, x, weight))
-    # of each backend, without its first turn: unfolding, forward and gradient
-    usual = {backend: np.median(each[1:], axis=0) for backend, each in turns.items()}
+        rounds[backend].append(_time_backend(spec, backend, x, weight))
+    # of each backend, without its first round: unfolding, forward and gradient
+    usual = {backend: np.median(each[1:], axis=0) for backend, each in rounds.items()}
     for backend in known[1:]:
         usual[backend][1:] *= _MARGIN
 

@@ -18,10 +18,14 @@ def device_class(device: torch.device) -> str:
         return "cpu-torch"
     if amx.missing() is None:
         return "cpu-amx"
-    if has_bf16_units():
-        return "cpu-avx512-bf16"
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "cpu-avx512" if wide else "cpu"
+    if not has_avx512():
+        return "cpu"
+    return "cpu-avx512-bf16" if has_bf16_units() else "cpu-avx512"
+
+
+def has_avx512() -> bool:
+    """Return whether torch uses AVX-512: ATEN_CPU_CAPABILITY=avx2 keeps it from that."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def has_bf16_units() -> bool:

@@ -64,8 +64,13 @@ def library() -> ctypes.CDLL:
 def library_file(compiler: str) -> Path:
     """Return where the compiled kernels are kept, once they are."""
     text = [path.read_text() for path in (*_SOURCES, _HEADER)]
-    key = hashlib.sha256("\0".join((*text, compiler, *_FLAGS, processor())).encode())
+    key = hashlib.sha256("\0".join((*text, compiler, *_flags(), processor())).encode())
     return cache_dir() / f"kernels-{key.hexdigest()[:20]}.so"
+
+
+def _flags() -> tuple[str, ...]:
+    """Return the compiler's flags; those of RAYFF_CXXFLAGS, such as another -march, come last."""
+    return *_FLAGS, *os.environ.get("RAYFF_CXXFLAGS", "").split()
 
 
 @functools.cache
@@ -116,7 +121,7 @@ def _compile(compiler: str, target: Path) -> None:
 
 def _run(compiler: str, flags: tuple[str, ...], target: Path) -> str:
     """Run the compiler; return its first error, or nothing."""
-    command = [compiler, *_FLAGS, *flags, *map(str, _SOURCES), "-o", str(target)]
+    command = [compiler, *_flags(), *flags, *map(str, _SOURCES), "-o", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
     except subprocess.TimeoutExpired:

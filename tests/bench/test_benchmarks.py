@@ -2,36 +2,43 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rayff.bench import backprop, memory, scaling, step
+from rayff.bench import __main__ as program
+from rayff.bench import endurance, memory
 from tests.helpers.ray_instance import local_ray
 
 
+def figures(folder: Path, name: str, *options: str) -> dict[str, Any]:
+    """Run a benchmark and return what it saves."""
+    file = folder / "figures.json"
+    assert program.main([name, *options, "--save", str(file)]) == 0
+    saved: dict[str, Any] = json.loads(file.read_text())
+    assert saved["benchmark"] == name
+    return saved
+
+
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
-    file = tmp_path / "figures.json"
-    code = step.main(
-        ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1", "--save", str(file)]
-    )
-    assert code == 0
-    figures = json.loads(file.read_text())
-    assert [row["layer"] for row in figures["layers"]] == [0, 1, 2, 3]
-    for row in figures["layers"]:
+    options = ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1"]
+    found = figures(tmp_path, "step", *options, "--kernels", "conv/unfold")
+    assert [row["layer"] for row in found["layers"]] == [0, 1, 2, 3]
+    for row in found["layers"]:
         phases = sum(
             row[f"{name}_s"] for name in ("forward", "pointwise", "gradient", "optimizer")
         )
         assert row["fast_s"] == pytest.approx(phases)
+        assert row["kernels"] == "conv/unfold"
         assert min(row["plain_s"], row["floor_s"]) > 0
-    plain, fast, *_ = figures["steps"]
+    plain, fast, *_ = found["steps"]
     assert plain["ratio"] == 1
     assert fast["ratio"] == pytest.approx(plain["seconds"][0] / fast["seconds"][0])
 
 
+@pytest.mark.slow
 def test_memory_is_measured_by_case(tmp_path: Path):
-    file = tmp_path / "figures.json"
-    memory.main(["--arch", "tinycnn", "--batch-size", "2", "--save", str(file)])
-    cases = json.loads(file.read_text())["cases"]
+    cases = figures(tmp_path, "memory", "--arch", "tinycnn", "--batch-size", "2")["cases"]
     assert [case["method"] for case in cases] == list(memory.METHODS)
     assert all(case["activation_bytes"] > 0 and case["against_first"] == 1 for case in cases)
     # (100 + 1) x 32 x 32 elements pass the first layer, (200 + 100) at fewer pixels the others
@@ -40,31 +47,53 @@ def test_memory_is_measured_by_case(tmp_path: Path):
 
 @pytest.mark.slow
 def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path):
-    file = tmp_path / "figures.json"
     options = ["--task", "digits", "--limit", "200", "--epochs", "1", "--target", "100"]
-    backprop.main([*options, "--checks", "1", "--no-compile", "--save", str(file)])
-    methods = json.loads(file.read_text())["methods"]
+    methods = figures(tmp_path, "backprop", *options, "--checks", "2", "--no-compile")["methods"]
     assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
-    assert all(row["seconds_to_target"] is None for row in methods)
-    assert all(row["best_accuracy"] > 15 and row["images_per_s"] > 0 for row in methods)
+    for row in methods:
+        assert row["seconds_to_target"] is None
+        assert len(row["history"]) == 2
+        assert row["best_accuracy"] > 15
+        assert row["images_per_s"] > 0
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_pipelines_are_measured_and_larger_ones_simulated(tmp_path: Path):
-    file = tmp_path / "figures.json"
-    options = ["--arch", "tinycnn", "--batch-size", "4", "--steps", "3", "--repeats", "1"]
-    with local_ray():
-        assert scaling.main([*options, "--stages", "1,2,3", "--save", str(file)]) == 0
-    figures = json.loads(file.read_text())
-    names = [row["pipeline"] for row in figures["measured"]]
-    assert names[:3] == ["1 stage", "2 stages", "replicas 2"]
-    assert names[3] == "2 apart, without sums"
-    assert names[4].startswith("one process")
-    for row in figures["measured"]:
-        assert row["images_per_s"] == pytest.approx(4 / row["seconds_a_batch"][0])
-        assert all(0 < share < 1.1 for share in row["busy"])
-    assert figures["measured"][0]["speedup"] == 1
-    assert all(row["simulated"] is True for row in figures["simulated"])
-    assert sorted({row["devices"] for row in figures["simulated"]}) == [3, 8, 16, 64]
-    assert figures["two_stages_against_one_process"] > 0
+class TestOnRay:
+    def test_pipelines_are_measured_and_larger_ones_simulated(self, tmp_path: Path):
+        options = ["--arch", "tinycnn", "--batch-size", "4", "--steps", "3", "--repeats", "1"]
+        with local_ray():
+            found = figures(tmp_path, "scaling", *options, "--stages", "1,2,3")
+        names = [row["pipeline"] for row in found["measured"]]
+        assert names[:3] == ["1 stage", "2 stages", "replicas 2"]
+        assert names[3] == "2 separate, no all-reduce"
+        assert names[4].startswith("one process")
+        for row in found["measured"]:
+            assert row["images_per_s"] == pytest.approx(4 / row["seconds_a_batch"][0])
+            assert all(0 < share < 1.1 for share in row["busy"])
+        assert found["measured"][0]["speedup"] == 1
+        assert all(row["simulated"] is True for row in found["simulated"])
+        assert sorted({row["devices"] for row in found["simulated"]}) == [3, 8, 16, 64]
+        assert found["two_stages_against_one_process"] > 0
+
+    def test_a_stretch_with_a_snapshot_is_held_against_one_without(self, tmp_path: Path):
+        options = ["--arch", "tinycnn", "--batch-size", "2", "--steps", "2", "--repeats", "2"]
+        with local_ray():
+            found = figures(tmp_path, "snapshot", *options)
+        assert [len(found[f"{name}_s"]) for name in ("without", "with", "costs", "written")] == (
+            [2] * 4
+        )
+        for cost, without, with_one in zip(
+            found["costs_s"], found["without_s"], found["with_s"], strict=True
+        ):
+            assert cost == pytest.approx(with_one - without)
+        assert min(found["written_s"]) > 0
+        assert found["bytes"] > 3 * 4 * 2.6e6  # weights and two moments of tinycnn
+
+    def test_memory_is_sampled_until_the_time_is_over(self, tmp_path: Path):
+        options = ["--width", "10", "--minutes", "0.08", "--every-s", "0.5"]
+        with local_ray():
+            found = figures(tmp_path, "endurance", *options)
+        samples = found["samples"]
+        assert samples[-1]["at_s"] >= 4
+        assert all(sample[name] > 0 for sample in samples[-3:] for name in endurance.MEMORY)

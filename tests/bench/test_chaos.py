@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from rayff.bench import chaos
-from rayff.config.errors import UserError
 
 
 @pytest.mark.ray
@@ -32,18 +31,13 @@ def test_trainings_whose_stages_nodes_and_driver_are_killed_end_with_the_same_bi
     assert f"{len(rounds)} of {len(rounds)} trainings bit-identical" in " ".join(printed.split())
 
 
-def test_an_unknown_kind_of_fault_is_refused() -> None:
-    with pytest.raises(UserError, match="--kinds stage,moon: known are stage, node, driver"):
-        chaos.main(["--kinds", "stage,moon"])
-
-
 class TestTheAccountOfAFault:
     """From events that are written by hand."""
 
     def test_is_found_in_the_events_behind_it(self, tmp_path: Path) -> None:
         events = [
             {"time": 100.0, "event": "running"},
-            {"time": 111.0, "event": "lost", "step": 14, "snapshot": 8},
+            {"time": 111.0, "event": "failure", "step": 14, "snapshot": 8},
             {"time": 115.5, "event": "running"},
             {"time": 130.0, "event": "running"},
         ]
