@@ -126,6 +126,6 @@ def test_more_workers_than_the_cluster_holds_are_refused_at_once(
     task: str, tmp_path: Path
 ) -> None:
     run = TrainConfig(**OPTIONS, workers=5, task=task, run_dir=str(tmp_path / "run"))
-    with pytest.raises(UserError, match="5 actors of 0 GPUs and 1 CPUs each are wanted.*workers"):
+    with pytest.raises(UserError, match="5 actors of 0 GPUs and 1 CPUs each are needed.*workers"):
         train_watched(run)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What is packed comes out the same, and shares its memory where it can."""
+"""Tensors come out of a message bit for bit, and share its memory where they can."""
 
 from collections.abc import Callable
 
@@ -66,7 +66,7 @@ class TestAChunk:
                     shortcut=torch.randn(2, 3, 8, 8) if shortcut else None,
                 ),
                 labels=torch.tensor([1, 0]),
-                goodness=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
+                logits=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
             )
             for shortcut in (0, 1)
         ]
@@ -74,8 +74,8 @@ class TestAChunk:
         for was, now in zip(chunk, back, strict=True):
             assert torch.equal(now.activations.features, was.activations.features)
             assert torch.equal(now.labels, was.labels)
-            assert len(now.goodness) == len(was.goodness)
-            assert all(map(torch.equal, now.goodness, was.goodness))
+            assert len(now.logits) == len(was.logits)
+            assert all(map(torch.equal, now.logits, was.logits))
         assert back[0].activations.shortcut is None
         assert back[1].activations.shortcut is not None
         assert torch.equal(back[1].activations.shortcut, chunk[1].activations.shortcut)
@@ -83,10 +83,10 @@ class TestAChunk:
     @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
     def test_weighs_what_its_tensors_do(self, way: Callable[[Chunk], Message]) -> None:
         features = torch.zeros(3, 4, 2, 2, dtype=torch.bfloat16)
-        for shortcut, goodness in ((None, ()), (features, (torch.zeros(3, 2),))):
+        for shortcut, logits in ((None, ()), (features, (torch.zeros(3, 2),))):
             activations = Activations(features=features, shortcut=shortcut)
-            batch = Batch(activations=activations, labels=torch.arange(3), goodness=goodness)
-            each = 96 + 24 + (96 + 24 if goodness else 0)
+            batch = Batch(activations=activations, labels=torch.arange(3), logits=logits)
+            each = 96 + 24 + (96 + 24 if logits else 0)
             assert message_bytes(way([batch, batch])) == 2 * each
 
 
