@@ -2,18 +2,21 @@
 
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from rayff import TrainConfig
 from rayff.config.errors import RunError
 from rayff.distributed import stage_group
 from rayff.engine.run import TrainResult
+from rayff.runs.metrics import scalars
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import (
     RecordingCallback,
@@ -51,6 +54,18 @@ def undisturbed(task: str, tmp_path_factory: pytest.TempPathFactory) -> TrainRes
     return train_locally(TrainConfig(**OPTIONS, task=task, run_dir=str(run_dir)))
 
 
+@pytest.fixture
+def loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow in a folder, and Weights & Biases without its server."""
+    uri = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mlflow.set_tracking_uri(uri)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 def assert_same(result: TrainResult, undisturbed: TrainResult) -> None:
     assert timeless(result.metrics) == timeless(undisturbed.metrics)
     assert layer_files(result.run_dir) == layer_files(undisturbed.run_dir)
@@ -59,10 +74,14 @@ def assert_same(result: TrainResult, undisturbed: TrainResult) -> None:
 @pytest.mark.parametrize(
     ("stage", "when"), [(0, "train 8"), (1, "valid"), (1, "step-00000006")], ids=str
 )
+@pytest.mark.usefixtures("loggers")
 def test_a_stage_that_is_killed_changes_no_bit(
     stage: int, when: str, config: TrainConfig, undisturbed: TrainResult
 ) -> None:
-    """While it computes or sends, before the first snapshot, and behind one."""
+    """While it computes or sends, before the first snapshot, and behind one.
+
+    Libraries get each epoch once.
+    """
     killed_at: list[float] = []
 
     def kill() -> None:
@@ -70,15 +89,20 @@ def test_a_stage_that_is_killed_changes_no_bit(
         killed_at.append(time.time())
 
     seen = RecordingCallback(once(when, kill))
-    result = train_on_ray(config, seen)
+    result = train_on_ray(dataclasses.replace(config, logger="mlflow,wandb"), seen)
     assert_same(result, undisturbed)
-    (warning,) = [line for line in seen.lines if "died" in line]
+    (warning,) = [line for line in seen.lines if re.search("died|window|logger", line)]
     assert f"stage {stage} (layers {2 * stage}-{2 * stage + 1}) died" in warning
     assert "failure 1 of 3" in warning
     (failure,) = events(result.run_dir, "failure")
     assert failure["time"] - killed_at[0] < 5
     assert failure["step"] >= failure["snapshot"]
     assert failure["snapshot"] in (0, 6, 12)
+    (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (logged.info.run_name, logged.info.status) == ("run", "FINISHED")
+    assert logged.data.metrics == scalars(result.metrics[-1])
+    assert len(list(result.run_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    assert not (result.run_dir / "tensorboard").exists()
 
 
 @pytest.mark.parametrize(("stage", "survived"), [(0, 0), (1, 1)])

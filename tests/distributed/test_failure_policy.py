@@ -1,4 +1,4 @@
-"""What a run does about failures and a cluster that changes: tables, and any sequence of events."""
+"""Failures and elasticity: each event has its action, and no sequence passes the limits."""
 
 from __future__ import annotations
 
@@ -98,85 +98,60 @@ def test_each_event_has_its_action(event: Event, changes: dict[str, Any], action
     assert decide(event, state(**changes)) == action
 
 
-class SimulatedRun:
-    """A run that acts on every decision as the controller does.
-
-    Attributes:
-        state: where it stands.
-        wanted: actors that it looks for.
-        reserving: actors whose resources it waits for; 0 while it looks for room or trains.
-        over: whether it has ended.
-        starts: how many actors it started each time.
-    """
-
-    def __init__(self, state: RunState) -> None:
-        self.state = state
-        self.wanted = state.most
-        self.reserving = 0
-        self.training = False
-        self.over = False
-        self.starts: list[int] = []
-
-    def events(self) -> st.SearchStrategy[Event]:
-        """Return the events that may come now."""
-        if self.training:
-            at_snapshot = st.builds(AtSnapshot, st.integers(0, 9), st.booleans())
-            return st.just(StageFailed()) | at_snapshot | st.just(Finished())
-        if self.reserving:
-            return st.sampled_from([NotReserved(self.reserving), StageFailed()])
-        waited_s = st.floats(0, 2 * PATIENCE_S)
-        return st.builds(Capacity, st.integers(0, 9), st.just(self.wanted), waited_s)
-
-    def act(self, event: Event) -> None:
-        """Take the decision about an event."""
-        if isinstance(event, StageFailed):
-            self.state = dataclasses.replace(self.state, failures=self.state.failures + 1)
-        action = decide(event, self.state)
-        if isinstance(action, Start):
-            self.starts.append(action.actors)
-            self.reserving = action.actors
-        elif isinstance(action, (Retry, Widen)):
-            self.wanted = action.most if isinstance(action, Retry) else action.actors
-            self.reserving, self.training = 0, False
-        self.over = isinstance(action, (End, Fail))
-
-    def reserve(self) -> None:
-        """Get the resources that it waits for, and train."""
-        self.state = dataclasses.replace(self.state, begun=True, actors=self.reserving)
-        self.reserving, self.training = 0, True
+def events_after(action: object, wanted: int) -> st.SearchStrategy[Event]:
+    """Return the events that may follow: the run looks for room, or starts, or trains."""
+    at_snapshot = st.builds(AtSnapshot, st.integers(0, 9), st.booleans())
+    training: st.SearchStrategy[Event] = st.sampled_from([StageFailed(), Finished()]) | at_snapshot
+    if isinstance(action, Start):
+        return training | st.just(NotReserved(action.actors))
+    if isinstance(action, (Continue, Rebalance)):
+        return training
+    return st.builds(Capacity, st.integers(0, 9), st.just(wanted), st.floats(0, 2 * PATIENCE_S))
 
 
-@given(data=st.data())
-def test_no_sequence_of_events_passes_the_limits(data: st.DataObject) -> None:
-    fewest = data.draw(st.integers(1, 4), "fewest")
-    most = data.draw(st.integers(fewest, 6), "most")
-    allowed = data.draw(st.integers(-1, 3), "max_failures")
-    run = SimulatedRun(RunState(fewest=fewest, most=most, max_failures=allowed))
+@given(
+    data=st.data(),
+    fewest=st.integers(1, 4),
+    more=st.integers(0, 3),
+    allowed=st.integers(-1, 3),
+)
+def test_no_sequence_of_events_passes_the_limits(
+    data: st.DataObject, fewest: int, more: int, allowed: int
+) -> None:
+    run = RunState(fewest=fewest, most=fewest + more, max_failures=allowed)
+    action: Any = Retry(run.most)
+    wanted = run.most
     for _ in range(30):
-        if run.over:
+        if isinstance(action, (End, Fail)):
             break
-        stop = data.draw(st.booleans(), "stop_requested")
-        run.state = dataclasses.replace(run.state, stop_requested=stop)
-        if run.reserving and data.draw(st.booleans(), "reserved"):
-            run.reserve()
-        before = run.starts.copy()
-        event = data.draw(run.events())
-        run.act(event)
-        assert all(fewest <= count <= most for count in run.starts)
-        assert fewest <= run.wanted <= most
-        if 0 <= allowed < run.state.failures:
-            assert run.over
-            assert run.starts == before, "it started again after one failure too many"
-        if isinstance(event, Finished):
-            assert run.over
+        event = data.draw(events_after(action, wanted))
+        if isinstance(event, AtSnapshot) and isinstance(action, Start):
+            run = dataclasses.replace(run, begun=True, actors=action.actors)
+        run = dataclasses.replace(
+            run,
+            failures=run.failures + isinstance(event, StageFailed),
+            stop_requested=data.draw(st.booleans(), "stop_requested"),
+        )
+        action = decide(event, run)
+        if isinstance(action, Retry):
+            wanted = action.most
+        elif isinstance(action, (Start, Widen)):
+            wanted = action.actors
+        assert run.fewest <= wanted <= run.most
+        assert action == Fail() or allowed < 0 or run.failures <= allowed
+        assert action == End() or event != Finished()
 
 
-@given(most=st.integers(1, 9), data=st.data())
-def test_a_cluster_that_gives_nothing_ends_the_run(most: int, data: st.DataObject) -> None:
-    """Each attempt wants fewer actors than the one before, down to the fewest."""
-    fewest = data.draw(st.integers(1, most))
-    run = SimulatedRun(state(fewest=fewest, most=most))
-    while not run.over:
-        run.act(Capacity(9, run.wanted))
-        run.act(NotReserved(run.reserving))
-    assert run.starts == list(range(most, fewest - 1, -1))
+@given(fewest=st.integers(1, 9), more=st.integers(0, 5))
+def test_a_cluster_that_gives_nothing_ends_the_run(fewest: int, more: int) -> None:
+    """Each attempt is for fewer actors than the one before, down to the fewest."""
+    run = state(fewest=fewest, most=fewest + more)
+    action: Any = Retry(run.most)
+    starts: list[int] = []
+    while isinstance(action, Retry):
+        start = decide(Capacity(99, action.most), run)
+        assert isinstance(start, Start)
+        starts.append(start.actors)
+        action = decide(NotReserved(start.actors), run)
+    assert action == Fail()
+    assert starts == list(range(run.most, fewest - 1, -1))

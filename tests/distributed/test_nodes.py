@@ -40,9 +40,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def node_of(stage: int) -> str:
-    node: str = call_actor(
-        f"stage-{stage}", lambda actor: ray.get_runtime_context().get_node_id()
-    )
+    node: str = call_actor(f"stage-{stage}", lambda actor: ray.get_runtime_context().get_node_id())
     return node
 
 

@@ -5,8 +5,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from rayff.distributed import stage_group
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.pipeline import RayPipeline
 from rayff.distributed.stage_group import actor_names, open_stage_group
-from rayff.distributed.transport import ObjectStoreTransport
-from rayff.engine.commands import Command, Report, Snapshot, Train
+from rayff.distributed.transport import Transport
+from rayff.engine.commands import Command, Snapshot, Train
 from rayff.engine.preparation import prepare
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import StageResources, make_plan
@@ -56,7 +54,7 @@ class TestAFailureIsNamed:
             "rayff.distributed.pipeline._failures", lambda references: [(0, error)]
         )
         names = ["layers 0-1 on a", "layers 2-3 on b"]
-        pipeline = RayPipeline([[], []], names, ObjectStoreTransport(), window=1)
+        pipeline = RayPipeline([[], []], names, Transport(), window=1)
         explained = pipeline._explained(error, [], 1)
         assert isinstance(explained, StageFailedError)
         assert str(explained).startswith(sentence)
@@ -97,27 +95,17 @@ def gone_within(seconds: float, pids: list[int]) -> bool:
     return True
 
 
-@dataclass
-class Streamed:
-    """Commands of two epochs that went through a pipeline of two stages with a window of 4."""
-
-    results: list[tuple[Command, list[Report]]]
-    in_order: bool
-    ahead: list[int]
-    """Commands drawn and not yet given back, at each result."""
-    pids: list[int]
-
-
-@pytest.fixture(scope="module")
-def streamed(cluster: None, task: str, tmp_path_factory: pytest.TempPathFactory) -> Streamed:
-    run_dir = tmp_path_factory.mktemp("streamed") / "run"
-    options = {**OPTIONS, "epochs": 2, "cuts": (2,), "run_dir": str(run_dir)}
-    prepared = prepare(TrainConfig(**options, task=task), resume=False)
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_stream_keeps_the_window_and_the_order_and_leaves_no_stage(config: TrainConfig) -> None:
+    prepared = prepare(dataclasses.replace(config, replicas=None, epochs=2), resume=False)
     run = prepared.resolve("fp32", (Kernels(),) * 4)
     each, costs = StageResources(cpus=1, gpus=0), Costs(layer_s=[1.0] * 4, boundary_s=[0.0] * 4)
     plan = make_plan(run.config, run.architecture, each, costs, 2, run.recipe.batch_size)
     drawn: list[Command] = []
-    found = Streamed(results=[], in_order=True, ahead=[], pids=[])
+    kinds: list[str] = []
+    ahead: list[int] = []
 
     def counted() -> Iterator[Command]:
         for command in run.schedule(chunk=2).commands():
@@ -125,36 +113,20 @@ def streamed(cluster: None, task: str, tmp_path_factory: pytest.TempPathFactory)
             yield command
 
     with open_stage_group(prepared, each, 2, print) as group:
-        found.pids = [pid_of(name) for name in ("stage-0", "stage-1")]
-        for result in group.set_up(run, plan, None, window=4).stream(counted()):
-            found.in_order &= result[0] is drawn[len(found.results)]
-            found.ahead.append(len(drawn) - len(found.results))
-            found.results.append(result)
-    return found
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-class TestAStream:
-    def test_gives_back_every_command_in_order_with_a_report_of_each_stage(
-        self, streamed: Streamed
-    ) -> None:
-        kinds = [type(command).__name__ for command, _ in streamed.results]
-        assert kinds == [*["Train"] * 3, "Evaluate", "Evaluate", "Snapshot"] * 2
-        assert streamed.in_order
-        for command, reports in streamed.results:
+        pids = [pid_of(name) for name in ("stage-0", "stage-1")]
+        for command, reports in group.set_up(run, plan, None, window=4).stream(counted()):
+            assert command is drawn[len(kinds)]
             assert len(reports) == 2
             if isinstance(command, Snapshot):
                 assert [sorted(report.states) for report in reports] == [[0, 1], [2, 3]]
             if isinstance(command, Train):
                 assert all(len(report.loss_sums) == 2 for report in reports)
-
-    def test_has_no_more_in_flight_than_the_window(self, streamed: Streamed) -> None:
-        assert max(streamed.ahead) == 4
-
-    def test_leaves_no_stage(self, streamed: Streamed) -> None:
-        assert len(set(streamed.pids)) == 2
-        assert gone_within(10, streamed.pids)
+            ahead.append(len(drawn) - len(kinds))
+            kinds.append(type(command).__name__)
+    assert kinds == [*["Train"] * 3, "Evaluate", "Evaluate", "Snapshot"] * 2
+    assert max(ahead) == 4
+    assert len(set(pids)) == 2
+    assert gone_within(10, pids)
 
 
 def ask(names: list[str], question: Any) -> list[Any]:
@@ -218,7 +190,9 @@ class TestReplicas:
     def test_may_be_grouped_by_a_timing(self, config: TrainConfig) -> None:
         options = {"replicas": "auto", "cuts": None, "stages": 3, "epochs": 1}
         names: list[str] = []
-        seen = RecordingCallback(once("train 0", lambda: names.extend(ray.util.list_named_actors())))
+        seen = RecordingCallback(
+            once("train 0", lambda: names.extend(ray.util.list_named_actors()))
+        )
         result = train_on_ray(dataclasses.replace(config, **options), seen)
         assert result.complete
         assert set(names) <= {"run:actor-0", "run:actor-1", "run:actor-2"}

@@ -21,7 +21,7 @@ def cpu_nodes(*cpus: float) -> list[Node]:
     return [Node(cpus=amount, gpus=0) for amount in cpus]
 
 
-TWO_GPUS, FOUR_GPUS = Node(cpus=8, gpus=2), Node(cpus=32, gpus=4)
+ONE_GPU, TWO_GPUS, FOUR_GPUS = (Node(cpus=8 * gpus, gpus=gpus) for gpus in (1, 2, 4))
 APART = {"placement": "strict_spread"}
 
 
@@ -114,12 +114,13 @@ class TestAnEvenShare:
         assert found == StageResources(cpus=each, gpus=0.0)
 
     def test_of_gpus_is_one_or_a_fraction(self) -> None:
-        there = [Node(cpus=16, gpus=1)]
+        there = [ONE_GPU]
         assert stage_resources(TrainConfig(), there, 1) == StageResources(cpus=1, gpus=1)
         assert stage_resources(TrainConfig(), there, 2) == StageResources(cpus=1, gpus=0.5)
         assert stage_resources(TrainConfig(), [TWO_GPUS] * 2, 4).gpus == 1
+        assert stage_resources(TrainConfig(transport="nccl"), [TWO_GPUS], 2).gpus == 1
         on_cpus = stage_resources(TrainConfig(device="cpu"), there, 2)
-        assert on_cpus == StageResources(cpus=8, gpus=0)
+        assert on_cpus == StageResources(cpus=4, gpus=0)
 
     def test_threads_are_whole_cpus(self) -> None:
         assert StageResources(cpus=0.5, gpus=0).threads == 1
@@ -157,27 +158,17 @@ def test_nodes_are_named_by_what_differs(there: list[tuple[str, str]], names: li
     ("options", "there", "count", "sentence"),
     [
         ({}, cpu_nodes(0), 2, r"2 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 0 CPUs\)"),
-        (
-            {"cpus_per_stage": 1},
-            cpu_nodes(2),
-            4,
-            r"4 actors of 0 GPUs and 1 CPUs.*\(0 GPUs, 2 CPUs\)",
-        ),
-        ({"gpus_per_stage": 1}, [Node(cpus=8, gpus=1)], 2, "2 actors of 1 GPUs.*--gpus-per-stage"),
+        ({"cpus_per_stage": 1}, cpu_nodes(2), 4, r"4 actors of 0 GPUs and 1.*\(0 GPUs, 2 CPUs\)"),
+        ({"gpus_per_stage": 1}, [ONE_GPU], 2, "2 actors of 1 GPUs.*--gpus-per-stage"),
         ({"device": "cuda"}, cpu_nodes(2), 1, "the cluster has no GPUs; use --device cpu"),
         ({"gpus_per_stage": 2}, cpu_nodes(2), 1, "1 actor of 2 GPUs and 1 CPUs each is needed"),
         (
             {"device": "cuda", "gpus_per_stage": 0},
-            [Node(cpus=8, gpus=1)],
+            [ONE_GPU],
             1,
             "a stage would take 0; use .* larger --gpus-per-stage",
         ),
-        (
-            {"transport": "nccl"},
-            cpu_nodes(2),
-            2,
-            "nccl is for GPUs, .* --transport object-store or gloo",
-        ),
+        ({"transport": "nccl"}, cpu_nodes(2), 2, "nccl is for GPUs, .* object-store or gloo"),
         (
             APART,
             cpu_nodes(8, 8),
@@ -187,18 +178,8 @@ def test_nodes_are_named_by_what_differs(there: list[tuple[str, str]], names: li
             r"\(0 GPUs, 8 CPUs\); use fewer --stages, --replicas or --workers, or --placement "
             "spread$",
         ),
-        (
-            {**APART, "gpus_per_stage": 0.5},
-            [Node(cpus=8, gpus=1)],
-            2,
-            "2 actors of 0.5 GPUs .* a node of its own",
-        ),
-        (
-            {**APART, "cpus_per_stage": 6},
-            cpu_nodes(8, 4),
-            2,
-            "--placement spread, or a smaller --cpus-per-stage",
-        ),
+        ({**APART, "gpus_per_stage": 0.5}, [ONE_GPU], 2, "0.5 GPUs .* a node of its own"),
+        ({**APART, "cpus_per_stage": 6}, cpu_nodes(8, 4), 2, "or a smaller --cpus-per-stage"),
     ],
     ids=str,
 )
@@ -207,7 +188,3 @@ def test_a_plan_that_is_too_large_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         stage_resources(TrainConfig(**options), there, count)
-
-
-def test_nccl_connects_gpus() -> None:
-    assert stage_resources(TrainConfig(transport="nccl"), [TWO_GPUS], 2).gpus == 1

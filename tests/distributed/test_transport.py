@@ -8,12 +8,11 @@ import torch
 
 from rayff.distributed.transport import (
     Message,
+    SentTensor,
     as_tensors,
     call_name,
     message_bytes,
-    pack,
     pack_chunk,
-    unpack,
     unpack_message,
 )
 from rayff.engine.commands import Batch, Chunk, Evaluate, Snapshot, Train
@@ -27,33 +26,34 @@ class TestATensor:
     @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 3), (1,)])
     def test_comes_out_bit_for_bit(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         tensor = (torch.randn(shape) * 100).to(dtype)
-        back = unpack(pack(tensor), CPU)
+        back = SentTensor.shared(tensor).receive(CPU)
         assert back.dtype == dtype
         assert back.shape == tensor.shape
         assert torch.equal(back, tensor)
 
     def test_keeps_its_memory_format(self) -> None:
         tensor = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
-        packed = pack(tensor)
-        assert packed.array.flags.c_contiguous
-        back = unpack(packed, CPU)
+        sent = SentTensor.shared(tensor)
+        assert isinstance(sent.memory, np.ndarray)
+        assert sent.memory.flags.c_contiguous
+        back = sent.receive(CPU)
         assert back.stride() == tensor.stride()
         assert torch.equal(back, tensor)
 
     def test_that_is_not_contiguous_is_copied_right(self) -> None:
         tensor = torch.arange(24).view(2, 3, 4).transpose(1, 2)[:, 1:]
-        assert torch.equal(unpack(pack(tensor), CPU), tensor)
+        assert torch.equal(SentTensor.shared(tensor).receive(CPU), tensor)
 
     def test_shares_its_memory_both_ways(self) -> None:
         tensor = torch.zeros(4, dtype=torch.bfloat16)
-        packed = pack(tensor)
-        back = unpack(packed, CPU)
+        sent = SentTensor.shared(tensor)
+        back = sent.receive(CPU)
         tensor[0] = 1
         assert back[0] == 1
 
     def test_needs_no_gradient(self) -> None:
         tensor = torch.ones(2, requires_grad=True)
-        assert isinstance(pack(tensor).array, np.ndarray)
+        assert isinstance(SentTensor.shared(tensor).memory, np.ndarray)
 
 
 class TestAChunk:

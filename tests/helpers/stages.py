@@ -49,3 +49,9 @@ def once(line: str, act: Callable[[], object]) -> Callable[[str], None]:
             act()
 
     return acted
+
+
+def as_flags(options: dict[str, Any], **more: Any) -> list[str]:
+    """Return options as a command line has them."""
+    given = {**options, **more}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
