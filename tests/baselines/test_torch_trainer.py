@@ -1,6 +1,7 @@
 """Backpropagation by Ray Train's workers: the batch is divided, a worker may die."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,8 @@ def by_two(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     run_dir = tmp_path_factory.mktemp("two") / "run"
     seen = RecordingCallback()
     result = train_on_ray(TrainConfig(**options, workers=2, run_dir=str(run_dir)), seen)
-    assert not [line for line in seen.lines if line.startswith("warning")]
+    warnings = [line for line in seen.lines if line.startswith("warning")]
+    assert all("waiting for 2 workers" in line for line in warnings), "on a busy machine"
     return result
 
 
@@ -98,7 +100,7 @@ def test_a_worker_that_dies_changes_nothing(
     seen = RecordingCallback(once("train 8", kill))
     result = train_on_ray(TrainConfig(**options, workers=2, run_dir=str(tmp_path / "run")), seen)
     (warning,) = [line for line in seen.lines if "failure 1 of 3" in line]
-    assert "died" in warning
+    assert re.search(r"worker [01] died: .*worker process has died", warning)
     assert "starting again from the snapshot of step 6" in warning
     assert layer_files(result.run_dir) == layer_files(by_two.run_dir)
     assert timeless(result.metrics) == timeless(by_two.metrics)
