@@ -24,7 +24,6 @@ from tests.helpers.runs import (
     train_on_ray,
 )
 from tests.helpers.stages import OPTIONS, once
-from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,9 +35,9 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def options(tiny_task: str) -> dict[str, Any]:
     changed = {"method": "bp-deepsup", "epochs": 2, "dropout": 0.25, "kernels": None, "lr": None}
-    return {**OPTIONS, **changed, "task": write_tiny_task(tmp_path_factory.mktemp("task"))}
+    return {**OPTIONS, **changed, "task": tiny_task}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from tests.helpers.runs import (
     train_on_ray,
 )
 from tests.helpers.stages import OPTIONS, call_actor, kill_actor, once
-from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -38,20 +37,15 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"))
-
-
 @pytest.fixture
-def config(task: str, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(**OPTIONS, cuts=(2,), task=task, run_dir=str(tmp_path / "run"))
+def config(tiny_task: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(**OPTIONS, cuts=(2,), task=tiny_task, run_dir=str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(task: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def undisturbed(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    return train_locally(TrainConfig(**OPTIONS, task=task, run_dir=str(run_dir)))
+    return train_locally(TrainConfig(**OPTIONS, task=tiny_task, run_dir=str(run_dir)))
 
 
 @pytest.fixture

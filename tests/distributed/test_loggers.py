@@ -21,7 +21,6 @@ from rayff.train import main as train
 from rayff.tune.__main__ import main as tune
 from tests.helpers.runs import StopAfter, train_locally
 from tests.helpers.stages import OPTIONS
-from tests.helpers.tiny_task import write_tiny_task
 
 
 class Library(LoggerCallback):
@@ -56,8 +55,8 @@ class Library(LoggerCallback):
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(**OPTIONS, task=write_tiny_task(tmp_path), run_dir=str(tmp_path / "first"))
+def config(tiny_task: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(**OPTIONS, task=tiny_task, run_dir=str(tmp_path / "first"))
 
 
 class TestALibrary:

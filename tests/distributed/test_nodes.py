@@ -20,7 +20,6 @@ from tests.helpers.runs import (
     train_on_ray,
 )
 from tests.helpers.stages import OPTIONS, call_actor, once
-from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,9 +33,8 @@ def nodes() -> Iterator[LocalNodes]:
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    task = write_tiny_task(tmp_path_factory.mktemp("task"))
-    return {**OPTIONS, "epochs": 6, "task": task}
+def options(tiny_task: str) -> dict[str, Any]:
+    return {**OPTIONS, "epochs": 6, "task": tiny_task}
 
 
 def node_of(stage: int) -> str:

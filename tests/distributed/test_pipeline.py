@@ -29,7 +29,6 @@ from rayff.partition.plan import StageResources, make_plan
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import RecordingCallback, train_on_ray
 from tests.helpers.stages import OPTIONS, call_actor, kill_actor, once, pid_of
-from tests.helpers.tiny_task import write_tiny_task
 
 
 class TestAFailureIsNamed:
@@ -74,16 +73,11 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"))
-
-
 @pytest.fixture
-def config(task: str, tmp_path: Path) -> TrainConfig:
+def config(tiny_task: str, tmp_path: Path) -> TrainConfig:
     """Two stages, the second one of two replicas."""
     plan = {"cuts": (2,), "replicas": "1,2"}
-    return TrainConfig(**{**OPTIONS, **plan}, task=task, run_dir=str(tmp_path / "run"))
+    return TrainConfig(**{**OPTIONS, **plan}, task=tiny_task, run_dir=str(tmp_path / "run"))
 
 
 def gone_within(seconds: float, pids: list[int]) -> bool:

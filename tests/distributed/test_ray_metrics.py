@@ -22,7 +22,6 @@ from rayff.runs.checkpoint import Progress
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import train_on_ray
 from tests.helpers.stages import OPTIONS
-from tests.helpers.tiny_task import write_tiny_task
 
 
 class Instrument:
@@ -165,9 +164,11 @@ def cluster() -> Iterator[None]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_training_is_on_the_metrics_port_to_the_last_image_and_byte(tmp_path: Path) -> None:
-    task, run_dir = write_tiny_task(tmp_path), tmp_path / "counted"
-    result = train_on_ray(TrainConfig(**OPTIONS, cuts=(2,), task=task, run_dir=str(run_dir)))
+def test_a_training_is_on_the_metrics_port_to_the_last_image_and_byte(
+    tiny_task: str, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "task": tiny_task, "run_dir": str(tmp_path / "counted")}
+    result = train_on_ray(TrainConfig(**options, cuts=(2,)))
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     images, batches, evaluated = 3 * 96, 3 * 6, 3 * (20 + 30)

@@ -22,7 +22,6 @@ from tests.helpers.runs import (
     train_on_ray,
 )
 from tests.helpers.stages import OPTIONS, kill_actor, once
-from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.smoke, pytest.mark.xdist_group("ray")]
 
@@ -34,8 +33,8 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {**OPTIONS, "task": write_tiny_task(tmp_path_factory.mktemp("task"))}
+def options(tiny_task: str) -> dict[str, Any]:
+    return {**OPTIONS, "task": tiny_task}
 
 
 @pytest.fixture(scope="module")
