@@ -1,19 +1,24 @@
-# make train   environment, installation, and a first network on the embedded digits
-# make test    the tests
-# make lint    formatting, lint rules, types
-# make docs    the documentation as a site, in site/
+# make train      environment, installation, and a first network on the embedded digits
+# make test       the tests of some minutes: all without Ray, each capability of Ray once
+# make test-all   these and the others: killed processes, several nodes, jobs, a browser
+# make lint       formatting, lint rules, types
+# make docs       the documentation as a site, in site/
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest $(PYTEST_FLAGS)
+FIRST = smoke or not (ray or slow)
 
-.PHONY: train test lint docs clean
+.PHONY: train test test-all lint docs clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m rayff.train --arch tinycnn --task digits --stages 2
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n logical -m "not ray"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ray
+	$(PYTEST) -n logical --dist loadgroup -m "$(FIRST)"
+
+test-all: test
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(FIRST))"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

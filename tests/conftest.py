@@ -1,6 +1,8 @@
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,6 +15,41 @@ from tests.helpers.tiny_task import write_tiny_task
 settings.register_profile("usual", deadline=None)
 settings.register_profile("thorough", deadline=None)  # for tests/fuzz: many new cases
 settings.load_profile("usual")
+
+ALLOWED_SKIPS = re.compile("CUDA|AMX|Triton's interpreter")
+"""What a skip says that --forbid-skips allows: the last runs in a process of its own."""
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--forbid-skips",
+        action="store_true",
+        help="fail what would be skipped, unless it needs a CUDA device or AMX",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return fail_a_skip((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return fail_a_skip((yield), collector.config)
+
+
+def fail_a_skip(report: Report, config: pytest.Config) -> Report:
+    """Turn a skip that is not allowed into a failure."""
+    forbidden = config.getoption("--forbid-skips") and not hasattr(report, "wasxfail")
+    if forbidden and report.skipped and not ALLOWED_SKIPS.search(str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"--forbid-skips: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True, scope="session")

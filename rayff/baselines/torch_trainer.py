@@ -4,7 +4,8 @@
 
 TorchTrainer places the workers, joins them in a process group and wraps the network (DDP). (1, 4)
 The driver sends them commands, so that the loop, snapshots, signals and recovery are those of
-local losses. (2, 3) Ray's queues; messages are small but for a snapshot.
+local losses. (2, 3) Ray's queues hold references: the process of a queue unpickles what it holds,
+and would import torch for a command.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, StageResources
 
-LOOKOUT_S = 0.5
-"""How often the driver, while it waits for an answer, looks whether the workers are alive."""
+POLL_S = 0.5
+"""How often the driver, while it waits for an answer, checks that the workers are alive."""
 NOTICE_S = 20.0
 """After which the user learns that workers are waited for; they take some seconds anyway."""
-_FAREWELL_S = 20.0
+_END_TIMEOUT_S = 20.0
 _TIMED_IMAGES = 16
 
 
@@ -150,18 +151,18 @@ def distributed(network: nn.Module) -> nn.Module:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Carry out messages until None comes; runs on every worker."""
+    """Carry out messages until there are no more; runs on every worker."""
     configure_torch(config["threads"])
     context = ray.train.get_context()
     replica = Replica(index=context.get_world_rank(), count=context.get_world_size())
     worker = Worker(ray.train.torch.get_device(), replica)
     inbox, answers = config["inboxes"][replica.index], config["answers"]
-    while (message := inbox.get()) is not None:
+    while references := inbox.get():
         try:
-            answer = worker.handle(message)
+            answer = worker.handle(ray.get(references[0]))
         except UserError as error:
             answer = error
-        answers.put((replica.index, answer))
+        answers.put((replica.index, [ray.put(answer)]))
 
 
 @dataclass
@@ -218,8 +219,9 @@ class WorkerGroup:
     def send(self, message: Message) -> None:
         """Give every worker a message."""
         try:
+            references = [ray.put(message)]
             for inbox in self.inboxes:
-                inbox.put(message)
+                inbox.put(references)
         except RayError as error:
             raise StageFailedError("a worker's queue", error) from error
 
@@ -237,8 +239,8 @@ class WorkerGroup:
         start = warned = time.monotonic()
         while not all(self._waiting):
             try:
-                rank, answer = self.answers.get(timeout=LOOKOUT_S)
-                self._waiting[rank].append(answer)
+                rank, (answer,) = self.answers.get(timeout=POLL_S)
+                self._waiting[rank].append(ray.get(answer))
             except Empty:
                 self.fit.check()
                 now = time.monotonic()
@@ -254,7 +256,7 @@ class WorkerGroup:
                 warn(f"waiting for {wanted}")
             except RayError as error:
                 self.fit.check()
-                raise StageFailedError("a worker's queue", error) from error
+                raise StageFailedError("a worker or its queue", error) from error
         answers = [waiting.popleft() for waiting in self._waiting]
         for answer in answers:
             if isinstance(answer, UserError):
@@ -281,7 +283,9 @@ class Fit:
         """Raise a StageFailedError where the workers are no more."""
         if not self._thread.is_alive():
             failures: dict[int, Exception] = getattr(self._error, "worker_failures", {})
-            for rank, cause in sorted(failures.items()):
+            # where a process died, the other workers fail in an all-reduce
+            dead = {r: e for r, e in failures.items() if hasattr(e, "health_check_failure")}
+            for rank, cause in sorted((dead or failures).items()):
                 raise StageFailedError(f"worker {rank}", cause) from self._error
             raise StageFailedError("the group of workers", self._error) from self._error
 
@@ -359,9 +363,9 @@ def open_worker_group(
         try:
             yield WorkerGroup(count, resources, queues[:count], queues[count], fit, warn)
             for inbox in queues[:count]:
-                inbox.put(None)
-            fit.wait(_FAREWELL_S)
+                inbox.put([])
+            fit.wait(_END_TIMEOUT_S)
         finally:
             for queue in queues:
                 queue.shutdown(force=True)
-            fit.wait(_FAREWELL_S)
+            fit.wait(_END_TIMEOUT_S)

@@ -35,13 +35,17 @@ class Capabilities:
     precision: Precision
     """The default."""
     missing: str | None = None
-    """Why the compiled kernels are missing, in a clause; None where they are there."""
+    """Why the compiled kernels are missing, in a clause; None where they are installed."""
 
     @classmethod
     def common(cls, found: Sequence[Capabilities]) -> Capabilities:
         """Return what all of these devices can do."""
-        weakest = least_able([each.device_class for each in found])
-        return next(each for each in found if each.device_class == weakest)
+        precisions = {each.precision for each in found}
+        return cls(
+            device_class=least_able([each.device_class for each in found]),
+            precision="fp32" if "fp32" in precisions else "bf16",
+            missing=next((each.missing for each in found if each.missing), None),
+        )
 
 
 class ClusterPipeline(Pipeline, Protocol):

@@ -1,6 +1,7 @@
 """Backpropagation by Ray Train's workers: the batch is divided, a worker may die."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,32 +9,23 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load
 
-import rayff
+from rayff import TrainConfig
 from rayff.config.errors import UserError
-from rayff.config.train_config import TrainConfig
-from tests.distributed.test_controller import SearchCallback, layer_files, train_watched
-from tests.engine.local_run import timeless
+from rayff.engine.evaluation import evaluate
+from rayff.engine.run import TrainResult
 from tests.helpers.ray_instance import local_ray
-from tests.helpers.tiny_task import write_tiny_task
-from tests.training import local_run
+from tests.helpers.runs import (
+    RecordingCallback,
+    layer_files,
+    timeless,
+    train_locally,
+    train_on_ray,
+)
+from tests.helpers.stages import OPTIONS, once
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-OPTIONS: dict[str, Any] = {
-    "arch": "tinycnn",
-    "width": 4,
-    "method": "bp-deepsup",
-    "epochs": 2,
-    "batch_size": 16,  # six batches an epoch
-    "dropout": 0.25,
-    "precision": "fp32",
-    "cpus_per_stage": 1,
-    "chunk": 2,
-}
-LAST = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,28 +35,25 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"))
+def options(tiny_task: str) -> dict[str, Any]:
+    changed = {"method": "bp-deepsup", "epochs": 2, "dropout": 0.25, "kernels": None, "lr": None}
+    return {**OPTIONS, **changed, "task": tiny_task}
 
 
 @pytest.fixture(scope="module")
-def in_process(task: str, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Train without Ray, by one worker with one thread."""
-    run = TrainConfig(**OPTIONS, task=task, run_dir=str(tmp_path_factory.mktemp("alone") / "run"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    local_run.train(run, chunk=2)
-    torch.set_num_threads(threads)
-    return run
+def alone(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    return train_locally(TrainConfig(**options, run_dir=str(run_dir)))
 
 
 @pytest.fixture(scope="module")
-def by_two(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("two") / "run"
-    run = TrainConfig(**OPTIONS, workers=2, task=task, run_dir=str(path))
-    _, watcher = train_watched(run)
-    assert not [line for line in watcher.lines if line.startswith("warning")]
-    return path
+def by_two(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    seen = RecordingCallback()
+    result = train_on_ray(TrainConfig(**options, workers=2, run_dir=str(run_dir)), seen)
+    warnings = [line for line in seen.lines if line.startswith("warning")]
+    assert all("waiting for 2 workers" in line for line in warnings), "on a busy machine"
+    return result
 
 
 def workers() -> list[int]:
@@ -78,54 +67,49 @@ def workers() -> list[int]:
 
 
 def test_one_worker_ends_with_the_bits_of_one_process(
-    task: str, tmp_path: Path, in_process: TrainConfig
+    options: dict[str, Any], alone: TrainResult, tmp_path: Path
 ) -> None:
-    run = TrainConfig(**OPTIONS, workers=1, task=task, run_dir=str(tmp_path / "run"))
-    result, _ = train_watched(run)
-    assert layer_files(tmp_path / "run", LAST) == local_run.layer_files(in_process, LAST)
-    assert result.records[-1].cuts == []
-    assert rayff.evaluate(tmp_path / "run").accuracy == pytest.approx(
-        result.records[-1].test_accuracy
-    )
+    result = train_on_ray(TrainConfig(**options, workers=1, run_dir=str(tmp_path / "run")))
+    assert layer_files(result.run_dir) == layer_files(alone.run_dir)
+    assert timeless(result.metrics) == timeless(alone.metrics)
+    assert result.metrics[-1].cuts == []
+    accuracy = evaluate(result.run_dir).accuracy
+    assert accuracy == pytest.approx(result.metrics[-1].test_accuracy)
 
 
 def test_two_workers_change_nothing_but_the_rounding_of_sums(
-    by_two: Path, in_process: TrainConfig
+    by_two: TrainResult, alone: TrainResult
 ) -> None:
-    alone, two = local_run.layer_files(in_process, LAST), layer_files(by_two, LAST)
-    assert alone.keys() == two.keys()
-    assert alone != two
-    for name, state in alone.items():
+    one, two = layer_files(alone.run_dir), layer_files(by_two.run_dir)
+    assert one.keys() == two.keys()
+    assert one != two
+    for name, state in one.items():
         expected, found = load(state), load(two[name])
         for key, value in expected.items():
             if not key.startswith("optimizer."):
                 assert (value - found[key]).abs().max() < 2e-3, (name, key)
 
 
-def test_a_worker_that_dies_changes_nothing(task: str, tmp_path: Path, by_two: Path) -> None:
-    killed: list[int] = []
+def test_a_worker_that_dies_changes_nothing(
+    options: dict[str, Any], tmp_path: Path, by_two: TrainResult
+) -> None:
+    def kill() -> None:
+        os.kill(workers()[-1], signal.SIGKILL)
 
-    def kill(line: str) -> None:
-        if line == "train 8" and not killed:
-            killed.extend(workers()[-1:])
-            assert killed, "there is a worker to kill"
-            os.kill(killed[0], signal.SIGKILL)
-
-    run = TrainConfig(**OPTIONS, workers=2, task=task, run_dir=str(tmp_path / "run"))
-    _, watcher = train_watched(run, SearchCallback(kill))
-    lost = [line for line in watcher.lines if "failure 1 of 3" in line]
-    assert len(lost) == 1
-    assert "died" in lost[0]
-    assert "starting again from the snapshot of step 6" in lost[0]
-    assert layer_files(tmp_path / "run", LAST) == layer_files(by_two, LAST)
-    assert timeless(watcher.records)[-1].epoch == 2
+    seen = RecordingCallback(once("train 8", kill))
+    result = train_on_ray(TrainConfig(**options, workers=2, run_dir=str(tmp_path / "run")), seen)
+    (warning,) = [line for line in seen.lines if "failure 1 of 3" in line]
+    assert re.search(r"worker [01] died: .*worker process has died", warning)
+    assert "starting again from the snapshot of step 6" in warning
+    assert layer_files(result.run_dir) == layer_files(by_two.run_dir)
+    assert timeless(result.metrics) == timeless(by_two.metrics)
     assert not workers()
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_at_once(
-    task: str, tmp_path: Path
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = TrainConfig(**OPTIONS, workers=5, task=task, run_dir=str(tmp_path / "run"))
-    with pytest.raises(UserError, match="5 actors of 0 GPUs and 1 CPUs each are wanted.*workers"):
-        train_watched(run)
+    config = TrainConfig(**options, workers=5, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="5 actors of 0 GPUs and 1 CPUs each are needed.*workers"):
+        train_on_ray(config)
     assert not (tmp_path / "run").exists()

@@ -1,293 +1,192 @@
-"""Promise 3: a failure changes nothing. Real processes and raylets are killed."""
+"""Promise 3: a failure changes nothing. Processes of stages are killed."""
 
-import json
+import dataclasses
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
-import ray
-from rayff.distributed.training import TrainResult, train
 
-from rayff.config.errors import RunError, UserError
-from rayff.config.train_config import TrainConfig
-from rayff.distributed import stage_group as stage_group
-from rayff.distributed.local_cluster import LocalNodes
-from rayff.engine.loop import Callback
-from rayff.runs.metrics import EpochRecord
-from tests.engine.local_run import Diary, timeless
+from rayff import TrainConfig
+from rayff.config.errors import RunError
+from rayff.distributed import stage_group
+from rayff.engine.run import TrainResult
+from rayff.runs.metrics import scalars
 from tests.helpers.ray_instance import local_ray
-from tests.helpers.tiny_task import write_tiny_task
+from tests.helpers.runs import (
+    RecordingCallback,
+    events,
+    layer_files,
+    timeless,
+    train_locally,
+    train_on_ray,
+)
+from tests.helpers.stages import OPTIONS, call_actor, kill_actor, once
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-OPTIONS: dict[str, Any] = {
-    "arch": "tinycnn",
-    "width": 4,
-    "epochs": 3,
-    "batch_size": 16,  # six batches an epoch
-    "lr": 0.01,
-    "chunk": 2,
-    "precision": "fp32",
-    "kernels": "conv",
-    "cpus_per_stage": 1,
-}
-LAST = 18
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with local_ray():
+        yield
 
 
-class SearchCallback(Diary):
-    """Writes down what it is told; `act` is called behind each line with the line."""
-
-    def __init__(self, act: Callable[[str], object] = lambda line: None) -> None:
-        super().__init__()
-        self.act = act
-
-    def _tell(self) -> None:
-        self.act(self.lines[-1])
-
-    def on_result(self, command: Any, reports: Any) -> None:
-        super().on_result(command, reports)
-        self._tell()
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        super().on_epoch(record)
-        self._tell()
-
-    def on_checkpoint(self, path: Path) -> None:
-        super().on_checkpoint(path)
-        self._tell()
-
-    def on_warning(self, message: str) -> None:
-        super().on_warning(message)
-        self._tell()
-
-
-def train_watched(
-    run: TrainConfig, watcher: SearchCallback | None = None, *, resume: bool = False
-) -> tuple[TrainResult, SearchCallback]:
-    seen = watcher or SearchCallback()
-
-    @contextmanager
-    def observe(*prepared_and_plan: Any) -> Iterator[Callback]:
-        yield seen
-
-    return train(run, observe, resume=resume, notify=seen.on_warning), seen
-
-
-def layer_files(run_dir: Path, step: int = LAST) -> dict[str, bytes]:
-    files = (run_dir / "checkpoints" / f"step-{step:08d}").glob("layer-*.safetensors")
-    return {path.name: path.read_bytes() for path in files}
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-
-def pid_of(name: str) -> int:
-    return ray.get(ray.get_actor(name).__ray_call__.remote(lambda actor: os.getpid()))
-
-
-def kill_stage(stage: int) -> None:
-    os.kill(pid_of(f"run:stage-{stage}"), signal.SIGKILL)
+@pytest.fixture
+def config(tiny_task: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(**OPTIONS, cuts=(2,), task=tiny_task, run_dir=str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"))
+def undisturbed(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return train_locally(TrainConfig(**OPTIONS, task=tiny_task, run_dir=str(run_dir)))
 
 
-class TestOnOneNode:
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def cluster(cls) -> Iterator[None]:
-        with local_ray():
-            yield
+@pytest.fixture
+def loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow in a folder, and Weights & Biases without its server."""
+    uri = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mlflow.set_tracking_uri(uri)
+    yield
+    mlflow.set_tracking_uri(None)
 
-    @pytest.fixture
-    def run(self, task: str, tmp_path: Path) -> TrainConfig:
-        return TrainConfig(**OPTIONS, cuts=(2,), task=task, run_dir=str(tmp_path / "run"))
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def undisturbed(
-        cls, cluster: None, task: str, tmp_path_factory: pytest.TempPathFactory
-    ) -> TrainResult:
-        run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-        run = TrainConfig(**OPTIONS, cuts=(2,), task=task, run_dir=str(run_dir))
-        return train_watched(run)[0]
+def assert_same(result: TrainResult, undisturbed: TrainResult) -> None:
+    assert timeless(result.metrics) == timeless(undisturbed.metrics)
+    assert layer_files(result.run_dir) == layer_files(undisturbed.run_dir)
 
-    def same(self, result: TrainResult, undisturbed: TrainResult) -> bool:
-        wanted = layer_files(undisturbed.run_dir)
-        assert len(wanted) == 4
-        assert timeless(result.records) == timeless(undisturbed.records)
-        return layer_files(result.run_dir) == wanted
 
-    @pytest.mark.parametrize(
-        ("stage", "when"), [(0, "train 8"), (1, "valid"), (1, "step-00000006")], ids=str
-    )
-    def test_a_stage_that_is_killed_changes_no_bit(
-        self, stage: int, when: str, run: TrainConfig, undisturbed: TrainResult
-    ) -> None:
-        """While it computes or sends, before the first snapshot, and behind one."""
-        killed: list[float] = []
+@pytest.mark.parametrize(
+    ("stage", "when"), [(0, "train 8"), (1, "valid"), (1, "step-00000006")], ids=str
+)
+@pytest.mark.usefixtures("loggers")
+def test_a_stage_that_is_killed_changes_no_bit(
+    stage: int, when: str, config: TrainConfig, undisturbed: TrainResult
+) -> None:
+    """While it computes or sends, before the first snapshot, and behind one.
 
-        def act(line: str) -> None:
-            if line == when and not killed:
-                kill_stage(stage)
-                killed.append(time.time())
+    Libraries get each epoch once.
+    """
+    killed_at: list[float] = []
 
-        result, seen = train_watched(run, SearchCallback(act))
-        assert self.same(result, undisturbed)
-        warned = [line for line in seen.lines if "died" in line]
-        assert len(warned) == 1
-        assert f"stage {stage} (layers {2 * stage}-{2 * stage + 1}) died" in warned[0]
-        assert "failure 1 of 3" in warned[0]
-        (lost,) = events(result.run_dir, "lost")
-        assert lost["time"] - killed[0] < 5
-        assert lost["step"] >= lost["snapshot"]
-        assert lost["snapshot"] in (0, 6, 12)
+    def kill() -> None:
+        kill_actor(f"stage-{stage}")
+        killed_at.append(time.time())
 
-    @pytest.mark.parametrize(("stage", "survived"), [(0, 0), (1, 1)])
-    def test_a_stage_that_is_killed_while_its_snapshot_is_taken_changes_no_bit(
-        self, stage: int, survived: int, run: TrainConfig, undisturbed: TrainResult
-    ) -> None:
-        """The other stage has taken its own; the run goes back to the whole snapshot before."""
+    seen = RecordingCallback(once(when, kill))
+    result = train_on_ray(dataclasses.replace(config, logger="mlflow,wandb"), seen)
+    assert_same(result, undisturbed)
+    (warning,) = [line for line in seen.lines if re.search("died|window|logger", line)]
+    assert f"stage {stage} (layers {2 * stage}-{2 * stage + 1}) died" in warning
+    assert "failure 1 of 3" in warning
+    (failure,) = events(result.run_dir, "failure")
+    assert failure["time"] - killed_at[0] < 5
+    assert failure["step"] >= failure["snapshot"]
+    assert failure["snapshot"] in (0, 6, 12)
+    (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (logged.info.run_name, logged.info.status) == ("run", "FINISHED")
+    assert logged.data.metrics == scalars(result.metrics[-1])
+    assert len(list(result.run_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    assert not (result.run_dir / "tensorboard").exists()
 
-        def die_in_snapshot(actor: Any) -> None:
-            usual = actor.stage.learner.states
-            taken: list[bool] = []
 
-            def states() -> Any:
-                result = usual()
-                if len(taken) == survived:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                taken.append(True)
-                return result
+@pytest.mark.parametrize(("stage", "survived"), [(0, 0), (1, 1)])
+def test_a_stage_that_is_killed_while_its_snapshot_is_taken_changes_no_bit(
+    stage: int, survived: int, config: TrainConfig, undisturbed: TrainResult
+) -> None:
+    """The other stage has taken its own; the run goes back to the complete snapshot before."""
 
-            actor.stage.learner.states = states
+    def die_in_snapshot(actor: Any) -> None:
+        usual = actor.stage.learner.states
+        taken: list[bool] = []
 
-        armed: list[bool] = []
+        def states() -> Any:
+            result = usual()
+            if len(taken) == survived:
+                os.kill(os.getpid(), signal.SIGKILL)
+            taken.append(True)
+            return result
 
-        def act(line: str) -> None:
-            # The window holds fewer commands than an epoch: no snapshot is under way yet.
-            if line == "train 0" and not armed:
-                armed.append(True)
-                ray.get(ray.get_actor(f"run:stage-{stage}").__ray_call__.remote(die_in_snapshot))
+        actor.stage.learner.states = states
 
-        result, _ = train_watched(run, SearchCallback(act))
-        assert self.same(result, undisturbed)
-        (lost,) = events(result.run_dir, "lost")
-        assert lost["snapshot"] == 6 * survived
+    # The window holds fewer commands than an epoch: no snapshot is under way yet.
+    arm = once("train 0", lambda: call_actor(f"stage-{stage}", die_in_snapshot))
+    result = train_on_ray(config, RecordingCallback(arm))
+    assert_same(result, undisturbed)
+    (failure,) = events(result.run_dir, "failure")
+    assert failure["snapshot"] == 6 * survived
 
-    @pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls", "measure"])
-    def test_a_stage_that_is_killed_while_it_starts_changes_no_bit(
-        self,
-        moment: str,
-        run: TrainConfig,
-        undisturbed: TrainResult,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        usual = getattr(stage_group, moment)
-        killed: list[bool] = []
 
-        def deadly(*args: Any) -> Any:
-            if not killed:
-                killed.append(True)
-                kill_stage(1)
+@pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls", "measure_costs"])
+def test_a_stage_that_is_killed_while_it_starts_changes_no_bit(
+    moment: str,
+    config: TrainConfig,
+    undisturbed: TrainResult,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = getattr(stage_group, moment)
+    killed: list[bool] = []
+
+    def deadly(*args: Any) -> Any:
+        if not killed:
+            killed.append(True)
+            kill_actor("stage-1")
+        return usual(*args)
+
+    monkeypatch.setattr(stage_group, moment, deadly)
+    seen = RecordingCallback()
+    result = train_on_ray(config, seen)
+    assert killed
+    assert_same(result, undisturbed)
+    assert sum("died" in line for line in seen.lines) == 1
+
+
+def test_one_failure_too_many_ends_the_run_which_resumes(
+    config: TrainConfig, undisturbed: TrainResult
+) -> None:
+    def kill(line: str) -> None:
+        if line == "train 8":
+            kill_actor("stage-0")
+
+    few = dataclasses.replace(config, max_failures=1)
+    with pytest.raises(
+        RunError,
+        match=r"stage 0 \(layers 0-1\) died: .*that was failure 2, and --max-failures is 1; "
+        "its last checkpoint stays, continue with --resume",
+    ):
+        train_on_ray(few, RecordingCallback(kill))
+    assert_same(train_on_ray(few, resume=True), undisturbed)
+
+
+def test_a_slow_stage_loses_layers_at_a_snapshot(
+    config: TrainConfig, undisturbed: TrainResult
+) -> None:
+    """Stage 1 computes on a machine that becomes slow; the bits do not change with the cut."""
+
+    def slow_down(actor: Any) -> None:
+        learner = actor.stage.learner
+        usual = learner.learn
+
+        def learn(*args: Any) -> Any:
+            time.sleep(0.05)
             return usual(*args)
 
-        monkeypatch.setattr(stage_group, moment, deadly)
-        result, seen = train_watched(run)
-        assert killed
-        assert self.same(result, undisturbed)
-        assert sum("died" in line for line in seen.lines) == 1
+        learner.learn = learn
 
-    def test_one_failure_too_many_ends_the_run_which_resumes(
-        self, run: TrainConfig, undisturbed: TrainResult
-    ) -> None:
-        def act(line: str) -> None:
-            if line == "train 8":
-                kill_stage(0)
-
-        few = TrainConfig(**{**run.to_dict(), "max_failures": 1})
-        with pytest.raises(
-            RunError,
-            match=r"stage 0 \(layers 0-1\) died: .*that was failure 2, and --max-failures is 1; "
-            "its last checkpoint stays, go on with --resume",
-        ):
-            train_watched(few, SearchCallback(act))
-        result, _ = train_watched(few, resume=True)
-        assert self.same(result, undisturbed)
-
-    def test_a_slow_stage_loses_layers_at_a_snapshot(
-        self, run: TrainConfig, undisturbed: TrainResult
-    ) -> None:
-        """Stage 1 computes on a machine that becomes slow; the bits do not change with the cut."""
-
-        def slow_down(actor: Any) -> None:
-            usual = actor.stage.learner.rules.learn
-
-            def learn(*args: Any) -> Any:
-                time.sleep(0.05)
-                return usual(*args)
-
-            actor.stage.learner.rules = actor.stage.learner.rules.__class__(
-                **{**vars(actor.stage.learner.rules), "learn": learn}
-            )
-
-        slowed: list[bool] = []
-
-        def act(line: str) -> None:
-            if line == "train 0" and not slowed:
-                slowed.append(True)
-                ray.get(ray.get_actor("run:stage-1").__ray_call__.remote(slow_down))
-
-        free = {**run.to_dict(), "cuts": None, "stages": 2, "rebalance": True, "chunk": 1}
-        result, seen = train_watched(TrainConfig(**free), SearchCallback(act))
-        assert self.same(result, undisturbed)
-        (moved,) = events(result.run_dir, "rebalanced")[:1]
-        cuts = [record.cuts for record in result.records]
-        assert cuts[0] < cuts[1] == moved["cuts"]
-        assert any("moving the cuts" in line for line in seen.lines)
-
-
-class TestOnSeveralNodes:
-    def test_the_plan_shrinks_and_grows_with_the_cluster(self, task: str, tmp_path: Path) -> None:
-        options = {**OPTIONS, "epochs": 6, "elastic": "1:2", "task": task}
-        with LocalNodes(2) as nodes:
-            ray.init(nodes.cluster.address, log_to_driver=False, logging_level="error")
-            try:
-                whole, _ = train_watched(TrainConfig(**options, run_dir=str(tmp_path / "whole")))
-                done: list[str] = []
-
-                def act(line: str) -> None:
-                    if line == "train 8" and not done:
-                        done.append(line)
-                        nodes.remove(0)
-                    if line == "epoch 3" and len(done) == 1:
-                        done.append(line)
-                        nodes.add()
-                        while ray.cluster_resources().get("CPU", 0) < 2:
-                            time.sleep(0.1)
-
-                result, seen = train_watched(
-                    TrainConfig(**options, run_dir=str(tmp_path / "run")), SearchCallback(act)
-                )
-                missing = TrainConfig(
-                    **{**options, "elastic": "3:4", "run_dir": str(tmp_path / "x")}
-                )
-                with pytest.raises(UserError, match="the cluster cannot hold the plan: 3 actors"):
-                    train_watched(missing)
-            finally:
-                ray.shutdown()
-        stages = [len(event["stages"]) for event in events(result.run_dir, "planned")]
-        assert stages == [2, 1, 2]
-        assert any("room for 2 stages again" in line for line in seen.lines)
-        assert layer_files(result.run_dir, 36) == layer_files(whole.run_dir, 36)
-        assert len(layer_files(whole.run_dir, 36)) == 4
-        assert timeless(result.records) == timeless(whole.records)
+    free = dataclasses.replace(config, cuts=None, stages=2, rebalance=True, chunk=1)
+    seen = RecordingCallback(once("train 0", lambda: call_actor("stage-1", slow_down)))
+    result = train_on_ray(free, seen)
+    assert_same(result, undisturbed)
+    (moved,) = events(result.run_dir, "rebalanced")[:1]
+    cuts = [record.cuts for record in result.metrics]
+    assert cuts[0] < cuts[1] == moved["cuts"]
+    assert any("moving the boundaries" in line for line in seen.lines)

@@ -1,4 +1,4 @@
-"""Which of the actors' findings counts, and what is told of them."""
+"""What the actors' devices have in common, and the warnings of planning."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,52 +6,89 @@ from typing import Any
 import pytest
 import ray
 
-from rayff.config.train_config import TrainConfig
-from rayff.distributed import planner as planning
-from rayff.distributed.planner import least_able, measure
+from rayff import TrainConfig
+from rayff.config.kernels import Kernels
+from rayff.distributed import planner
+from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.stage_actor import Profile
-from rayff.models.zoo import architecture
+from rayff.engine.preparation import prepare
+from rayff.engine.run import Run
 from rayff.partition.plan import StageResources
 
-
-def profile(**changes: Any) -> Profile:
-    able: dict[str, Any] = {"precision": "bf16", "missing": None, "tiles": True}
-    return Profile(times=[], seconds_per_byte=1e-9, **{**able, **changes})
-
-
-def test_all_compute_as_the_least_able_can():
-    able, without_tiles = profile(), profile(tiles=False)
-    without_compiler = profile(tiles=False, missing="no C++ compiler is there")
-    assert least_able([able, able]) is able
-    assert least_able([able, without_tiles]) is without_tiles
-    assert least_able([without_tiles, able]) is without_tiles
-    assert least_able([able, without_compiler, without_tiles]) is without_compiler
+AMX = Capabilities("cpu-amx", "bf16")
+AVX512 = Capabilities("cpu-avx512", "fp32")
+NO_COMPILER = Capabilities("cpu-torch", "bf16", "no C++ compiler is there")
+GPU = Capabilities("cuda", "bf16")
+GPU_NO_TRITON = Capabilities("cuda", "bf16", "no Triton")
 
 
-def told(monkeypatch: pytest.MonkeyPatch, why: str, *, gpus: float, ready: bool) -> list[str]:
-    """What a user is told while an actor measures that lacks the kernels."""
+@pytest.mark.parametrize(
+    ("found", "common"),
+    [
+        ([AMX, AMX], AMX),
+        ([AMX, AVX512], AVX512),
+        ([AVX512, AMX], AVX512),
+        ([AMX, NO_COMPILER], NO_COMPILER),
+        ([AVX512, NO_COMPILER], Capabilities("cpu-torch", "fp32", "no C++ compiler is there")),
+        ([GPU, GPU_NO_TRITON], GPU_NO_TRITON),
+    ],
+)
+def test_actors_have_in_common_what_the_least_able_device_can_do(
+    found: list[Capabilities], common: Capabilities
+) -> None:
+    assert Capabilities.common(found) == common
+
+
+@pytest.fixture
+def run() -> Run:
+    prepared = prepare(TrainConfig(), resume=False)
+    return prepared.resolve("fp32", (Kernels(),) * len(prepared.architecture))
+
+
+@pytest.mark.parametrize(
+    ("config", "missing", "gpus", "parts"),
+    [
+        (
+            TrainConfig(),
+            "/cache/kernels.so cannot be used (Permission denied)",
+            0,
+            [
+                "cannot be used (Permission denied); it is faster with a C++ compiler",
+                "RAYFF_CACHE_DIR that can be written and from which programs may run",
+            ],
+        ),
+        (
+            TrainConfig(),
+            "Failed to find C compiler",
+            1,
+            ["Failed to find C compiler; it is faster with Triton", "a C compiler"],
+        ),
+        (TrainConfig(), None, 0, []),
+        (TrainConfig(rule="plain"), "no compiler", 0, []),
+        (TrainConfig(method="bp"), "no compiler", 0, []),
+    ],
+)
+def test_missing_kernels_are_named_with_their_remedy(
+    config: TrainConfig, missing: str | None, gpus: float, parts: list[str]
+) -> None:
+    prepared = prepare(config, resume=False)
+    run = prepared.resolve("fp32", (Kernels(),) * len(prepared.architecture))
+    warnings: list[str] = []
+    found, each = Capabilities("cpu", "fp32", missing), StageResources(cpus=1, gpus=gpus)
+    planner.warn_of_missing_kernels(run, found, each, warnings.append)
+    assert len(warnings) == bool(parts)
+    assert all(part in warnings[0] for part in parts)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_timing_that_takes_long_is_a_warning(
+    ready: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []) if ready else ([], calls))
-    monkeypatch.setattr(planning, "wait_for", lambda calls, what: [profile(missing=why)])
-    monkeypatch.setattr(planning, "costs", lambda *_, **options: None)
+    profile = Profile(times=[], seconds_per_byte=1e-9)
+    monkeypatch.setattr(planner, "wait_for", lambda calls, what: [profile])
+    monkeypatch.setattr(planner, "costs", lambda *_, **options: None)
     actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
-    network = architecture("tinycnn", num_classes=10, image_channels=1, width=None)
-    said: list[str] = []
-    resources = StageResources(cpus=1, gpus=gpus)
-    measure(TrainConfig().resolved({}), network, resources, [actor], said.append)
-    return said
-
-
-def test_a_wait_and_missing_kernels_are_told_with_every_remedy(monkeypatch: pytest.MonkeyPatch):
-    why = "/cache/kernels.so cannot be used (Permission denied)"
-    waiting, missing = told(monkeypatch, why, gpus=0, ready=False)
-    assert (
-        waiting == "waiting for the actors, which time the layers where this machine has not yet"
-    )
-    assert "cannot be used (Permission denied); it is faster with a C++ compiler" in missing
-    assert "RAYFF_CACHE_DIR that can be written and from which programs may run" in missing
-
-
-def test_missing_kernels_of_a_gpu_have_their_own_remedy(monkeypatch: pytest.MonkeyPatch):
-    (missing,) = told(monkeypatch, "Failed to find C compiler", gpus=1, ready=True)
-    assert "Failed to find C compiler; it is faster with Triton" in missing
-    assert "a C compiler" in missing
+    warnings: list[str] = []
+    planner.measure_costs(run, StageResources(cpus=1, gpus=0), [actor], warnings.append)
+    assert [text.partition(";")[0] for text in warnings] == ["timing the layers"] * (not ready)

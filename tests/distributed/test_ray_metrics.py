@@ -1,4 +1,4 @@
-"""What is counted in Ray's metrics: the right numbers, at no cost, and whatever fails."""
+"""A run's counts in Ray's metrics: exact, cheap, and never worth a training."""
 
 import re
 import time
@@ -6,26 +6,22 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
-from rayff.distributed.training import train
 
-from rayff.config.train_config import TrainConfig
-from rayff.console.run_view import observe_quietly
-from rayff.distributed import ray_metrics as metrics
-from rayff.distributed.ray_metrics import GAUGES, RUN_COUNTERS, STAGE_COUNTERS, RunMetrics
+from rayff import TrainConfig
+from rayff.distributed import ray_metrics
+from rayff.distributed.ray_metrics import GAUGES, RUN_COUNTERS, STAGE_COUNTERS, RayMetrics
 from rayff.engine.commands import Report, Train
-from rayff.engine.progress import Tracker
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Progress
 from tests.helpers.ray_instance import local_ray
-from tests.helpers.tiny_task import write_tiny_task
-
-IMAGES = {"train": 96, "valid": 20, "test": 30}
-EPOCHS = 2
+from tests.helpers.runs import train_on_ray
+from tests.helpers.stages import OPTIONS
 
 
 class Instrument:
@@ -59,15 +55,29 @@ class Instruments:
 @pytest.fixture
 def instruments(monkeypatch: pytest.MonkeyPatch) -> Instruments:
     fakes = Instruments()
-    monkeypatch.setattr(metrics, "instruments", fakes)
+    monkeypatch.setattr(ray_metrics, "instruments", fakes)
     return fakes
 
 
-def watching(stages: int = 2) -> RunMetrics:
-    tracker = Tracker(
-        epochs=3, num_train_images=100, stage_names=["some layers"] * stages, start=Progress()
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_metrics, "EVERY_S", 0.01)
+
+
+@pytest.fixture
+def metrics(instruments: Instruments) -> Iterator[RayMetrics]:
+    """The callback of a run of three epochs that has just begun."""
+    run: Any = SimpleNamespace(
+        directory=SimpleNamespace(name="first"),
+        recipe=SimpleNamespace(epochs=3),
+        splits={"train": range(100)},
+        progress=Progress(),
     )
-    return RunMetrics("first", tracker)
+    plan: Any = SimpleNamespace(stage_names=["some layers"] * 2)
+    metrics = RayMetrics()
+    metrics.on_start(run, plan)
+    yield metrics
+    metrics.on_end(None)
 
 
 def chunk(stages: int = 2) -> tuple[Train, list[Report]]:
@@ -79,64 +89,70 @@ def chunk(stages: int = 2) -> tuple[Train, list[Report]]:
     return command, reports
 
 
-class TestTheSums:
-    def test_are_handed_on_once(self, instruments: Instruments) -> None:
-        watched = watching()
-        for _ in range(3):
-            watched.on_result(*chunk())
-        watched.export()
-        watched.export()
-        assert instruments["rayff_images_total"] == {("first", "0"): 48, ("first", "1"): 48}
-        assert instruments["rayff_batches_total"] == {("first", "0"): 6, ("first", "1"): 6}
-        assert instruments["rayff_busy_seconds_total"] == {("first", "0"): 3, ("first", "1"): 6}
-        assert instruments["rayff_sent_bytes_total"] == {("first", "0"): 300}
+def test_sums_are_exported_once(instruments: Instruments, metrics: RayMetrics) -> None:
+    for _ in range(3):
+        metrics.on_chunk_end(*chunk())
+    metrics.export()
+    metrics.export()
+    assert instruments["rayff_images_total"] == {("first", "0"): 48, ("first", "1"): 48}
+    assert instruments["rayff_batches_total"] == {("first", "0"): 6, ("first", "1"): 6}
+    assert instruments["rayff_busy_seconds_total"] == {("first", "0"): 3, ("first", "1"): 6}
+    assert instruments["rayff_sent_bytes_total"] == {("first", "0"): 300}
 
-    def test_count_restarts_and_images_that_are_trained_again(
-        self, instruments: Instruments
-    ) -> None:
-        watched = watching()
-        watched.on_result(*chunk())
-        watched.on_restart(["all"], Progress())
-        watched.export()
-        assert instruments["rayff_epoch"] == {("first",): 1}
-        watched.on_result(*chunk(stages=1))
-        watched.export()
-        assert instruments["rayff_restarts_total"] == {("first",): 1}
-        assert instruments["rayff_images_total"][("first", "0")] == 32
-        assert instruments["rayff_epoch"] == {("first",): 2}
 
-    def test_take_the_loop_next_to_no_time(self) -> None:
-        watched, (command, reports) = watching(stages=17), chunk(stages=17)
-        before = time.perf_counter()
-        for _ in range(1000):
-            watched.on_result(command, reports)
-        assert time.perf_counter() - before < 1, "a chunk takes about a third of a second"
+def test_restarts_and_images_that_are_trained_again_count(
+    instruments: Instruments, metrics: RayMetrics
+) -> None:
+    metrics.on_chunk_end(*chunk())
+    metrics.on_restart(["all"], Progress())
+    metrics.export()
+    assert instruments["rayff_epoch"] == {("first",): 1}
+    metrics.on_chunk_end(*chunk(stages=1))
+    metrics.export()
+    assert instruments["rayff_restarts_total"] == {("first",): 1}
+    assert instruments["rayff_images_total"][("first", "0")] == 32
+    assert instruments["rayff_epoch"] == {("first",): 2}
 
-    def test_come_from_a_thread_until_the_run_is_over(
-        self, instruments: Instruments, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(metrics, "EVERY_S", 0.01)
-        with watching() as watched:
-            watched.on_result(*chunk())
-            deadline = time.monotonic() + 10
-            while not instruments["rayff_images_total"] and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert instruments["rayff_images_total"] == {("first", "0"): 16, ("first", "1"): 16}
-            watched.on_result(*chunk())
-        assert instruments["rayff_images_total"] == {("first", "0"): 32, ("first", "1"): 32}
 
-    def test_that_ray_refuses_end_the_metrics_and_not_the_run(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def broken() -> None:
-            raise RuntimeError("no metrics today")
+def test_a_chunk_takes_the_loop_next_to_no_time(metrics: RayMetrics) -> None:
+    command, reports = chunk(stages=17)
+    metrics.on_restart(["a layer"] * 17, Progress())
+    before = time.perf_counter()
+    for _ in range(1000):
+        metrics.on_chunk_end(command, reports)
+    assert time.perf_counter() - before < 1, "a chunk takes about a third of a second"
 
-        monkeypatch.setattr(metrics, "EVERY_S", 0.01)
-        monkeypatch.setattr(metrics, "instruments", broken)
-        with watching() as watched:
-            for _ in range(5):
-                watched.on_result(*chunk())
-                time.sleep(0.02)
+
+@pytest.mark.usefixtures("often")
+def test_a_thread_exports_until_the_run_is_over(
+    instruments: Instruments, metrics: RayMetrics
+) -> None:
+    metrics.on_chunk_end(*chunk())
+    deadline = time.monotonic() + 10
+    while not instruments["rayff_images_total"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert instruments["rayff_images_total"] == {("first", "0"): 16, ("first", "1"): 16}
+    metrics.on_chunk_end(*chunk())
+    metrics.on_end(None)
+    assert instruments["rayff_images_total"] == {("first", "0"): 32, ("first", "1"): 32}
+
+
+@pytest.mark.usefixtures("often")
+def test_metrics_that_ray_refuses_do_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, metrics: RayMetrics
+) -> None:
+    refused: list[bool] = []
+
+    def refuse() -> None:
+        refused.append(True)
+        raise RuntimeError("no metrics today")
+
+    monkeypatch.setattr(ray_metrics, "instruments", refuse)
+    while not refused:
+        time.sleep(0.01)
+    metrics.on_chunk_end(*chunk())
+    metrics.on_end(None)
+    assert len(refused) == 1
 
 
 @pytest.fixture(scope="module")
@@ -146,66 +162,37 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-class TestATraining:
-    @pytest.fixture
-    def run(self, tmp_path: Path) -> TrainConfig:
-        return TrainConfig(
-            width=4,
-            task=write_tiny_task(tmp_path),
-            epochs=EPOCHS,
-            batch_size=16,
-            precision="fp32",
-            kernels="conv/conv",
-            cuts=(2,),
-            run_dir=str(tmp_path / "counted"),
-        )
-
-    def sent(self) -> int:
-        """Return the bytes of the features and labels, and of the goodness in evaluation."""
-        layer = architecture("tinycnn", num_classes=4, image_channels=3, width=4)[2]
-        each = 4 * layer.in_channels * layer.in_size**2 + 8
-        trained, evaluated = IMAGES["train"], IMAGES["valid"] + IMAGES["test"]
-        return EPOCHS * (trained * each + evaluated * (each + 4 * 2 * 4))
-
-    def test_is_counted_to_the_last_image_and_byte(
-        self, run: TrainConfig, instruments: Instruments
-    ) -> None:
-        result = train(run, observe_quietly)
-        stages = [("counted", "0"), ("counted", "1")]
-        images, batches = EPOCHS * IMAGES["train"], EPOCHS * 6
-        assert instruments["rayff_images_total"] == dict.fromkeys(stages, images)
-        assert instruments["rayff_batches_total"] == dict.fromkeys(stages, batches)
-        assert instruments["rayff_sent_bytes_total"] == {stages[0]: self.sent()}
-        assert all(0 < instruments["rayff_busy_seconds_total"][stage] < 60 for stage in stages)
-        last = result.records[-1]
-        assert instruments["rayff_valid_accuracy"] == {("counted",): last.valid_accuracy}
-        assert instruments["rayff_test_accuracy"] == {("counted",): last.test_accuracy}
-        assert instruments["rayff_epoch"] == {("counted",): EPOCHS}
-        assert instruments["rayff_chunks_in_flight"] == {("counted",): 0}
-        assert instruments["rayff_window"] == {("counted",): 4}
-
-    def test_is_on_the_metrics_port_of_its_node(self, run: TrainConfig) -> None:
-        (node,) = ray.nodes()
-        if node["MetricsExportPort"] <= 0:
-            pytest.skip("Ray exports metrics where ray[default] is installed")
-        train(run, observe_quietly)
-        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        found: dict[tuple[str, str | None], float] = {}
-        deadline = time.monotonic() + 30
-        images, wanted = ("ray_rayff_images_total", "1"), EPOCHS * IMAGES["train"]
-        while found.get(images) != wanted and time.monotonic() < deadline:
-            time.sleep(0.5)
-            found = scraped(address, "counted")
-        for stage in ("0", "1"):
-            assert found["ray_rayff_images_total", stage] == EPOCHS * IMAGES["train"]
-            assert found["ray_rayff_batches_total", stage] == EPOCHS * 6
-            assert found["ray_rayff_busy_seconds_total", stage] > 0
-        assert found["ray_rayff_sent_bytes_total", "0"] == self.sent()
-        assert {name for name, stage in found if stage is None} == {f"ray_{n}" for n in GAUGES}
+def test_a_training_is_on_the_metrics_port_to_the_last_image_and_byte(
+    tiny_task: str, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "task": tiny_task, "run_dir": str(tmp_path / "counted")}
+    result = train_on_ray(TrainConfig(**options, cuts=(2,)))
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    images, batches, evaluated = 3 * 96, 3 * 6, 3 * (20 + 30)
+    found: dict[tuple[str, str], float] = {}
+    deadline = time.monotonic() + 30
+    while found.get(("images_total", "1")) != images and time.monotonic() < deadline:
+        time.sleep(0.5)
+        found = scraped(address, "counted")
+    for stage in ("0", "1"):
+        assert found["images_total", stage] == images
+        assert found["batches_total", stage] == batches
+        assert 0 < found["busy_seconds_total", stage] < 60
+    # features and labels, and in evaluation the logits of two layers
+    layer = architecture("tinycnn", num_classes=4, image_channels=3, width=4)[2]
+    each = 4 * layer.in_channels * layer.in_size**2 + 8
+    assert found["sent_bytes_total", "0"] == images * each + evaluated * (each + 4 * 2 * 4)
+    assert {f"rayff_{name}" for name, stage in found if not stage} == GAUGES.keys()
+    last = result.metrics[-1]
+    assert found["valid_accuracy", ""] == pytest.approx(last.valid_accuracy)
+    assert found["test_accuracy", ""] == pytest.approx(last.test_accuracy)
+    assert (found["epoch", ""], found["chunks_in_flight", ""], found["window", ""]) == (3, 0, 4)
 
 
-def scraped(address: str, run: str) -> dict[tuple[str, str | None], float]:
+def scraped(address: str, run: str) -> dict[tuple[str, str], float]:
     """Return the metrics of a run in Prometheus' text, by name and stage."""
     with urllib.request.urlopen(address, timeout=5) as response:
         lines = response.read().decode().splitlines()
@@ -213,6 +200,6 @@ def scraped(address: str, run: str) -> dict[tuple[str, str | None], float]:
     for line in lines:
         if line.startswith("ray_rayff_") and f'run="{run}"' in line:
             stage = re.search(r'stage="(\d+)"', line)
-            name = line.partition("{")[0]
-            found[name, stage[1] if stage else None] = float(line.rpartition(" ")[2])
+            name = line.partition("{")[0].removeprefix("ray_rayff_")
+            found[name, stage[1] if stage else ""] = float(line.rpartition(" ")[2])
     return found

@@ -9,10 +9,11 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 
-from rayff.config.train_config import TrainConfig
+from rayff import TrainConfig
 from rayff.distributed import pipeline
-from tests.distributed.test_controller import SearchCallback, layer_files, train_watched
 from tests.helpers.ray_instance import local_ray
+from tests.helpers.runs import RecordingCallback, layer_files, train_locally, train_on_ray
+from tests.helpers.stages import once
 from tests.helpers.tiny_task import write_tiny_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -32,7 +33,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tiny_task(tmp_path_factory.mktemp("task"), num_train=1600)
 
 
-def make_run(task: str, run_dir: Path, **changes: Any) -> TrainConfig:
+def make_config(task: str, run_dir: Path, **changes: Any) -> TrainConfig:
     options: dict[str, Any] = {
         "width": 40,  # 40 channels of 32 x 32 cross the cut: 2.5 MiB a batch of 16
         "epochs": 1,
@@ -52,17 +53,22 @@ def spilled() -> bool:
     return "Spilled" in memory_summary(address=address, stats_only=True)
 
 
+def train(config: TrainConfig, seen: RecordingCallback) -> list[str]:
+    """Train, and return the warnings of the window."""
+    train_on_ray(config, seen)
+    return [line for line in seen.lines if "window" in line]
+
+
 def test_a_window_that_does_not_fit_shrinks_with_a_warning_and_nothing_spills(
     task: str, tmp_path: Path
 ) -> None:
-    calm, seen = train_watched(make_run(task, tmp_path / "calm", chunk=1))
-    assert not [line for line in seen.lines if "window" in line]
-    result, seen = train_watched(make_run(task, tmp_path / "run", window=12))
-    (warning,) = [line for line in seen.lines if "window" in line]
+    config = make_config(task, tmp_path / "run", window=12)
+    (warning,) = train(config, RecordingCallback())
     assert "80 MiB and a chunk 12: the window shrinks from 12 to 3 chunks" in warning
     assert not spilled()
-    assert layer_files(result.run_dir, 100) == layer_files(calm.run_dir, 100)
-    assert len(layer_files(result.run_dir, 100)) == 4
+    alone = make_config(task, tmp_path / "alone", cuts=None, chunk=1)
+    train_locally(alone)
+    assert layer_files(config.run_dir) == layer_files(alone.run_dir)
 
 
 def test_other_work_that_fills_the_store_makes_the_window_shrink(
@@ -72,14 +78,12 @@ def test_other_work_that_fills_the_store_makes_the_window_shrink(
     left until Ray spills: it frees what was used a moment later where the machine is busy."""
     others: list[Any] = []
 
-    def act(line: str) -> None:
-        if line == "train 0":
-            others.extend(ray.put(np.zeros(MIB, dtype=np.uint8)) for _ in range(53))
+    def fill() -> None:
+        others.extend(ray.put(np.zeros(MIB, dtype=np.uint8)) for _ in range(53))
 
     monkeypatch.setattr(pipeline, "STORE_EVERY_S", 0.1)
-    run = make_run(task, tmp_path / "run", chunk=1, width=16)  # 1 MiB a message
-    _, seen = train_watched(run, SearchCallback(act))
-    warnings = [line for line in seen.lines if "window" in line]
+    config = make_config(task, tmp_path / "run", chunk=1, width=16)  # 1 MiB a message
+    warnings = train(config, RecordingCallback(once("train 0", fill)))
     assert warnings
     assert all("the object store is nearly full" in line for line in warnings)
     assert "the window shrinks to 3 chunks" in warnings[0]

@@ -1,4 +1,4 @@
-"""What is packed comes out the same, and shares its memory where it can."""
+"""Tensors come out of a message bit for bit, and share its memory where they can."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,11 @@ import torch
 
 from rayff.distributed.transport import (
     Message,
+    SentTensor,
     as_tensors,
     call_name,
     message_bytes,
-    pack,
     pack_chunk,
-    unpack,
     unpack_message,
 )
 from rayff.engine.commands import Batch, Chunk, Evaluate, Snapshot, Train
@@ -27,33 +26,34 @@ class TestATensor:
     @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 3), (1,)])
     def test_comes_out_bit_for_bit(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         tensor = (torch.randn(shape) * 100).to(dtype)
-        back = unpack(pack(tensor), CPU)
+        back = SentTensor.shared(tensor).receive(CPU)
         assert back.dtype == dtype
         assert back.shape == tensor.shape
         assert torch.equal(back, tensor)
 
     def test_keeps_its_memory_format(self) -> None:
         tensor = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
-        packed = pack(tensor)
-        assert packed.array.flags.c_contiguous
-        back = unpack(packed, CPU)
+        sent = SentTensor.shared(tensor)
+        assert isinstance(sent.memory, np.ndarray)
+        assert sent.memory.flags.c_contiguous
+        back = sent.receive(CPU)
         assert back.stride() == tensor.stride()
         assert torch.equal(back, tensor)
 
     def test_that_is_not_contiguous_is_copied_right(self) -> None:
         tensor = torch.arange(24).view(2, 3, 4).transpose(1, 2)[:, 1:]
-        assert torch.equal(unpack(pack(tensor), CPU), tensor)
+        assert torch.equal(SentTensor.shared(tensor).receive(CPU), tensor)
 
     def test_shares_its_memory_both_ways(self) -> None:
         tensor = torch.zeros(4, dtype=torch.bfloat16)
-        packed = pack(tensor)
-        back = unpack(packed, CPU)
+        sent = SentTensor.shared(tensor)
+        back = sent.receive(CPU)
         tensor[0] = 1
         assert back[0] == 1
 
     def test_needs_no_gradient(self) -> None:
         tensor = torch.ones(2, requires_grad=True)
-        assert isinstance(pack(tensor).array, np.ndarray)
+        assert isinstance(SentTensor.shared(tensor).memory, np.ndarray)
 
 
 class TestAChunk:
@@ -66,7 +66,7 @@ class TestAChunk:
                     shortcut=torch.randn(2, 3, 8, 8) if shortcut else None,
                 ),
                 labels=torch.tensor([1, 0]),
-                goodness=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
+                logits=(torch.randn(2, 2), torch.randn(2, 2))[: 2 * shortcut],
             )
             for shortcut in (0, 1)
         ]
@@ -74,8 +74,8 @@ class TestAChunk:
         for was, now in zip(chunk, back, strict=True):
             assert torch.equal(now.activations.features, was.activations.features)
             assert torch.equal(now.labels, was.labels)
-            assert len(now.goodness) == len(was.goodness)
-            assert all(map(torch.equal, now.goodness, was.goodness))
+            assert len(now.logits) == len(was.logits)
+            assert all(map(torch.equal, now.logits, was.logits))
         assert back[0].activations.shortcut is None
         assert back[1].activations.shortcut is not None
         assert torch.equal(back[1].activations.shortcut, chunk[1].activations.shortcut)
@@ -83,10 +83,10 @@ class TestAChunk:
     @pytest.mark.parametrize("way", [pack_chunk, as_tensors])
     def test_weighs_what_its_tensors_do(self, way: Callable[[Chunk], Message]) -> None:
         features = torch.zeros(3, 4, 2, 2, dtype=torch.bfloat16)
-        for shortcut, goodness in ((None, ()), (features, (torch.zeros(3, 2),))):
+        for shortcut, logits in ((None, ()), (features, (torch.zeros(3, 2),))):
             activations = Activations(features=features, shortcut=shortcut)
-            batch = Batch(activations=activations, labels=torch.arange(3), goodness=goodness)
-            each = 96 + 24 + (96 + 24 if goodness else 0)
+            batch = Batch(activations=activations, labels=torch.arange(3), logits=logits)
+            each = 96 + 24 + (96 + 24 if logits else 0)
             assert message_bytes(way([batch, batch])) == 2 * each
 
 

@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from rayff import TrainConfig
 from rayff.distributed.local_cluster import SYSTEM
-from tests.cli.test_train import layer_files
-from tests.distributed.test_controller import events
+from tests.helpers.runs import events, layer_files, train_locally
+from tests.helpers.stages import OPTIONS, as_flags
 from tests.helpers.tiny_task import write_tiny_task
 from tests.jobs.ray_nodes import (
     PATIENCE_S,
@@ -37,10 +39,6 @@ from tests.jobs.ray_nodes import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
-OPTIONS = (
-    "--arch=tinycnn --width=4 --batch-size=16 --lr=0.01 --precision=fp32 --kernels=conv "
-    "--placement=strict_spread --cpus-per-stage=1 --chunk=1"
-).split()
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,10 @@ class Machines:
         """Set the interface of machine b up or down."""
         ip("-n", self.names[1], "link", "set", "wire", state)
 
-    def train(self, *flags: str, log: Path) -> psutil.Process:
-        """Start a training with its driver on machine a."""
-        command = [sys.executable, "-m", "rayff.train", *OPTIONS, *flags]
+    def train(self, options: dict[str, Any], log: Path) -> psutil.Process:
+        """Start a training with its driver on machine a, and a stage or replica on each."""
+        flags = as_flags(options, placement="strict_spread")
+        command = [sys.executable, "-m", "rayff.train", *flags]
         with log.open("w") as output:
             process = psutil.Popen(
                 ["ip", "netns", "exec", self.names[0], *command],
@@ -159,24 +158,21 @@ def listens(namespace: str, port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_task(tmp_path_factory.mktemp("task"), num_train=640)
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    task = write_tiny_task(tmp_path_factory.mktemp("task"), num_train=640)
+    return {**OPTIONS, "task": task, "chunk": 1}
 
 
-def test_replicas_and_the_direct_transport_find_each_other_over_the_cable(
-    machines: Machines, task: str, tmp_path: Path
+def test_replicas_and_the_direct_transport_connect_over_the_cable(
+    machines: Machines, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Each machine takes its name for 127.0.0.1, where the other one is not."""
-    runs = {"replicas": ["--replicas=2"], "direct": ["--stages=2", "--transport=gloo"]}
+    """Each machine resolves its own name to 127.0.0.1, where the other one is not."""
+    runs = {"replicas": {"replicas": 2}, "direct": {"stages": 2, "transport": "gloo"}}
     started = {
         name: machines.train(
-            *flags,
-            "--epochs=1",
-            f"--task={task}",
-            f"--run-dir={tmp_path / name}",
-            log=tmp_path / f"{name}.log",
+            {**options, **plan, "epochs": 1, "run_dir": tmp_path / name}, tmp_path / f"{name}.log"
         )
-        for name, flags in runs.items()
+        for name, plan in runs.items()
     }
     for name, process in started.items():
         log = tmp_path / f"{name}.log"
@@ -184,31 +180,28 @@ def test_replicas_and_the_direct_transport_find_each_other_over_the_cable(
         assert all(address in log.read_text() for address in ADDRESSES)
 
 
-def test_a_run_goes_on_with_the_same_bits_when_the_cable_is_cut(
-    machines: Machines, task: str, tmp_path: Path
+def test_a_run_ends_with_the_same_bits_when_the_cable_is_cut(
+    machines: Machines, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    flags = [f"--task={task}", "--stages=2", "--epochs=8"]
-
-    whole, log = tmp_path / "whole", tmp_path / "whole.log"
-    process = machines.train(*flags, f"--run-dir={whole}", log=log)
-    assert process.wait(2 * PATIENCE_S) == 0, log.read_text()
-    pattern = r"^2 stages \(layers? \S+ on (\S+) \| layers? \S+ on (\S+)\), 1 CPU each$"
-    found = re.search(pattern, log.read_text(), re.MULTILINE)
-    assert found, log.read_text()
-    assert set(found.groups()) == set(ADDRESSES)
-
+    options = {**options, "epochs": 8}
     cut, log = tmp_path / "cut", tmp_path / "cut.log"
-    process = machines.train(*flags, f"--run-dir={cut}", log=log)
+    process = machines.train({**options, "stages": 2, "run_dir": cut}, log)
     wait_until(lambda: any(cut.glob("checkpoints/step-*")), PATIENCE_S, "a checkpoint")
     machines.plug("down")
     cut_at = time.time()
     assert process.wait(2 * PATIENCE_S) == 0, log.read_text()
-    (lost,) = events(cut, "lost")
-    assert lost["stage"].endswith(" on 10.213.0.2)")
-    assert lost["time"] - cut_at < 20
+
+    pattern = r"^2 stages \(layers? \S+ on (\S+) \| layers? \S+ on (\S+)\), 1 CPU each;"
+    found = re.search(pattern, log.read_text(), re.MULTILINE)
+    assert found, log.read_text()
+    assert set(found.groups()) == set(ADDRESSES)
+    assert re.fullmatch(r"[\n -~]*", log.read_text()), "plain lines, also when a node is lost"
+    (failure,) = events(cut, "failure")
+    assert failure["stage"].endswith(" on 10.213.0.2)")
+    assert failure["time"] - cut_at < 20
     assert [len(event["stages"]) for event in events(cut, "planned")] == [2, 1]
     assert [event["stages"] for event in events(cut, "running")] == [2, 1]
-    assert re.fullmatch(r"[\n -~]*", log.read_text()), "plain lines, also when a node is lost"
-    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert layer_files(cut) == layer_files(whole)
-    assert len(layer_files(cut)) == 4
+
+    alone = train_locally(TrainConfig(**options, run_dir=str(tmp_path / "alone"))).run_dir
+    assert (cut / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+    assert layer_files(cut) == layer_files(alone)
