@@ -10,7 +10,7 @@ import tyro
 
 from rayff.cli import parse, run_command
 from rayff.config.errors import UserError
-from rayff.config.resolved import override, resolve_recipe, with_recipe
+from rayff.config.resolved import resolve_recipe, with_recipe, without_excluded
 from rayff.config.train_config import TrainConfig
 from rayff.trainer import Backend, Trainer
 
@@ -71,10 +71,13 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
         if asked.run_dir is not None and asked.resume
         else read_options(Path(asked.config or ""))
     )
-    over = _parse(args, TrainCommand(**saved.to_dict()))
-    merged = override(saved, over)
-    assert isinstance(merged, TrainCommand)
-    return merged
+    given = {
+        word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
+        for word in args
+        if word.startswith("--")
+    }
+    kept = without_excluded(saved, asked, given)
+    return _parse(args, TrainCommand(**kept.to_dict()))
 
 
 def _parse(args: Sequence[str], default: TrainCommand) -> TrainCommand:

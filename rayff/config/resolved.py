@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,23 +131,29 @@ def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
     return dataclasses.replace(asked, **found)
 
 
-def override(config: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """Return `asked`, made from `config` with some options changed, without contradiction.
+def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) -> TrainConfig:
+    """Return a saved config without the options that those given now exclude.
 
-    Of stages, cuts, replicas and elastic those that changed replace those that did not; but a
-    number of actors and `auto`, which groups them, go together. Another method begins with its own
-    learning rates and without what only the one before it has.
+    Of stages, cuts, replicas and elastic the given ones replace the others; but a number of actors
+    and `auto`, which groups them, go together. Another method begins with its own learning rates
+    and without what only the one before it has. Another loss or rule leaves the kernels behind.
+
+    Args:
+        saved: of a file or a run.
+        asked: has the given options.
+        given: their names.
     """
-    if asked.method != config.method:
-        names = {*PIPELINE_OPTIONS, "workers", *BACKPROPAGATION}
-        same = {name for name in names if getattr(asked, name) == getattr(config, name)}
-        asked = dataclasses.replace(asked, **{name: getattr(TrainConfig, name) for name in same})
-    if asked.autotune and not config.autotune:
-        asked = dataclasses.replace(asked, kernels=None)
+    dropped: set[str] = set()
+    if "method" in given and asked.method != saved.method:
+        dropped |= {*PIPELINE_OPTIONS, "workers", *BACKPROPAGATION}
+    if "loss" in given and asked.loss != saved.loss:
+        dropped |= {"rule", "kernels", "autotune"}
+    if given & {"rule", "kernels", "autotune"}:
+        dropped |= {"kernels", "autotune"}
     plan = {"stages", "cuts", "replicas", "elastic"}
-    changed = {name for name in plan if getattr(asked, name) != getattr(config, name)}
-    dropped = plan - changed if changed else set()
-    if asked.replicas == "auto" and "cuts" not in changed:
-        dropped &= {"cuts"}
-    nothing: dict[str, Any] = dict.fromkeys(dropped)
-    return dataclasses.replace(asked, **nothing)
+    if given & plan:
+        replicas = asked.replicas if "replicas" in given else saved.replicas
+        grouped = replicas == "auto" and not given & {"cuts", "elastic"}
+        dropped |= {"cuts", "elastic"} if grouped else plan
+    defaults = {name: getattr(TrainConfig, name) for name in dropped - given}
+    return dataclasses.replace(saved, **defaults)

@@ -10,17 +10,23 @@ from rayff.config.errors import UserError
 from rayff.config.kernels import parse_kernels
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import (
-    override,
     resolve,
     resolve_recipe,
     resume_config,
     with_recipe,
+    without_excluded,
     written_out,
 )
 from rayff.config.train_config import TrainConfig
 from rayff.models.zoo import ARCHITECTURES
 
 SHARED = {"epochs": 150, "batch_size": 128, "lr": 0.08, "lr_min": 0.008, "dropout": 0.2}
+
+
+def merged(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Return a saved config with options given on the command line."""
+    kept = without_excluded(saved, TrainConfig(**given), set(given))
+    return dataclasses.replace(kept, **given)
 
 
 class TestRecipe:
@@ -221,14 +227,37 @@ class TestOverride:
     def test_new_options_replace_those_that_they_contradict(
         self, before: dict[str, Any], asked: dict[str, Any], after: dict[str, Any]
     ):
-        config = TrainConfig(**before)
-        assert override(config, dataclasses.replace(config, **asked)) == TrainConfig(**after)
+        assert merged(TrainConfig(**before), asked) == TrainConfig(**after)
+
+    @pytest.mark.parametrize(
+        ("before", "asked", "after"),
+        [
+            ({"elastic": "2:4"}, {"stages": 3}, {"stages": 3}),
+            ({"stages": 3, "replicas": "auto"}, {"elastic": "2:4"}, {"elastic": "2:4"}),
+            ({"rule": "fast", "kernels": "conv"}, {"rule": "plain"}, {"rule": "plain"}),
+            (
+                {"rule": "fast", "kernels": "conv"},
+                {"autotune": True},
+                {"rule": "fast", "autotune": True},
+            ),
+            (
+                {"rule": "fast", "kernels": "conv"},
+                {"loss": "my_package.losses:Mine"},
+                {"loss": "my_package.losses:Mine"},
+            ),
+        ],
+        ids=str,
+    )
+    def test_a_file_gives_way_to_options_that_exclude_its_own(
+        self, before: dict[str, Any], asked: dict[str, Any], after: dict[str, Any]
+    ):
+        assert merged(TrainConfig(**before), asked) == TrainConfig(**after)
 
     def test_another_method_begins_with_its_own_learning_rates(self):
         config = TrainConfig(stages=2, kernels="conv", epochs=7)
         saved = with_recipe(config, resolve_recipe(config, {}))
-        asked = override(saved, dataclasses.replace(saved, method="bp"))
+        asked = merged(saved, {"method": "bp"})
         assert (asked.lr, asked.lr_min, asked.stages, asked.kernels) == (None,) * 4
         assert (resolve_recipe(asked, {}).lr, asked.epochs) == (0.001, 7)
-        asked = override(saved, dataclasses.replace(saved, method="bp", lr=0.5, workers=3))
+        asked = merged(saved, {"method": "bp", "lr": 0.5, "workers": 3})
         assert (asked.lr, asked.workers) == (0.5, 3)
