@@ -106,12 +106,8 @@ class TestMistakesOfAResumption:
         ("options", "match"),
         [
             ({"width": 8}, "--width 8: the run was made with 4, and a resumed run keeps it"),
-            ({"arch": "vgg"}, "--arch vgg: the run was made with tinycnn"),
             ({"seed": 1}, "--seed 1: the run was made with 3"),
-            ({"epochs": 2}, "--epochs 2: the run was made with 1"),
             ({"loss": LINEAR}, f"--loss {LINEAR}: the run was made with goodness"),
-            ({"augment": "flip"}, "--augment flip: the run was made with none"),
-            ({"autotune": True}, "--autotune: the run was made with the kernels conv,conv,conv,"),
             ({"run_dir": None}, "--resume needs --run-dir"),
             ({"run_dir": "nowhere"}, "no run directory nowhere"),
         ],
@@ -200,19 +196,6 @@ class TestWhatIsPrepared:
         assert schedule.batches_per_epoch == 3
         store = prepared.checkpoints
         assert (store.directory, store.seed, store.keep) == (Path("run/checkpoints"), 4, 2)
-
-    def test_the_recipe_is_written_out(self, task: str) -> None:
-        """The paper's, with tinycnn's weight decay and what the run says."""
-        prepared = prepare(TrainConfig(task=task, width=4, batch_size=32, lr=0.5), resume=False)
-        run = prepared.config
-        written = (run.epochs, run.batch_size, run.optimizer, run.lr, run.lr_min)
-        assert written == (150, 32, "adamw", 0.5, 0.008)
-        assert (run.weight_decay, run.dropout) == (0.01, 0.2)
-        assert (prepared.recipe.epochs, prepared.recipe.lr) == (150, 0.5)
-
-    def test_the_tasks_own_recipe_stands_over_the_papers(self) -> None:
-        run = prepare(TrainConfig(task="digits", width=10, epochs=3), resume=False).config
-        assert (run.epochs, run.batch_size, run.lr, run.lr_min) == (3, 16, 0.012, 0.0003)
 
     def test_a_resumed_run_where_there_is_no_checkpoint_yet(self, task: str) -> None:
         run = TrainConfig(task=task, width=4, batch_size=32, run_dir="run")

@@ -19,7 +19,6 @@ from rayff.models.architecture import Architecture
 from tests.engine.stages import (
     RESNET,
     all_replicas,
-    evaluate,
     exchange,
     make_stage,
     train,
@@ -181,21 +180,6 @@ class TestTraining:
         reports = ThreadPipeline(RESNET, (6,), replicas).handle(command)
         assert [report.images for report in reports] == [9, 9]
         assert np.array_equal(reports[-1].hits, expected.hits)  # type: ignore[arg-type]
-
-    def test_no_kernel_runs_on_an_empty_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[int] = []
-        convolve = torch.nn.functional.conv2d
-
-        def counted(x: Tensor, *args: Any) -> Tensor:
-            seen.append(len(x))
-            return convolve(x, *args)
-
-        monkeypatch.setattr(torch.nn.functional, "conv2d", counted)
-        pipeline = ThreadPipeline(RESNET, (6,), (2, 3), rule="plain")
-        pipeline.handle(train((0,)))
-        pipeline.handle(evaluate((1,)))
-        assert len(seen) == 2 * len(RESNET)
-        assert set(seen) == {1}
 
     def test_the_failure_of_one_replica_leaves_no_other_waiting(self) -> None:
         """The third image is broken, and only the second replica of the last stage has it."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.torch import load
 from torch import Tensor
 
 from rayff.config.errors import TrainingDiverged, UserError
@@ -66,25 +65,6 @@ class TestSnapshots:
             each.handle(train(batches[3], batches[4], step=steps), None)
         assert states_of(other) == states_of(stage)
         assert states_of(other) != saved
-
-    @pytest.mark.parametrize(
-        ("loss", "heads"),
-        [("goodness", []), (LINEAR, ["loss.head.bias", "loss.head.weight"])],
-    )
-    def test_the_file_holds_parameters_and_optimizer_state(
-        self, loss: str, heads: list[str]
-    ) -> None:
-        stage = make_stage(TINYCNN, loss=loss)
-        stage.handle(train((0, 1)), None)
-        state = ["exp_avg", "exp_avg_sq", "step"]
-        names = [*heads, "weight", *(f"optimizer.{key}" for key in state)]
-        names += [f"optimizer.{head}.{key}" for head in heads for key in state]
-        shapes = [(4, 3, 5, 5), (8, 4, 5, 5), (16, 8, 3, 3), (16, 16, 3, 3)]
-        for content, shape in zip(states_of(stage).values(), shapes, strict=True):
-            tensors = load(content)
-            assert sorted(tensors) == sorted(names)
-            assert tensors["weight"].shape == tensors["optimizer.exp_avg"].shape == shape
-            assert tensors["optimizer.step"].item() == 1
 
     def test_a_snapshot_does_not_move_with_later_training(self) -> None:
         stage = make_stage(TINYCNN)
