@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,8 @@ class CallbackList(Callback):
             callback.on_warning(message)
 
     def on_end(self, error: BaseException | None) -> None:
-        """Call each that was started."""
-        while self._started:
-            self._started.pop().on_end(error)
+        """Call each that was started, also where one of them raises."""
+        with ExitStack() as stack:
+            for callback in self._started:
+                stack.callback(callback.on_end, error)
+            self._started = []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
@@ -141,3 +141,15 @@ def test_logits_of_another_shape_are_refused():
     sentence = r"WrongShape returned logits of shape \(3, 1\) for 3 images and 2 classes"
     with pytest.raises(ValueError, match=sentence):
         autograd_step(layer, torch.randn(3, 2, 6, 6), LABELS, 3)
+
+
+class WithBuffers(nn.Module):
+    def __init__(self, spec: LayerSpec, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_classes))
+
+
+def test_buffers_are_refused_as_no_checkpoint_saves_them():
+    spec = LayerSpec(index=0, in_channels=1, out_channels=4, kernel_size=3, in_size=8)
+    with pytest.raises(UserError, match="has the buffers mean, which a checkpoint does not save"):
+        make_loss(f"{__name__}:WithBuffers", spec, 2)

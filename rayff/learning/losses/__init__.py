@@ -28,13 +28,19 @@ def make_loss(name: str, spec: LayerSpec, num_classes: int) -> nn.Module:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"--loss {name} is not a subclass of torch.nn.Module: name a class")
     try:
-        return kind(spec, num_classes)
+        loss = kind(spec, num_classes)
     except Exception as error:  # the user's code may raise anything
         reason = " ".join(str(error).split())
         raise UserError(
             f"--loss {name} cannot be made for layer {spec.index} ({type(error).__name__}: "
             f"{reason}): its constructor takes the layer's LayerSpec and the number of classes"
         ) from error
+    if buffers := [buffer for buffer, _ in loss.named_buffers()]:
+        raise UserError(
+            f"--loss {name} has the buffers {', '.join(buffers)}, which a checkpoint does not "
+            "save: make them parameters, or leave them out"
+        )
+    return loss
 
 
 def check_logits(logits: Tensor, images: int, num_classes: int, loss: nn.Module) -> None:
