@@ -1,4 +1,4 @@
-"""The command `rayff bench chaos`: kill stages, nodes and drivers at random moments.
+"""The command `rayff bench chaos`: Kill stages, nodes and drivers at random moments.
 
 Trainings on a cluster of several raylets on this machine, one after the other. Every fault is a
 SIGKILL:

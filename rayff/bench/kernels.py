@@ -7,8 +7,9 @@ the other, else 1.
 With --update, time the backends for each shape of layer, of colour and of grey images, and write
 the fastest pair of forward pass and weight gradient into the table, as rows of this machine's
 device class. They replace rows of the same shape; rows of another machine or version of torch are
-dropped. Run it while nothing else computes. A large layer is timed with fewer images than a batch,
-and its row says with how many.
+dropped. A large layer is timed with fewer images than a batch, and its row says with how many.
+
+Both take up to ten minutes on two cores, on which nothing else should compute.
 
 A machine with AVX2 alone (device class cpu) can be emulated on any later one. The variables keep
 PyTorch's own kernels, oneDNN, MKL and the C++ compiler from later instructions; caches, clock rate

@@ -24,9 +24,7 @@ from rayff.runs.files import write_atomically
 
 T = TypeVar("T")
 
-EMULATION = (
-    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "RAYFF_CXXFLAGS"),
-)
+EMULATION = "ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS RAYFF_CXXFLAGS".split()
 """Environment variables that keep libraries and compiler from instructions of the processor."""
 
 

@@ -22,8 +22,7 @@ from rayff.kernels.autotune import Shape, shape_of
 from rayff.kernels.convolution import can_compute
 from rayff.models.architecture import Architecture, LayerSpec
 
-FILE = "kernels.json"
-PATH = Path(__file__).with_name(FILE)
+PATH = Path(__file__).with_name("kernels.json")
 
 _SAME_FLOAT32 = ("cpu-avx512-bf16", "cpu-amx", "cpu-avx512")
 """Classes that compute float32 with the same units: one without rows takes those of another."""

@@ -15,6 +15,7 @@ from rayff.kernels.device_class import least_able
         (True, False, True, "AVX512", "cpu-avx512-bf16"),
         (True, False, False, "AVX512", "cpu-avx512"),
         (True, False, False, "AVX2", "cpu"),
+        (True, False, True, "AVX2", "cpu"),  # emulated: torch is kept from AVX-512
         (True, False, False, "DEFAULT", "cpu"),
     ],
 )

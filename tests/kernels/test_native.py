@@ -53,6 +53,20 @@ def test_a_compiler_that_fails_is_named_with_its_message(compiler: Path, tmp_pat
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_flags_of_the_users_come_last_and_have_a_library_of_their_own(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_compiler(compiler, f'echo "$@" > {tmp_path}/arguments; exit 1')
+    usual = native.library_file(str(compiler))
+    monkeypatch.setenv("RAYFF_CXXFLAGS", "-march=x86-64-v3 -g")
+    assert native.library_file(str(compiler)) != usual
+    with pytest.raises(native.NoKernelsError):
+        native.library.__wrapped__()
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments.index("-march=native") < arguments.index("-march=x86-64-v3")
+    assert "-g" in arguments
+
+
 def test_a_compiler_without_the_tile_units_compiles_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

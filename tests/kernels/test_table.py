@@ -1,8 +1,6 @@
 """The static table of kernels: lookups in rows of the test's own, and the rows that ship."""
 
-import json
 from dataclasses import replace
-from importlib.resources import files
 from itertools import permutations
 
 import pytest
@@ -12,7 +10,7 @@ from rayff.config.kernels import Kernels, parse_kernels
 from rayff.kernels import table
 from rayff.kernels.convolution import can_compute
 from rayff.kernels.device_class import CPU_CLASSES
-from rayff.kernels.table import Row, table_kernels
+from rayff.kernels.table import Row, read_table, table_kernels
 from rayff.models.architecture import Architecture, LayerSpec
 from tests.helpers.layers import SHAPES
 
@@ -102,10 +100,12 @@ def test_a_class_without_rows_uses_torchs_convolution(device_class: str):
 
 
 def test_the_rows_that_ship_can_be_computed_where_they_count():
-    classes = json.loads(files("rayff.kernels").joinpath(table.FILE).read_bytes())
+    classes = read_table(table.PATH)
     assert classes.keys() <= {*CPU_CLASSES, "cuda"}
-    for device_class, formats in classes.items():
-        assert formats.keys() <= {"float32", "bfloat16"}
+    for device_class, entry in classes.items():
+        assert entry.keys() >= {"machine", "date", "torch", "threads"}
+        formats = {name for name, value in entry.items() if isinstance(value, list)}
+        assert formats <= {"float32", "bfloat16"}
         for name in formats:
             dtype = getattr(torch, name)
             for images, (kernel, stride, entering, leaving, size), own in table._rows(
