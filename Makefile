@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST = $(BIN)/python -m pytest $(PYTEST_FLAGS)
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 FIRST = smoke or not (ray or slow)
 
 .PHONY: train test test-all lint docs clean
@@ -15,10 +15,10 @@ train: $(VENV)/installed
 	$(BIN)/python -m rayff.train --arch tinycnn --task digits --stages 2
 
 test: $(VENV)/installed-dev
-	$(PYTEST) -n logical --dist loadgroup -m "$(FIRST)"
+	$(PYTEST) -n logical -m "$(FIRST)"
 
 test-all: test
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(FIRST))"
+	$(PYTEST) -n 2 -m "not ($(FIRST))"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

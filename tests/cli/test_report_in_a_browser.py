@@ -15,9 +15,12 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason=f"no browser is installed: looked for {', '.join(BROWSERS)}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason=f"no browser is installed: looked for {', '.join(BROWSERS)}"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

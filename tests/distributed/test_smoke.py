@@ -23,7 +23,7 @@ from tests.helpers.runs import (
 )
 from tests.helpers.stages import OPTIONS, kill_actor, once
 
-pytestmark = [pytest.mark.ray, pytest.mark.smoke, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.smoke]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -29,7 +29,7 @@ from tests.jobs.ray_nodes import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("job")]
+pytestmark = pytest.mark.ray
 
 RUN_DIRECTORY = {
     "architecture.json",
