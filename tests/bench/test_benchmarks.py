@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayff.bench import __main__ as program
-from rayff.bench import endurance, memory
+from rayff.bench import memory
 from tests.helpers.ray_instance import local_ray
 
 
@@ -96,4 +96,5 @@ class TestOnRay:
             found = figures(tmp_path, "endurance", *options)
         samples = found["samples"]
         assert samples[-1]["at_s"] >= 4
-        assert all(sample[name] > 0 for sample in samples[-3:] for name in endurance.MEMORY)
+        assert all(sample["driver_bytes"] > 0 < sample["stages_bytes"] for sample in samples)
+        assert any(sample["store_bytes"] > 0 for sample in samples)  # it is empty at times
