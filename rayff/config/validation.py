@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayff.config.errors import UserError, nearest
 from rayff.config.kernels import parse_kernels
-from rayff.config.text import is_path, is_plain
+from rayff.config.text import is_path, is_plain, plural
 
 if TYPE_CHECKING:
     from rayff.config.train_config import TrainConfig
@@ -131,10 +131,9 @@ def _check_kernels(config: TrainConfig) -> None:
     for name in ("kernels", "autotune"):
         value = getattr(config, name)
         if value and plain:
-            shown = "" if value is True else f" {value}"
             raise UserError(
-                f"--{name}{shown} is for the fast rule: the plain one has torch's convolution "
-                f"alone; leave out --{name}, --rule plain or the --loss"
+                f"{as_option(name, value)} is for the fast rule: the plain one has torch's "
+                f"convolution alone; leave out --{name}, --rule plain or the --loss"
             )
     if config.kernels is None:
         return
@@ -164,7 +163,7 @@ def check_method(config: TrainConfig, batch_size: int) -> None:
         value = getattr(config, name)
         if value != getattr(type(config), name):
             raise UserError(
-                f"--{name} {as_flag(value)} is for Forward-Forward: --method {config.method} has "
+                f"{as_option(name, value)} is for Forward-Forward: --method {config.method} has "
                 "the whole network on each of its --workers; leave the option out"
             )
     if (config.workers or 1) > batch_size:
@@ -186,7 +185,7 @@ def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> No
         )
     if stages is not None and len(cuts) != stages - 1:
         raise UserError(
-            f"--cuts {shown} makes {len(cuts) + 1} stages, but --stages says {stages}; "
+            f"--cuts {shown} makes {plural(len(cuts) + 1, 'stage')}, but --stages says {stages}; "
             "leave one of the two out"
         )
     if cuts and cuts[-1] >= num_layers:
@@ -213,8 +212,8 @@ def check_replicas(config: TrainConfig, num_layers: int, batch_size: int) -> Non
         for other, stages in others.items():
             if stages not in (None, len(counts)):
                 raise UserError(
-                    f"{flag} makes {len(counts)} stages, but {other} makes {stages}; leave one "
-                    "of the two out"
+                    f"{flag} makes {plural(len(counts), 'stage')}, but {other} makes {stages}; "
+                    "leave one of the two out"
                 )
         if len(counts) > num_layers:
             raise UserError(
@@ -239,9 +238,12 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def as_flag(value: Any) -> str:
-    """Return a value as a command line has it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def as_option(name: str, value: Any) -> str:
+    """Return an option with its value as a command line has it: --cuts 5,9 or --rebalance."""
+    if value is True:
+        return flag(name)
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{flag(name)} {shown}"
 
 
 def _one_line(text: str | None) -> str:

@@ -16,7 +16,7 @@ SYSTEM = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
-"""A dead node is declared so within seconds, not after 15; README says how to set it."""
+"""A dead node is declared so within seconds, not after 15; see docs/checkpoints.md."""
 
 
 class LocalNodes:

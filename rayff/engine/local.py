@@ -10,7 +10,7 @@ import torch
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.config.validation import as_flag, flag
+from rayff.config.validation import as_option
 from rayff.engine.active_run import start_run
 from rayff.engine.callbacks import Callback
 from rayff.engine.learner import StageSpec, States, make_learner
@@ -76,10 +76,9 @@ def check_local_options(config: TrainConfig) -> None:
     for name in _OF_RAY:
         value = getattr(config, name)
         if value != getattr(TrainConfig, name):
-            shown = "" if value is True else f" {as_flag(value)}"
             raise UserError(
-                f"{flag(name)}{shown} is for actors: leave it out with --backend local, or use "
-                "--backend ray"
+                f"{as_option(name, value)} is for actors: leave it out with --backend local, or "
+                "use --backend ray"
             )
     if (config.workers or 1) > 1:
         raise UserError(

@@ -78,7 +78,7 @@ class TestCuts:
             ),
             ((5,), 3, "makes 2 stages, but --stages says 3"),
             ((5, 9), 2, "makes 3 stages, but --stages says 2"),
-            ((), 2, "makes 1 stages, but --stages says 2"),
+            ((), 2, "makes 1 stage, but --stages says 2"),
         ],
     )
     def test_that_do_not_are_refused(
@@ -95,11 +95,11 @@ class TestCuts:
         ({"stages": 2}, "--stages 2 is for Forward-Forward: --method bp has the whole"),
         ({"cuts": (1, 3)}, "--cuts 1,3 is for Forward-Forward"),
         ({"kernels": "conv"}, "--kernels conv is for Forward-Forward"),
-        ({"autotune": True}, "--autotune True is for Forward-Forward"),
+        ({"autotune": True}, "--autotune is for Forward-Forward"),
         ({"loss": "my_package:Loss"}, "--loss my_package:Loss is for Forward-Forward"),
         ({"rule": "plain"}, "--rule plain is for Forward-Forward"),
         ({"transport": "gloo"}, "--transport gloo is for Forward-Forward"),
-        ({"rebalance": True}, "--rebalance True is for Forward-Forward"),
+        ({"rebalance": True}, "--rebalance is for Forward-Forward"),
         ({"workers": 41}, "--workers 41 cannot share a batch of 40"),
     ],
     ids=str,
