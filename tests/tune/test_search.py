@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ASHA = """
 from ray import tune
 param_space = {
-    "width": 10, "limit": 200, "epochs": 2, "precision": "fp32", "lr_min": 0.0,
+    "width": 10, "limit": 200, "epochs": 6, "precision": "fp32", "lr_min": 0.0,
     "kernels": "conv/conv",
     "stages": 2, "cpus_per_stage": 1, "lr": tune.grid_search([0.02, 0.0, 1e30]),
 }
@@ -75,7 +75,8 @@ class TestASearch:
         rows = results(asha[0])
         assert [row["trial"] for row in rows] == ["trial-00000", "trial-00001", "trial-00002"]
         assert [row["status"] for row in rows] == ["finished", "stopped", "failed"]
-        assert [row["epoch"] for row in rows] == [2, 1, 0]
+        assert (rows[0]["epoch"], rows[2]["epoch"]) == (6, 0)
+        assert 1 <= rows[1]["epoch"] < 6, "how far it gets until Tune stops it is a race"
         assert rows[0]["valid_accuracy"] > rows[1]["valid_accuracy"]
         assert [json.loads(row["config"])["lr"] for row in rows] == [0.02, 0.0, 1e30]
 
