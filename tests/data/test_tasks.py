@@ -146,7 +146,7 @@ class TestNamedTasks:
         with pytest.raises(UserError, match=r"cannot download CIFAR10 .*\(Network is unreach"):
             load_task("cifar10", data_dir=tmp_path, download=True)
 
-    def test_without_a_folder_the_two_ways_to_the_data_are_told(self):
+    def test_without_a_folder_the_two_ways_to_the_data_are_named(self):
         with pytest.raises(UserError, match="'mnist' needs its data: .*--data-dir DIR .*--down"):
             load_task("mnist")
 

@@ -59,6 +59,10 @@ def test_command_parses(line: CommandLine, capsys: pytest.CaptureFixture[str]) -
     args = [str(Path(arg).expanduser()) if arg in paths else arg for arg in line.args]
     for path in paths:
         Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    main = main_of(line.command)
+    if not line.command:  # an option of the program itself, which is carried out
+        assert main(args) == 0
+        return
     with pytest.raises((Parsed, SystemExit)) as end:
-        main_of(line.command)(args)
+        main(args)
     assert getattr(end.value, "code", 0) in (0, None), capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Whole trainings in this process, and what they leave: used by tests of every room."""
+"""Whole trainings in this process, and what they leave: used by tests of every package."""
 
 from __future__ import annotations
 
