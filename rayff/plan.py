@@ -43,7 +43,7 @@ class PlanCommand:
     """How a layer computes its gradient: fast (in closed form) or plain (by autograd)."""
     kernels: str | None = None
     """How each layer's convolution is computed, FORWARD/GRADIENT, each one of {kernels}. Default:
-    the fastest, by the timing."""
+    by a table for this kind of machine, as in training."""
     device: Device = "auto"
     """Where the layers are timed; auto takes a GPU where the cluster has one."""
     stages: int | None = None

@@ -1,4 +1,4 @@
-"""Backpropagation as a stage learns it: the whole network, one tape, the losses of its heads."""
+"""Backpropagation as the learner of a stage: one autograd graph and the losses of all heads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EndToEndLearner:
             optimizer.set_lr(lr)
 
     def learn(self, batch: Batch, share: Share) -> tuple[Activations, list[Tensor]]:
-        """Take one step with the share of a batch; its part of each head's loss comes back.
+        """Take one step on the share of a batch; return its part of each head's loss.
 
         A part is the sum over the share's images by the images of the batch, so that parts add
         up to the batch's loss. The gradients of the workers are averaged, hence the factor.

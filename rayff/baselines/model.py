@@ -2,7 +2,7 @@
 
 With one head on the last layer this is backpropagation; with one on every layer, whose losses
 are added, backpropagation with deep supervision (Lee et al., AISTATS 2015): the losses of
-Forward-Forward with the gradients let through.
+Forward-Forward without the detach between layers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EndToEndLayer(CWConv):
                 nn.init.zeros_(self.head.bias)
 
     def activate(self, x: Tensor, share: Share | None) -> Tensor:
-        """Return the normalised features, (B, K, H, W), in the format of `x`, on the tape."""
+        """Return the normalised features, (B, K, H, W), in the format of `x`, with autograd."""
         if self.spec.pool:
             x = F.avg_pool2d(x, 2)
         weight = self.weight.to(x.dtype)

@@ -265,7 +265,7 @@ class WorkerGroup:
 
 
 class Fit:
-    """TorchTrainer at work, in a thread: it returns when the workers have nothing more to do."""
+    """Runs TorchTrainer.fit in a thread, until the workers have ended."""
 
     def __init__(self, trainer: ray.train.torch.TorchTrainer) -> None:
         self._trainer = trainer
@@ -280,7 +280,7 @@ class Fit:
             self._error = error
 
     def check(self) -> None:
-        """Raise a StageFailedError where the workers are no more."""
+        """Raise a StageFailedError where the workers have ended."""
         if not self._thread.is_alive():
             failures: dict[int, Exception] = getattr(self._error, "worker_failures", {})
             # where a process died, the other workers fail in an all-reduce
@@ -290,7 +290,7 @@ class Fit:
             raise StageFailedError("the group of workers", self._error) from self._error
 
     def wait(self, seconds: float) -> None:
-        """Wait until the workers are gone, though not for ever."""
+        """Wait until the workers have ended, with a timeout."""
         self._thread.join(seconds)
 
 

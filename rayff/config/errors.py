@@ -1,4 +1,4 @@
-"""The errors that reach a user as a sentence."""
+"""Errors that the commands print as one sentence, without a traceback."""
 
 import difflib
 from collections.abc import Iterable

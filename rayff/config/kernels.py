@@ -1,4 +1,4 @@
-"""Which way each layer's convolution is computed: data that a run carries, so that it repeats."""
+"""Convolution backends of each layer; a run saves them, so that it repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kernels:
 
     @property
     def backends(self) -> tuple[str, str]:
-        """Both ways."""
+        """Backends of the forward pass and of the weight gradient."""
         return self.forward, self.gradient
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What other trainers call the options of this one, for the message about an unknown option."""
+"""Option names of other trainers, for the message about an unknown option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training does, with nothing left open: the options that decide its bits."""
+"""The resolved config: every option that decides the bits of a run, none of them None."""
 
 from __future__ import annotations
 

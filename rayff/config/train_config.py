@@ -1,4 +1,4 @@
-"""The options of one training as the user gives them: None is whatever rayff decides itself."""
+"""The options of one training as the user gives them: None means that rayff decides."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class TrainConfig:
         return self.placement == "strict_spread"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as JSON can hold it."""
+        """Return the options as JSON-serialisable data."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)}
 
     @classmethod

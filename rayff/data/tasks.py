@@ -25,10 +25,10 @@ MAX_HELD_OUT = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is known of a task before its data is read."""
+    """Metadata of a built-in task: classes, channels, files and recipe."""
 
     name: str
-    """The word that selects it."""
+    """Its name for `--task`."""
     class_names: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
     image_channels: int

@@ -1,4 +1,4 @@
-"""What the controller drives: a group of actors that were started together."""
+"""The interface of actor groups: actors that are started together and set up by a plan."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Capabilities:
 
     @classmethod
     def common(cls, found: Sequence[Capabilities]) -> Capabilities:
-        """Return what all of these devices can do."""
+        """Return the capabilities that all of these devices have."""
         precisions = {each.precision for each in found}
         return cls(
             device_class=least_able([each.device_class for each in found]),
@@ -60,7 +60,7 @@ class ClusterPipeline(Pipeline, Protocol):
 
 
 class ActorGroup(Protocol):
-    """Actors that were started, and may be set up again and again."""
+    """Actors that were started; they can be set up several times."""
 
     @property
     def num_actors(self) -> int:
@@ -73,11 +73,11 @@ class ActorGroup(Protocol):
         ...
 
     def free_room(self, more: int) -> bool:
-        """Return whether that many more actors would find room now."""
+        """Return whether the cluster can hold that many more actors now."""
         ...
 
     def capabilities(self) -> list[Capabilities]:
-        """Return what the device of each actor can do."""
+        """Return the capabilities of each actor's device."""
         ...
 
     def autotune(self, precision: Precision) -> tuple[Kernels, ...]:

@@ -1,4 +1,4 @@
-"""What a run does about failures and about a cluster that shrinks or grows: a pure function."""
+"""The policy for failures and for clusters that shrink or grow: a pure function."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ PATIENCE_S = 300.0
 NARROWER_AFTER_S = 20.0
 """How long a run that may have fewer actors waits for the resources of more."""
 POLL_S = 5.0
-"""Seconds from one look at the cluster to the next."""
+"""Seconds between two checks of the cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands, as far as the policy reads it."""
+    """The state of a run that the policy depends on."""
 
     fewest: int
     """Actors that the run needs at least."""
@@ -62,7 +62,7 @@ class AtSnapshot:
     """All layers are at the same batch, and a snapshot of them is kept."""
 
     free: int = 0
-    """Actors more that would find room now."""
+    """Further actors that the cluster can hold now."""
     rebalance: bool = False
     """Whether other boundaries would be worth it."""
 

@@ -38,14 +38,14 @@ class StageFailedError(RunError):
 
 
 def is_failure(error: RayError) -> bool:
-    """Return whether a process, a node or what they held is gone, which no code has caused."""
+    """Return whether a process or node died, or an object with it: no error raised by code."""
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, _FAILURES)
     return isinstance(error, _FAILURES)
 
 
 def is_lost_input(error: RayError) -> bool:
-    """Return whether a call failed since what it was to work on is gone, and its node with it."""
+    """Return whether a call failed because the object it was called with is lost."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
 
 

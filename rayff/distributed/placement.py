@@ -36,7 +36,7 @@ class Node:
 
 
 class NoRoomError(UserError):
-    """The cluster does not give what it seemed to have."""
+    """The cluster did not give the resources that it seemed to have."""
 
 
 def nodes() -> list[Node]:
@@ -218,7 +218,7 @@ def reserve(
 def has_free_room(
     group: PlacementGroup, each: StageResources, more: int, placement: Placement
 ) -> bool:
-    """Return whether that many actors more would find room now."""
+    """Return whether the cluster can hold that many more actors now."""
     taken = ",".join(dict.fromkeys(filter(None, _node_ids(group))))
     elsewhere = {"ray.io/node-id": f"!in({taken})"} if placement == "strict_spread" else {}
     probe = placement_group(

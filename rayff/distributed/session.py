@@ -1,4 +1,4 @@
-"""Joining a cluster, or starting a quiet one on this machine."""
+"""The connection to Ray: joins a cluster, or starts a local instance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Be connected to Ray inside; what was started here is stopped at the end.
+    """Connect to Ray; a local instance that is started here is stopped at the end.
 
     RAY_ADDRESS names the cluster to join, as inside `ray job submit`; without it a local
     instance starts, without a dashboard. A connection that is already there is used and kept.

@@ -70,7 +70,7 @@ class StageGroup:
         return node_names(self.placement_group, self.num_actors)
 
     def free_room(self, more: int) -> bool:
-        """Return whether that many more actors would find room now."""
+        """Return whether the cluster can hold that many more actors now."""
         return has_free_room(
             self.placement_group, self.resources, more, self.prepared.config.placement
         )

@@ -80,7 +80,7 @@ def pack_chunk(chunk: Chunk) -> Message:
 
 
 def as_tensors(chunk: Chunk | None) -> Message:
-    """Return a chunk as tensors that cross directly."""
+    """Return a chunk as tensors, for a direct transport."""
     return [batch.map(SentTensor.direct) for batch in chunk or []]
 
 

@@ -17,7 +17,7 @@ from rayff.runs.recorder import RunRecorder
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """What lives as long as a run, whatever the number of its restarts."""
+    """The objects of a run that outlive its restarts."""
 
     run: Run
     callbacks: CallbackList

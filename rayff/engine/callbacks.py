@@ -28,7 +28,7 @@ class Callback:
     stop_requested = False
 
     def request_stop(self) -> None:
-        """Ask the run to end at the next chunk, with a checkpoint from which it can go on."""
+        """Ask the run to end at the next chunk, with a checkpoint that it can be resumed from."""
         self.stop_requested = True
 
     def on_start(self, run: Run, plan: Plan) -> None:
@@ -44,13 +44,13 @@ class Callback:
         """A checkpoint is complete on disk, in the folder `path`."""
 
     def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
-        """The run goes on from a snapshot, with these stages: after a failure, or a new plan."""
+        """The run continues from a snapshot, after a failure or with another plan."""
 
     def on_warning(self, message: str) -> None:
-        """Something went wrong that does not end the run, or it waits; also before it starts."""
+        """Something went wrong that does not end the run; may come before on_start."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """The run has ended: by `error`, or complete or stopped where it is None."""
+        """The run has ended: by `error`, or, where that is None, complete or stopped."""
 
 
 class CallbackList(Callback):

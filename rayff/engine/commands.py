@@ -32,7 +32,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Count what each window of layers classifies rightly."""
+    """Count the images that each window of layers classifies correctly."""
 
     epoch: int
     split: Split
@@ -90,15 +90,15 @@ class Report:
     started_s: float
     """Wall-clock time (seconds since the epoch) at which the stage began."""
     busy_s: float
-    """Seconds from there to the end, the wait for its input not included; of several replicas the
-    mean, which has the waits for one another's gradients in it."""
+    """Seconds from there to the end, without the wait for its input; of several replicas the mean,
+    which includes the all-reduce of gradients."""
     images: int = 0
     sent_bytes: int = 0
     """Of the tensors that went on to the next stage."""
     loss_sums: tuple[float, ...] = ()
     """Sum over the images of the loss of each layer of the stage (Train)."""
     hits: NDArray[np.int64] | None = None
-    """Images that each window classifies rightly, (L, L) (Evaluate, last stage)."""
+    """Images that each window classifies correctly, (L, L) (Evaluate, last stage)."""
     states: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The safetensors file of each layer of the stage, by global number (Snapshot, replica 0)."""
     digests: dict[int, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a trained network gets right, layer by layer and class by class; needs no Ray."""
+"""Evaluation of a trained network: accuracies, confusion matrix and mistakes; without Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     num_images: int
     mistakes: tuple[Mistake, ...] = ()
-    """The surest ones, as many as were asked for."""
+    """Those with the most probable wrong class, `num_mistakes` at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ def evaluate(
     limit: int | None = None,
     num_mistakes: int = 0,
 ) -> Evaluation:
-    """Classify a split of the run's task with the run's network, in this process.
+    """Evaluate the network of a run on a split of its task, in this process.
 
     Args:
         run_dir: the run directory.
@@ -71,7 +71,7 @@ def evaluate(
         device: auto, cpu or cuda.
         batch_size: images at a time; it changes memory and speed alone.
         limit: images to classify at most, the first ones; None for all.
-        num_mistakes: mistakes to give back with their images, at most.
+        num_mistakes: mistakes to return with their images, at most.
 
     Raises:
         UserError: no usable model or data, or a model that does not fit the data.

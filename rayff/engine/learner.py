@@ -42,7 +42,7 @@ States = Mapping[int, NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """What a stage is made of."""
+    """The layers of a stage, and how they learn."""
 
     architecture: Architecture
     """The stage's slice of the network."""

@@ -1,4 +1,4 @@
-"""What a pipeline is, and the one that lives in a single process."""
+"""The interface of pipelines, and the pipeline of the local backend."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Result = tuple[Command, list[Report]]
 
 
 class Pipeline(Protocol):
-    """A row of stages; the loop does not know which kind it drives."""
+    """Consecutive stages that carry out commands, on either backend."""
 
     def stream(self, commands: Iterable[Command]) -> Iterator[Result]:
         """Carry out commands in order and give back their results in the same order.
 
-        Commands are drawn as room comes free, a bounded number ahead of the results.
+        Commands are taken from the iterator a bounded number ahead of the results.
         """
         ...
 

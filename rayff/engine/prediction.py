@@ -1,4 +1,4 @@
-"""What a trained network says of image files; needs neither Ray nor the data it learned from."""
+"""Predictions for image files by a trained network; without Ray and without its training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rayff.learning.classifier import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the network says of one image."""
+    """The predicted class of one image."""
 
     file: str
     class_name: str
@@ -55,7 +55,7 @@ def predict(
 
 
 def pick_device(name: Device) -> torch.device:
-    """Return the device of that name, set to keep its bits; auto is a GPU where there is one."""
+    """Return the device of that name, with torch configured; auto is a GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     if name == "auto":

@@ -1,4 +1,4 @@
-"""CUDA graphs and side streams: work that is recorded once, and work that nothing waits for."""
+"""CUDA graphs, which record work once and replay it, and side streams."""
 
 from __future__ import annotations
 

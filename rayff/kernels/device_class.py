@@ -1,4 +1,4 @@
-"""Kinds of devices that compute alike: by instruction set, not by model or clock rate."""
+"""Classes of devices that use the same kernels: by instruction set, not model or clock rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch does slowly on a GPU or not at all, by Triton: the pointwise pass, joins, patches.
+"""Triton kernels where torch is slow or has none: the pointwise pass, joins, pools, patches.
 
 The pointwise pass takes three kernels, as an image's groups are spread over more memory than one
 program of a GPU can hold: the first finds the statistics of parts of an image and puts dropout
@@ -39,7 +39,7 @@ def missing() -> str | None:
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Return whether the kernels can work on these: float32 or bfloat16 on a GPU, no tape."""
+    """Return whether the kernels can work on these: float32 or bfloat16 on a GPU, no autograd."""
     dtypes = {tensor.dtype for tensor in tensors}
     known = dtypes in ({torch.float32}, {torch.bfloat16})
     taped = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Number formats of convolutions and features, and which of them a device is made for."""
+"""Number formats of convolutions and features, and the default of a device."""
 
 from __future__ import annotations
 

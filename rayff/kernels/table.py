@@ -1,4 +1,4 @@
-"""The static table of convolution backends: the same choice on every machine of one kind.
+"""The static table of convolution backends: the same choice on every machine of one class.
 
 kernels.json has rows measured by `rayff bench kernels` for device classes, formats,
 batch sizes and shapes of layers. A layer has the row of its own shape and batch size, or the

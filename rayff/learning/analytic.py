@@ -1,4 +1,4 @@
-"""The local step without a tape: for mean goodness the gradient is known in closed form.
+"""The local step without autograd: for mean goodness the gradient is known in closed form.
 
 (1) y = conv(x)
 (2) features, goodness and dloss / dy from y, in one pass: see rayff.kernels.pointwise

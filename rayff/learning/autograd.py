@@ -1,4 +1,4 @@
-"""The local step in plain autograd: the oracle of every faster one, and `--rule plain`."""
+"""The local step in plain autograd: `--rule plain`, and the reference for all faster steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Signal integrating and pruning (SIP; DeeperForward, section 3.4): which layers classify.
 
-Window legend: entry [first, last] of an (L, L) matrix speaks of layers first..last; entries below
-the diagonal are empty windows and zero.
+Window legend: entry [first, last] of an (L, L) matrix is for the sum of layers first..last;
+entries below the diagonal are zero.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def window_hits(goodness: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """Count the images that each window classifies rightly.
+    """Count the images that each window classifies correctly.
 
     Args:
         goodness: of every layer, (L, B, C).

@@ -1,4 +1,4 @@
-"""What a network is: an ordered chain of layers, as data.
+"""Architectures as plain data: an ordered chain of layers.
 
 Shape legend: K channels, C classes, S pixels a side (images are square).
 """
@@ -21,10 +21,10 @@ Join = Literal["none", "add", "concat"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One channel-wise convolution layer, the smallest thing that learns."""
+    """One channel-wise convolution layer, the smallest unit with a loss of its own."""
 
     index: int
-    """Number of the layer in the whole network, from 0; it survives every cut."""
+    """Number of the layer in the whole network, from 0; the same in a slice of it."""
     in_channels: int
     out_channels: int
     """Channels of the convolution itself, before a concatenated shortcut."""
@@ -197,12 +197,12 @@ class Architecture:
         return [self[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the architecture as JSON can hold it."""
+        """Return the architecture as JSON-serialisable data."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
-        """Read what `to_dict` gave; UserError where something is missing or unknown."""
+        """Return the architecture of such data; UserError where a key is missing or unknown."""
         try:
             layers = tuple(LayerSpec(**layer) for layer in data["layers"])
             return cls(name=str(data["name"]), num_classes=data["num_classes"], layers=layers)

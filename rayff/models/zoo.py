@@ -1,4 +1,4 @@
-"""The architectures, as tables that read like the paper's.
+"""The architectures, as tables like those of the paper.
 
 A row is one layer; channels are multiples of the network's width, which is the number of
 channels of its first layer. Names follow the ResNet that a network mirrors, whose number counts
@@ -213,7 +213,7 @@ def architecture(
 def _call(
     function: Any, name: str, num_classes: int, image_channels: int, width: int | None
 ) -> Architecture:
-    """Return what a user's function makes."""
+    """Return the architecture that a user's function returns."""
     try:
         made = function(num_classes=num_classes, image_channels=image_channels, width=width)
     except UserError:

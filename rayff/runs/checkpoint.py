@@ -250,7 +250,7 @@ def _finite(value: Any) -> float:
 def _read_layer(
     directory: Path, index: int, layers: Mapping[int, tuple[str, str]]
 ) -> NDArray[np.uint8]:
-    """Read one layer's file and hold it against the manifest."""
+    """Read one layer's file and check it against the manifest."""
     if index not in layers:
         raise DamagedError(f"{directory / MANIFEST} names no file for layer {index}")
     name, sha256 = layers[index]
@@ -280,7 +280,7 @@ def _read_layer(
 
 
 def _check_own_file(path: Path) -> None:
-    """Raise where a name in a checkpoint leads elsewhere: to a link, a pipe or a device."""
+    """Raise where a file of a checkpoint is a link, a pipe or a device."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         raise DamagedError(f"{path} is a link: a checkpoint holds its files itself")

@@ -60,7 +60,7 @@ class EpochRecord:
 
     @property
     def reached(self) -> str:
-        """The accuracies in words."""
+        """The accuracies as text."""
         layers = f" with {layer_range(self.sip_first, self.sip_last)}" if self.has_window else ""
         return (
             f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
@@ -133,7 +133,7 @@ class Metrics:
 
 
 def scalars(record: EpochRecord) -> dict[str, float]:
-    """Return what of a record is drawn over the epochs; a list has NAME/0, NAME/1, ..."""
+    """Return the scalars of a record for loggers; a list becomes NAME/0, NAME/1, ..."""
     values: dict[str, float] = {}
     for name, value in dataclasses.asdict(record).items():
         if name in ("epoch", "step", "cuts", "sip_accuracy"):

@@ -32,7 +32,7 @@ DESCRIPTION = "architecture.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What architecture.json says of the network in model.safetensors."""
+    """The content of architecture.json, which describes the network in model.safetensors."""
 
     architecture: Architecture
     sip_window: tuple[int, int]

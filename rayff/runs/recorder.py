@@ -18,7 +18,7 @@ EVENTS = "events.jsonl"
 
 
 class RunRecorder:
-    """What a run leaves in its directory; a context manager. No failed write ends the run.
+    """Writes a run's records to its directory; a context manager. No failed write ends the run.
 
     Args:
         directory: the run directory, which exists.

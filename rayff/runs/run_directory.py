@@ -1,4 +1,4 @@
-"""The run directory: everything that one training leaves behind."""
+"""The run directory: all files that a training writes."""
 
 from __future__ import annotations
 
