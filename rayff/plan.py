@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rayff.cli import parse, run_command
+from rayff.config.kernels import summarise_kernels
+from rayff.config.text import plural
 from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
 
 DESCRIPTION = """\
@@ -108,6 +110,11 @@ def _show(facts: dict[str, Any]) -> None:
             f"{onward / 2**20:.1f} MiB" if onward else "-",
         )
     console.print(table)
+    fast = facts["rule"] == "fast"
+    how = f"kernels {summarise_kernels(facts['kernels'])}" if fast else "plain rule"
+    console.print(
+        f"computes with {plural(facts['threads'], 'thread')}, {facts['precision']}, {how}"
+    )
     cuts = ",".join(map(str, facts["cuts"])) or "none"
     console.print(f"cuts: {cuts}")
     if max(facts["replicas"]) > 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from rayff.config.errors import UserError, nearest
 
@@ -31,6 +33,12 @@ class Kernels:
 def format_kernels(kernels: tuple[Kernels, ...]) -> str:
     """Return the kernels of all layers as `--kernels` takes them."""
     return ",".join(map(str, kernels))
+
+
+def summarise_kernels(kernels: Iterable[Kernels | str]) -> str:
+    """Return the kernels of all layers for a reader, repetitions counted: conv x4, winograd x2."""
+    groups = [(str(each), len(list(same))) for each, same in groupby(kernels)]
+    return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups)
 
 
 def parse_kernels(text: str, num_layers: int | None = None) -> tuple[Kernels, ...]:

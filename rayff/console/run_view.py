@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayff.config.kernels import Kernels
+from rayff.config.kernels import summarise_kernels
 from rayff.config.text import plural, printable
 from rayff.console.frame import (
     can_be_live,
@@ -203,13 +202,7 @@ def compute(run: Run, plan: Plan) -> str:
     resolved = run.resolved
     parts = [plural(plan.resources.threads, "thread"), resolved.precision]
     if resolved.method == "ff" and resolved.rule == "fast":
-        parts.append(f"kernels {short_kernels(resolved.kernels)}")
+        parts.append(f"kernels {summarise_kernels(resolved.kernels)}")
     elif resolved.method == "ff":
         parts.append("plain rule")
     return ", ".join(parts)
-
-
-def short_kernels(kernels: Sequence[Kernels]) -> str:
-    """Return the kernels of all layers, repetitions counted: conv x4, winograd x2."""
-    groups = [(str(each), len(list(same))) for each, same in groupby(kernels)]
-    return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups)

@@ -182,7 +182,7 @@ def load_task(task: str, *, data_dir: Path | None = None, download: bool = False
         if data_dir is None and not download:
             raise UserError(
                 f"the task {task!r} needs its data: pass --data-dir DIR with a copy of it, or "
-                "let rayff.train --download fetch it"
+                "let rayff train --download fetch it"
             )
         folder = _expanded(data_dir or DEFAULT_DOWNLOAD_DIR, "--data-dir")
         train, valid, test = _load_named(known, known.torchvision, folder, download)
@@ -253,7 +253,7 @@ def _load_named(
             f"no data of the task {task.name!r}: looked for train.parquet and test.parquet (or "
             f"their shards) in {', '.join(str(place) for place in places)}, and for torchvision's "
             f"files in {torchvision_files}; put them there, pass another --data-dir, or let "
-            "rayff.train --download fetch them"
+            "rayff train --download fetch them"
         )
     train, test = read_torchvision(
         class_name,

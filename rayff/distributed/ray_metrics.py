@@ -30,15 +30,15 @@ EVERY_S = 2.0
 """Seconds from one handing on to the next; Ray exports every ten by default."""
 
 STAGE_COUNTERS = {
-    "rayff_images_total": "Images trained; those trained again after a loss count again.",
-    "rayff_batches_total": "Batches trained; those trained again after a loss count again.",
+    "rayff_images_total": "Images trained; those trained again after a failure count again.",
+    "rayff_batches_total": "Batches trained; those trained again after a failure count again.",
     "rayff_busy_seconds_total": "Seconds computed, in training and evaluation; of replicas the "
     "mean.",
     "rayff_sent_bytes_total": "Bytes of the tensors sent to the next stage.",
 }
 """By run and stage."""
 RUN_COUNTERS = {
-    "rayff_restarts_total": "Times that the run went on from a snapshot, after a loss or for "
+    "rayff_restarts_total": "Times that the run went on from a snapshot, after a failure or for "
     "another plan.",
 }
 """By run."""

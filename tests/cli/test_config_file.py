@@ -100,7 +100,7 @@ def test_a_folder_is_not_read(tmp_path: Path) -> None:
         read_options(tmp_path)
 
 
-texts = st.none() | st.text(st.characters(exclude_characters="\0"), min_size=1)
+texts = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 
 
 @given(

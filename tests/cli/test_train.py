@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FunctionType
 from typing import Any, ClassVar
 
 import psutil
@@ -16,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import rayff
+from rayff import Trainer
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
+from rayff.engine.evaluation import evaluate
 from rayff.runs.metrics import read_metrics
 from rayff.train import main
-from tests.engine.local_run import train as train_here
+from tests.helpers.runs import train_locally
 from tests.helpers.tiny_task import write_tiny_task
 
 TINY = ["--arch", "tinycnn", "--width", "4", "--batch-size", "16", "--lr", "0.01"]
@@ -80,7 +81,7 @@ class TestAWholeRun:
         assert all(len(row["layer_loss"]) == 4 for row in rows)
         assert all(len(row["stage_busy"]) == 2 for row in rows)
         assert json.loads((run_dir / "config.json").read_text())["lr_min"] == 0.008
-        evaluation = rayff.evaluate(run_dir)
+        evaluation = evaluate(run_dir)
         assert evaluation.accuracy == pytest.approx(rows[-1]["test_accuracy"])
 
     def test_the_options_of_one_run_make_another(self, task: str, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ class TestMistakes:
         out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 2
         assert out == ""
-        assert re.fullmatch(r"error: unknown architecture 'resnt' [^\n]*\n", err)
+        assert re.fullmatch(r"error: --arch: unknown architecture 'resnt' [^\n]*\n", err)
 
     @pytest.mark.ray
     def test_a_cluster_that_does_not_answer(
@@ -266,8 +267,8 @@ class TestACompleteRunThatIsResumed:
         def begin() -> None:
             raise RuntimeError("Ray is started")
 
-        monkeypatch.setattr("rayff.distributed.training.ray_session", begin)
-        train_here(TrainConfig(**self.OPTIONS, task=task, run_dir=str(tmp_path / "run")))
+        monkeypatch.setattr("rayff.distributed.controller.ray_session", begin)
+        train_locally(TrainConfig(**self.OPTIONS, task=task, run_dir=str(tmp_path / "run")))
         return tmp_path / "run"
 
     def test_says_its_accuracy(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,11 +281,10 @@ class TestACompleteRunThatIsResumed:
         assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
     def test_gives_its_records(self, run_dir: Path, task: str) -> None:
-        result = rayff.train(
-            {**self.OPTIONS, "task": task, "run_dir": str(run_dir)}, resume=True, quiet=True
-        )
-        assert [record.epoch for record in result.records] == [1, 2]
-        assert (result.run_dir, result.stopped_by) == (run_dir, None)
+        config = TrainConfig(**self.OPTIONS, task=task, run_dir=str(run_dir))
+        result = Trainer(config, quiet=True).fit(resume=True)
+        assert [record.epoch for record in result.metrics] == [1, 2]
+        assert (result.run_dir, result.stopped_by, result.complete) == (run_dir, None, True)
 
     def test_gets_its_model_anew(self, run_dir: Path) -> None:
         """It is missing, damaged or old where the process ended behind the checkpoint."""
@@ -298,9 +298,3 @@ class TestACompleteRunThatIsResumed:
         (run_dir / "metrics.parquet").unlink()
         with pytest.raises(RuntimeError, match="Ray is started"):
             main(["--run-dir", str(run_dir), "--resume"])
-
-
-def test_the_function_stays_a_function_although_the_command_is_imported() -> None:
-    assert sys.modules["rayff.train"].main is main  # type: ignore[attr-defined]
-    assert isinstance(rayff.train, FunctionType)
-    assert isinstance(rayff.evaluate, FunctionType)

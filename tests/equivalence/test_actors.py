@@ -107,6 +107,22 @@ class TestEveryPlan:
         assert records == [records[0]] * 4
 
 
+class TestTheDefaultCommand:
+    def test_gives_the_same_bits_for_every_number_of_stages(
+        self, tiny_task: str, tmp_path: Path
+    ) -> None:
+        """With the kernels and the precision that the table and the machine give."""
+        found = {"kernels": None, "precision": None, "epochs": 1, "cpus_per_stage": 0.5}
+        files, kernels = [], set()
+        for stages in (1, 2, 4):
+            run_dir = tmp_path / str(stages)
+            train_on_ray(config_of(tiny_task, run_dir, stages=stages, **found))
+            files.append(layer_files(run_dir))
+            kernels.add(RunDirectory(run_dir).read_config().kernels)
+        assert len(set(parse_kernels(*kernels))) > 1, "otherwise any choice gives these bits"
+        assert files == [files[0]] * 3
+
+
 class TestAResumedRun:
     def test_keeps_the_kernels_that_it_resolved(self, tiny_task: str, tmp_path: Path) -> None:
         found = {"kernels": None, "precision": None}

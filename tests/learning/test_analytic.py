@@ -158,6 +158,17 @@ def layers(draw: st.DrawFn) -> tuple[LayerSpec, int, int]:
     return spec, classes, draw(st.integers(1, 5))
 
 
+def amplifies_rounding(layer: CWConv, x: Tensor, labels: Tensor) -> bool:
+    """Whether features follow the rounding of their inputs: where dropout leaves only activations
+    near zero, normalisation enlarges their error."""
+    exact = copy.deepcopy(layer).double()
+    exact.dtype, exact.kernels = torch.float64, Kernels()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features, _ = learn(analytic_step, exact, x.double(), labels)
+    rounded, _ = learn(analytic_step, exact, x.double() * (1 + 1e-7 * noise), labels)
+    return relative(rounded, features) > 2e-6
+
+
 @settings(deadline=None, max_examples=200)
 @given(case=layers(), data=st.data())
 def test_any_layer(case: tuple[LayerSpec, int, int], data: st.DataObject):
@@ -166,6 +177,7 @@ def test_any_layer(case: tuple[LayerSpec, int, int], data: st.DataObject):
     kernels = Kernels(data.draw(st.sampled_from(known)), data.draw(st.sampled_from(known)))
     plain, fast = pair(spec, kernels, classes=classes)
     x, labels = batch_for(plain, images)
+    assume(not amplifies_rounding(plain, x, labels))
     assert_same_step(plain, fast, x, labels, within=2e-5)
 
 
