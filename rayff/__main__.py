@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -114,7 +116,8 @@ def _app(package: str, commands: Mapping[str, str]) -> SubcommandApp:
 
 
 def run() -> None:
-    """The console script `rayff`."""
+    """The console script `rayff`: finds modules of the working directory, as python -m does."""
+    sys.path.append(os.getcwd())
     run_command(main)
 
 

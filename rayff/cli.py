@@ -290,7 +290,7 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
         code = command(sys.argv[1:])
         sys.stdout.flush()
     except (UserError, RunError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
+        Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
             f"[bold red]error:[/] {escape(printable(str(error)))}"
         )
         code = 2 if isinstance(error, UserError) else 1

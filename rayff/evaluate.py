@@ -79,7 +79,7 @@ def main(args: Sequence[str]) -> int:
     )
     if command.save is not None:  # first, so that a pager that is left early loses nothing
         save(evaluation, command.split, Path(command.save))
-    show(evaluation, command.split, Console(highlight=False))
+    show(evaluation, command.split, Console(highlight=False, emoji=False))
     if command.save is not None:
         print(f"saved to {command.save}")
     return 0

@@ -86,7 +86,7 @@ def _warn(message: str) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     table = Table(
         title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
     )

@@ -2,7 +2,7 @@
 
 from ray import tune
 
-title = "Learning rate of tinycnn on digits, two epochs"
+title = "Learning rate of tinycnn on digits"
 param_space = {
     "arch": "tinycnn",
     "task": "digits",

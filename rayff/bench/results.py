@@ -133,9 +133,9 @@ class Results:
 
     def show(self) -> None:
         """Print the machine, the tables and the notes."""
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         if not console.is_terminal:  # a pipe has no width to keep to
-            console = Console(highlight=False, width=240)
+            console = Console(highlight=False, emoji=False, width=240)
         about = self.machine
         units = [name for name in ("avx512", "amx") if about[name]] or ["no AVX-512, no AMX"]
         console.print(

@@ -20,6 +20,11 @@ from rayff.config.errors import UserError, nearest
 
 T = TypeVar("T")
 
+
+class ImportPathError(UserError):
+    """An import path does not lead to an object, on this machine."""
+
+
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -86,15 +91,16 @@ def import_object(path: str, flag: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
-        raise UserError(
+        raise ImportPathError(
             f"{flag} {path}: the module {module_name} cannot be imported on {platform.node()} "
             f"({type(error).__name__}: {error}); it must be on the Python path of every process "
-            "of the run: install it there, or submit it with --working-dir or py_modules"
+            "of the run: start in its folder, install it, or submit it with --working-dir or "
+            "py_modules"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [name for name in vars(found) if not name.startswith("_")]
-            raise UserError(
+            raise ImportPathError(
                 f"{flag} {path}: {module_name} has no {attribute!r}{nearest(part, public)}"
             )
         found = getattr(found, part)

@@ -202,5 +202,5 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
     if isinstance(value, (list, tuple)):
         wrong |= not all(isinstance(item, int) and not isinstance(item, bool) for item in value)
     if wrong:
-        raise UserError(f"{source}: {name} must be of type {annotation}, not {value!r}")
+        raise UserError(f"{source}: {name} must be of type {base}, not {value!r}")
     return tuple(value) if isinstance(value, list) else value

@@ -42,10 +42,11 @@ class ConsoleCallback(Callback):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self.tracker = Tracker(epochs=0, num_train_images=0, stage_names=(), start=Progress())
         self.live: Live | None = None
         self._checkpoint = ""
+        self._run_dir: Path | None = None
         self._last_line_s = 0.0
 
     def on_start(self, run: Run, plan: Plan) -> None:
@@ -56,6 +57,7 @@ class ConsoleCallback(Callback):
             stage_names=plan.stage_names,
             start=run.progress,
         )
+        self._run_dir = run.directory.path
         self.start(tracker, run_header(run, plan))
 
     def start(self, tracker: Tracker, header: str) -> None:
@@ -105,6 +107,8 @@ class ConsoleCallback(Callback):
         if self.live is not None:
             self.live.stop()
         self._print(self._summary(), "bold")
+        if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs:
+            self._print(f"continue with: rayff train --run-dir {self._run_dir} --resume")
 
     def _print_line(self, text: str) -> None:
         """Print what the display shows, where there is none."""

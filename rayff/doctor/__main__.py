@@ -101,7 +101,7 @@ def main(args: Sequence[str]) -> int:
     A signal waits for the check that is running: Ray breaks when its start is interrupted.
     """
     command = parse(DoctorCommand, module="rayff.doctor", description=DESCRIPTION, args=args)
-    console = Console(stderr=command.json, highlight=False)
+    console = Console(stderr=command.json, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000  # a line per result, for grep
     results = {}

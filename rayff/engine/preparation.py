@@ -17,7 +17,7 @@ from rayff.data.augmentation import parse_augmentations
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
-from rayff.learning.losses import make_loss
+from rayff.learning.losses import try_loss
 from rayff.learning.methods import parameter_shapes
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.zoo import architecture
@@ -86,7 +86,8 @@ def assemble(
     recipe = resolve_recipe(config, task_recipe(config.task))
     check_plan_options(config, len(network), recipe.batch_size)
     optimizer_class(recipe.optimizer)
-    make_loss(config.loss, network[0], data.num_classes)
+    for spec in network.layers:
+        try_loss(config.loss, spec, data.num_classes)
     parse_augmentations(config.augment)
     prepared = PreparedRun(
         config=with_recipe(config, recipe),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rayff.learning.layer import CWConv
-from rayff.learning.losses import check_logits
+from rayff.learning.losses import check_returned
 
 Backward = Callable[[], Tensor]
 """Leaves the gradient of the loss in the layer's parameters; returns the loss, detached."""
@@ -39,7 +39,7 @@ def autograd_step(
     """
     h = layer.activation(x, dropout_state)
     logits, losses = layer.loss(h, labels)
-    check_logits(logits, len(labels), layer.num_classes, layer.loss)
+    check_returned(layer.loss, logits, losses, len(labels), layer.num_classes)
     loss = losses.sum() / batch_size
 
     def backward() -> Tensor:

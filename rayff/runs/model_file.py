@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rayff.config.errors import UserError
 from rayff.config.recipe import Method
+from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
 from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
@@ -110,7 +111,8 @@ def read_model(run_dir: Path) -> Classifier:
     """Return the trained network of a run, on the CPU in eval mode.
 
     Raises:
-        UserError: no run directory, no model in it yet, or a damaged one.
+        UserError: no run directory, no model in it yet, a damaged one, or one whose local loss
+            cannot be imported here.
     """
     RunDirectory(run_dir).read_config()
     description, weights = run_dir / DESCRIPTION, run_dir / WEIGHTS
@@ -136,6 +138,8 @@ def read_model(run_dir: Path) -> Classifier:
         for spec, module in network.learned_layers:
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in shapes[spec.index]}
             module.load_state_dict(own)
+    except ImportPathError as error:
+        raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

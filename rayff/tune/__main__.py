@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rayff.cli import parse, run_command
-from rayff.config.errors import UserError, nearest
+from rayff.config.errors import UserError
+from rayff.config.option_names import nearest_option
 from rayff.config.train_config import TrainConfig
 
 DESCRIPTION = """\
@@ -95,7 +96,7 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in known:
             raise UserError(
                 f"--set {text}: give OPTION=VALUE with an option of a training"
-                f"{nearest(name, known)}"
+                f"{nearest_option(name, known)}"
             )
         flag = name.replace("_", "-")
         flags[name] = f"--{flag}={value}"

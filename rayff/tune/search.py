@@ -202,7 +202,9 @@ def _set_up(search: Search, folder: Path) -> tuple[Any, SearchCallback]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     header = f"{search.description}\nsearch folder {folder}"
-    view = SearchView(Console(highlight=False), header, search.varied, search.num_trials)
+    view = SearchView(
+        Console(highlight=False, emoji=False), header, search.varied, search.num_trials
+    )
     function = trial_function(folder / TRIALS, Path(search.cwd), clones=search.clones)
     loggers = {name: CALLBACKS[name](folder.name) for name in search.loggers}
     return tune.with_resources(function, trial_bundles), SearchCallback(folder, view, loggers)
@@ -229,7 +231,9 @@ def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Pa
 
 def print_results(search: Search, rows: Sequence[Row]) -> bool:
     """Print the table, the best trial and the failed ones; return whether one failed."""
-    console = Console(highlight=False, width=10_000)  # nothing is cut: the terminal wraps
+    console = Console(
+        highlight=False, emoji=False, width=10_000
+    )  # nothing is cut: the terminal wraps
     points = ranked(rows, search)
     console.print()
     console.print(results_table(points, search))

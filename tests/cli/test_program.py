@@ -42,6 +42,30 @@ def test_help_has_a_line_for_each_command(
         assert re.search(f"^  {name} +{re.escape(about)}$", text, re.MULTILINE)
 
 
+def test_a_module_of_the_working_directory_is_found(tmp_path: Path) -> None:
+    """And a message has its import path as it was given, where `:name:` would be an emoji."""
+    (tmp_path / "nets.py").write_text("def fire(classes, channels, width):\n    return 3\n")
+    program = Path(sys.executable).with_name("rayff")
+    done = subprocess.run(
+        [program, "train", "--arch", "nets:fire:x", "--backend", "local"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "nets:fire:x" in done.stderr
+    done = subprocess.run(
+        [program, "train", "--arch", "nets:fire", "--backend", "local"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "cannot be imported" not in done.stderr
+    assert "nets:fire" in done.stderr
+    assert done.returncode == 2
+
+
 def test_help_and_a_mistake_need_neither_torch_nor_ray() -> None:
     code = """
 import sys

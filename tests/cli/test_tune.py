@@ -16,6 +16,7 @@ class TestAMistake:
             ([], "name a search space, such as quick"),
             (["no/such.py"], r"no file no/such\.py"),
             (["quick", "--set", "lrr=1"], r"--set lrr=1: .*\(did you mean 'lr'\?\)"),
+            (["quick", "--set", "learning_rate=1"], r".*\(did you mean 'lr'\?\)"),
             (["quick", "--set", "lr"], r"--set lr: give OPTION=VALUE"),
             (["quick", "--set", "epochs=two"], "--epochs must be a whole number, not 'two'"),
             (["quick", "--set", "lr=--help"], "--lr must be a number, not '--help'"),

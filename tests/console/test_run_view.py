@@ -162,6 +162,7 @@ class TestDisplay:
         assert "warning: the disk is full" in driver.text
         end = "ended in epoch 2/4  300/1,000 images, after 6.0 s: valid 60.00%, test 50.00%"
         assert end in driver.text
+        assert "continue with" not in driver.text, "there is no checkpoint"
 
 
 def test_the_header_describes_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +30,36 @@ class WrongShape(LinearHead):
     def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         logits, losses = super().forward(h, labels)
         return logits[:, 1:], losses
+
+
+class OfTheBatch(LinearHead):
+    """The mean over the batch, which torch's losses return by default."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, losses = super().forward(h, labels)
+        return logits, None if losses is None else losses.mean()
+
+
+class Failing(LinearHead):
+    """A mistake in the middle."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return super().forward(h[:, 1:], labels)
+
+
+class Detached(LinearHead):
+    """Nothing to learn from."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            return super().forward(h, labels)
+
+
+class NeedsLabels(LinearHead):
+    """It cannot classify."""
+
+    def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().forward(h, labels + 0)
 
 
 def function(spec: LayerSpec, num_classes: int) -> LinearHead:

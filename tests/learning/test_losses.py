@@ -11,7 +11,7 @@ from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
 from rayff.learning.layer_state import layer_state
-from rayff.learning.losses import LOSSES, make_loss
+from rayff.learning.losses import LOSSES, make_loss, try_loss
 from rayff.learning.losses.goodness import Goodness
 from rayff.learning.methods import build_network, parameter_shapes
 from rayff.learning.optimizers import optimizer_class
@@ -141,6 +141,34 @@ def test_logits_of_another_shape_are_refused():
     sentence = r"WrongShape returned logits of shape \(3, 1\) for 3 images and 2 classes"
     with pytest.raises(ValueError, match=sentence):
         autograd_step(layer, torch.randn(3, 2, 6, 6), LABELS, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("WrongShape", r"returned logits of shape \(2, 1\) for 2 images and 2 classes"),
+        (
+            "OfTheBatch",
+            r"returned losses of shape \(\) for 2 images: return the loss of each image",
+        ),
+        (
+            "Failing",
+            r"--loss .*:Failing fails on the activation \(2, 4, 6, 6\) of layer 7: RuntimeError: "
+            r"mat1 and mat2 shapes cannot be multiplied .*helpers/losses\.py, line \d+\)$",
+        ),
+        ("Detached", r"fails on .* does not require grad"),
+        ("NeedsLabels", r"fails on .*: TypeError: .*\(.*losses.py, line \d+\)$"),
+    ],
+)
+def test_a_loss_that_breaks_its_contract_is_found_before_the_start(name: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        try_loss(f"tests.helpers.losses:{name}", SPEC, 2)
+
+
+def test_trying_a_loss_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    try_loss(LINEAR, SPEC, 2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class WithBuffers(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayff import load_model
+from rayff.config.errors import UserError
 from rayff.runs import files
 from rayff.runs.model_file import read_model
 from tests.helpers.losses import LINEAR
@@ -91,6 +92,14 @@ class TestTheFiles:
                 assert torch.equal(state[f"chain.layers.{index}.{name}"], value)
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         assert read_model(run_dir)(images).tolist() == [[0.0, 2.0, 4.0, 6.0]] * 2, "two biases"
+
+    def test_without_the_module_of_its_loss_it_is_not_called_damaged(self, run_dir: Path) -> None:
+        write_weights(run_dir)
+        description = run_dir / "architecture.json"
+        description.write_text(description.read_text().replace('"goodness"', '"nowhere:Loss"'))
+        sentence = "needs your code: --loss nowhere:Loss: the module nowhere cannot be imported"
+        with pytest.raises(UserError, match=sentence):
+            read_model(run_dir)
 
     def test_are_replaced_by_later_ones(self, run_dir: Path) -> None:
         write_weights(run_dir, weights(2), sip_window=(0, 3))

@@ -10,6 +10,10 @@ Shape legend: B batch, K channels, C classes, H x W pixels.
 
 from __future__ import annotations
 
+import inspect
+import traceback
+
+import torch
 from torch import Tensor, nn
 
 from rayff.config.errors import UserError
@@ -43,10 +47,50 @@ def make_loss(name: str, spec: LayerSpec, num_classes: int) -> nn.Module:
     return loss
 
 
-def check_logits(logits: Tensor, images: int, num_classes: int, loss: nn.Module) -> None:
-    """Raise a UserError where a loss gives other logits than (B, C)."""
+def check_returned(
+    loss: nn.Module, logits: Tensor, losses: Tensor, images: int, num_classes: int
+) -> None:
+    """Raise a UserError where a loss gives other shapes than logits (B, C) and losses (B,).
+
+    The loss of a whole batch would be divided by the batch size once more, silently.
+    """
     if tuple(logits.shape) != (images, num_classes):
         raise UserError(
             f"--loss: {type(loss).__name__} returned logits of shape {tuple(logits.shape)} for "
             f"{images} images and {num_classes} classes: return (B, C) logits"
         )
+    if tuple(losses.shape) != (images,):
+        raise UserError(
+            f"--loss: {type(loss).__name__} returned losses of shape {tuple(losses.shape)} for "
+            f"{images} images: return the loss of each image, (B,), such as "
+            'cross_entropy(..., reduction="none")'
+        )
+
+
+def try_loss(name: str, spec: LayerSpec, num_classes: int) -> None:
+    """Compute the loss of a layer once, with its gradient and without labels, on two images.
+
+    Raises:
+        UserError: it cannot be made, fails, or returns something else than its contract says.
+    """
+    with torch.random.fork_rng(devices=[]):
+        loss = make_loss(name, spec, num_classes)
+        h = torch.rand(2, spec.out_channels, spec.out_size, spec.out_size, requires_grad=True)
+    labels = torch.tensor([0, num_classes - 1])
+    try:
+        logits, losses = loss(h, labels)
+        check_returned(loss, logits, losses, len(labels), num_classes)
+        losses.sum().backward()
+        logits, _ = loss(h.detach(), None)
+        check_returned(loss, logits, losses, len(labels), num_classes)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == inspect.getfile(type(loss))]
+        place = (own or frames)[-1]
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--loss {name} fails on the activation {tuple(h.shape)} of layer {spec.index}: "
+            f"{type(error).__name__}: {reason} ({place.filename}, line {place.lineno})"
+        ) from error
