@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,7 +116,7 @@ def _app(package: str, commands: Mapping[str, str]) -> SubcommandApp:
 
 def run() -> None:
     """The console script `rayff`: finds modules of the working directory, as python -m does."""
-    sys.path.append(os.getcwd())
+    sys.path.append("")
     run_command(main)
 
 
