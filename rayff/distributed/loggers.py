@@ -89,6 +89,7 @@ class MLflowCallback(LoggerCallback):
     def __init__(self) -> None:
         super().__init__("mlflow")
         self._mlflow: Any = None
+        self._sent: list[Any] = []
 
     def begin(self, name: str, config: dict[str, Any], run_dir: str) -> None:
         """Begin a run."""
@@ -105,12 +106,17 @@ class MLflowCallback(LoggerCallback):
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Queue the values of an epoch."""
-        self._mlflow.log_metrics(dict(values), step=epoch, synchronous=False)
+        self._sent.append(self._mlflow.log_metrics(dict(values), step=epoch, synchronous=False))
 
     def end(self, *, failed: bool) -> None:
         """Wait for the queue, and end the run."""
         self._mlflow.flush_async_logging()
+        self._attempt(self._wait, "lost values")
         self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+    def _wait(self) -> None:
+        for operation in self._sent:
+            operation.wait()  # raises what the background met
 
 
 class WandbCallback(LoggerCallback):
@@ -173,9 +179,11 @@ def mlflow_experiment() -> str:
 
 
 def mlflow_uri() -> str:
-    """Return where MLflow keeps its runs; its calls shall not try for minutes."""
+    """Return where MLflow keeps its runs; its calls shall not try for minutes, nor overtake each
+    other: a store of files loses values of two batches that are written at once."""
     import mlflow
 
+    os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     uri: str = mlflow.get_tracking_uri()
     return uri

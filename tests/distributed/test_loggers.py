@@ -1,6 +1,7 @@
 """MLflow and Weights & Biases: they get the epochs, and nothing they do ends a run or slows it."""
 
 import importlib.util
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -195,6 +196,22 @@ class TestMLflow:
         assert result.complete
         assert stored
         assert logged("first").data.metrics == scalars(result.metrics[-1])
+
+    def test_that_loses_values_in_the_background_is_a_warning(
+        self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(self: Any, *args: Any, **kwargs: Any) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(FileStore, "log_batch", full)
+        monkeypatch.setattr("rayff.distributed.loggers.options", lambda config: {})
+        warnings: list[str] = []
+        callback = MLflowCallback()
+        callback.warn = warnings.append
+        assert train_locally(config, callback).complete
+        (warning,) = warnings
+        assert re.fullmatch(r"--logger mlflow lost values \(.*disk full.*\): .*", warning)
+        assert logged("first").info.status == "FINISHED"
 
 
 def test_wandb_leaves_its_file_in_the_run_directory(
