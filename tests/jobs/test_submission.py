@@ -207,7 +207,9 @@ class TestAJobOfTheInstalledPackage:
         assert head.ask("jobs/stopped")["status"] == "STOPPED"
         log = head.log("stopped")
         assert "warning: SIGTERM: stopping behind the chunks in flight" in log
-        assert log.splitlines()[-1].startswith("ended ")
+        end, remedy = log.splitlines()[-2:]
+        assert end.startswith("ended ")
+        assert remedy == f"continue with: rayff train --run-dir {run_dir} --resume"
         wait_until(lambda: not head.stages(), PATIENCE_S, "the actors to be gone")
         reached = int(max(path.name for path in run_dir.glob("checkpoints/step-*"))[5:])
         assert reached < 12 * 40
