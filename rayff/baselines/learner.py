@@ -34,6 +34,9 @@ class EndToEndLearner:
         distribute: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
         self.workers = spec.replica.count
+        self.label_smoothing = spec.config.loss.label_smoothing
+        weights = spec.config.loss.class_weights
+        self.class_weights = None if weights is None else torch.tensor(weights, device=device)
         network = Backpropagation(
             spec.architecture,
             dropout=spec.config.recipe.dropout,
@@ -61,7 +64,11 @@ class EndToEndLearner:
         self.network.train()
         logits = self.distributed(_image_format(batch.activations.features), share)
         targets = batch.labels.expand(len(logits), -1)
-        by_image = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        by_image = F.cross_entropy(
+            *(logits.transpose(1, 2), targets, self.class_weights),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
         losses: Tensor = by_image.sum(dim=1) / share.batch_size
         (losses.sum() * self.workers).backward()  # type: ignore[no-untyped-call]
         for layer in self.layers:

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
 from rayff.learning.chain import join, normalise
 from rayff.learning.classifier import Classifier
 from rayff.learning.generators import Share, head_seed
-from rayff.learning.layer import CWConv
+from rayff.learning.layer import ConvLayer
 from rayff.models.architecture import Architecture, LayerSpec
 
 
-class EndToEndLayer(CWConv):
+class EndToEndLayer(ConvLayer):
     """The weights of a layer, which begin as those of Forward-Forward, and its head if any."""
 
     def __init__(
@@ -55,7 +56,7 @@ class EndToEndLayer(CWConv):
             h = F.dropout(h, self.dropped / 256, self.training)
         elif self.training and self.dropped:
             h = self.drop(h, self.dropout_state(share, h.device).to(h.device))
-        return F.group_norm(h, self.num_classes)
+        return F.group_norm(h, self.groups)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the head's logits, (B, C), of features behind their shortcut."""
@@ -177,7 +178,7 @@ class EndToEndNetwork(Classifier):
         architecture: Architecture,
         *,
         method: Method,
-        loss: str,
+        loss: LossConfig,
         window: tuple[int, int],
         class_names: tuple[str, ...],
         dtype: torch.dtype,

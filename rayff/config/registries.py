@@ -9,6 +9,10 @@ from rayff.config.registry import Registry
 LOSSES: Registry[Any] = Registry("local loss", "--loss")
 """Subclasses of torch.nn.Module; see rayff.learning.losses."""
 LOSSES.add("goodness", "rayff.learning.losses.goodness:Goodness")
+LOSSES.add("squared_goodness", "rayff.learning.losses.goodness:SquaredGoodness")
+LOSSES.add("channel_matrix", "rayff.learning.losses.channel_matrix:ChannelMatrix")
+LOSSES.add("linear", "rayff.learning.losses.linear:Linear")
+LOSSES.add("linear_similarity", "rayff.learning.losses.linear:LinearSimilarity")
 
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "--optimizer")
 """Subclasses of LayerOptimizer, or of torch.optim.Optimizer; see rayff.learning.optimizers."""

@@ -9,9 +9,10 @@ from typing import Any
 
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels, format_kernels, parse_kernels
+from rayff.config.local_loss import OWN_LOSS_OPTIONS, LossConfig, loss_config, loss_tier
 from rayff.config.recipe import BACKPROPAGATION, Method, Recipe, recipe
 from rayff.config.train_config import Precision, RuleName, TrainConfig
-from rayff.config.validation import PIPELINE_OPTIONS, flag
+from rayff.config.validation import PIPELINE_OPTIONS, as_option, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class ResolvedConfig:
     """Everything that stages and schedule read; with the data it decides a run's bits."""
 
     method: Method
-    loss: str
+    loss: LossConfig
     augment: str
     seed: int
     recipe: Recipe
@@ -51,7 +52,11 @@ def with_recipe(config: TrainConfig, recipe: Recipe) -> TrainConfig:
 
 
 def resolve(
-    config: TrainConfig, recipe: Recipe, precision: Precision, kernels: tuple[Kernels, ...]
+    config: TrainConfig,
+    recipe: Recipe,
+    precision: Precision,
+    kernels: tuple[Kernels, ...],
+    class_weights: tuple[float, ...] | None = None,
 ) -> ResolvedConfig:
     """Return the resolved config.
 
@@ -60,10 +65,11 @@ def resolve(
         recipe: as `resolve_recipe` returns it.
         precision: the user's, or the best of the devices.
         kernels: of each layer.
+        class_weights: of the training images, where the config asks for them.
     """
     return ResolvedConfig(
         method=config.method,
-        loss=config.loss,
+        loss=loss_config(config, class_weights),
         augment=config.augment,
         seed=config.seed,
         recipe=recipe,
@@ -74,9 +80,21 @@ def resolve(
 
 
 def resolve_rule(config: TrainConfig) -> RuleName:
-    """Return the rule: the user's, or fast where the loss has a closed form."""
-    default: RuleName = "fast" if config.loss == "goodness" else "plain"
-    return config.rule or default
+    """Return the rule: the user's, or fast where the loss sees pooled moments.
+
+    Raises:
+        UserError: the fast rule, or its kernels, for a loss that sees the map.
+    """
+    if loss_tier(config.loss) == "pooled":
+        return config.rule or "fast"
+    for name in ("rule", "kernels", "autotune"):
+        value = getattr(config, name)
+        if value and value != "plain":
+            raise UserError(
+                f"{as_option(name, value)}: the fast rule trains losses of pooled moments, and "
+                f"--loss {config.loss} sees the map itself: leave --{name} out"
+            )
+    return "plain"
 
 
 def written_out(config: TrainConfig, resolved: ResolvedConfig) -> TrainConfig:
@@ -96,6 +114,7 @@ _FOUND = ("precision", "kernels")
 
 _FIXED = (
     *("arch", "method", "loss", "width", "task", "limit", "augment", "seed"),
+    *(*OWN_LOSS_OPTIONS, "label_smoothing", "class_weights"),
     *(field.name for field in dataclasses.fields(Recipe)),
 )
 """Options that decide a run's bits, and so stay when it is resumed."""
@@ -147,7 +166,7 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
     if "method" in given and asked.method != saved.method:
         dropped |= {*PIPELINE_OPTIONS, "workers", *BACKPROPAGATION}
     if "loss" in given and asked.loss != saved.loss:
-        dropped |= {"rule", "kernels", "autotune"}
+        dropped |= {"rule", "kernels", "autotune", *OWN_LOSS_OPTIONS}
     if given & {"rule", "kernels", "autotune"}:
         dropped |= {"kernels", "autotune"}
     plan = {"stages", "cuts", "replicas", "elastic"}

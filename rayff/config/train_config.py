@@ -17,6 +17,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 RuleName = Literal["fast", "plain"]
 Transport = Literal["object-store", "nccl", "gloo", "nixl"]
+ClassWeights = Literal["none", "balanced"]
 Placement = Literal["pack", "spread", "strict_spread"]
 
 
@@ -35,6 +36,18 @@ class TrainConfig:
     bp-deepsup, backpropagation from a linear head on every layer (deep supervision)."""
     loss: str = "goodness"
     """Local loss of every layer: {losses}, or package.module:Class."""
+    head_dim: int | None = None
+    """Inputs of each layer's linear head at most: the map is pooled to as many cells as fit.
+    Default: 2048."""
+    similarity_weight: float | None = None
+    """Share of the similarity term in the loss, 0 to 1. Default: 0.9 for linear_similarity."""
+    temperature: float | None = None
+    """Initial temperature of channel_matrix's softmax over the classes. Default: 1."""
+    label_smoothing: float = 0.0
+    """Probability that the targets of the cross entropy spread over all classes."""
+    class_weights: ClassWeights = "none"
+    """Weight of each class in the cross entropy: none, or balanced, inversely proportional to its
+    training images."""
     width: int | None = None
     """Channels of the first layer; the others scale with it. Default: the architecture's own."""
     task: str = "digits"
@@ -74,7 +87,8 @@ class TrainConfig:
     bf16 where the processor or GPU has units for it, else fp32."""
     rule: RuleName | None = None
     """How a layer finds its gradient: fast, in closed form, or plain, by autograd; the
-    results are the same up to rounding. Default: fast for goodness, plain for other losses."""
+    results are the same up to rounding. Default: fast for losses of pooled moments, which all
+    built-in ones are, else plain."""
     kernels: str | None = None
     """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each one
     of {kernels}, such as conv/unfold,winograd,...; one entry counts for all layers.

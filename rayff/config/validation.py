@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayff.config.errors import UserError, nearest
 from rayff.config.kernels import parse_kernels
+from rayff.config.local_loss import OWN_LOSS_OPTIONS, check_loss_options
 from rayff.config.text import is_path, is_plain, plural
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 PIPELINE_OPTIONS = (
     *("stages", "elastic", "cuts", "replicas", "rebalance", "transport", "rule", "kernels"),
-    *("autotune", "loss"),
+    *("autotune", "loss", *OWN_LOSS_OPTIONS),
 )
 """Options that a run by backpropagation has no use for."""
 
@@ -41,6 +42,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "transport": ("object-store", "nccl", "gloo", "nixl"),
     "placement": ("pack", "spread", "strict_spread"),
+    "class_weights": ("none", "balanced"),
 }
 
 
@@ -68,6 +70,7 @@ def validate(config: TrainConfig) -> None:
         )
     if config.elastic is not None:
         _check_elastic(config)
+    check_loss_options(config)
     _check_kernels(config)
     for name in config.loggers:
         if name not in LOGGERS:
@@ -122,18 +125,13 @@ def _check_elastic(config: TrainConfig) -> None:
 
 
 def _check_kernels(config: TrainConfig) -> None:
-    if config.rule == "fast" and config.loss != "goodness":
-        raise UserError(
-            f"--rule fast has a closed form for the loss goodness alone, not for {config.loss}: "
-            "leave --rule out, or use --rule plain"
-        )
-    plain = config.rule == "plain" or config.loss != "goodness"
+    plain = config.rule == "plain"
     for name in ("kernels", "autotune"):
         value = getattr(config, name)
         if value and plain:
             raise UserError(
                 f"{as_option(name, value)} is for the fast rule: the plain one has torch's "
-                f"convolution alone; leave out --{name}, --rule plain or the --loss"
+                f"convolution alone; leave out --{name} or --rule plain"
             )
     if config.kernels is None:
         return

@@ -21,7 +21,7 @@ from rayff.kernels.cuda_graph import Record, cuda_graph
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
-from rayff.learning.layer import CWConv
+from rayff.learning.layer import ConvLayer
 from rayff.learning.layer_state import layer_state, restore_layer
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.recorded import RecordedEvaluation, RecordedStep
@@ -101,14 +101,14 @@ def make_learner(
     return learner
 
 
-def make_optimizers(layers: Sequence[CWConv], recipe: Recipe) -> dict[int, LayerOptimizer]:
+def make_optimizers(layers: Sequence[ConvLayer], recipe: Recipe) -> dict[int, LayerOptimizer]:
     """Return an optimizer a layer, by global number."""
     kind = optimizer_class(recipe.optimizer)
     return {layer.spec.index: kind(layer.parameters(), recipe) for layer in layers}
 
 
 def restore(
-    layers: Sequence[CWConv], optimizers: Mapping[int, LayerOptimizer], states: States | None
+    layers: Sequence[ConvLayer], optimizers: Mapping[int, LayerOptimizer], states: States | None
 ) -> None:
     """Load the layers of a snapshot; None leaves them as they are."""
     if states is None:

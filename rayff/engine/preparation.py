@@ -10,16 +10,19 @@ from safetensors.torch import load
 
 from rayff.config.errors import UserError
 from rayff.config.kernels import parse_kernels
-from rayff.config.resolved import resolve_recipe, resume_config, with_recipe
+from rayff.config.local_loss import loss_config
+from rayff.config.resolved import resolve_recipe, resolve_rule, resume_config, with_recipe
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import check_cuts, check_method, check_replicas
 from rayff.data.augmentation import parse_augmentations
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
-from rayff.learning.losses import try_loss
+from rayff.learning.losses import loss_class, try_loss
+from rayff.learning.losses.goodness import Goodness
 from rayff.learning.methods import parameter_shapes
 from rayff.learning.optimizers import optimizer_class
+from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Checkpoint
 from rayff.runs.metrics import METRICS_FILE, read_metrics
@@ -86,8 +89,8 @@ def assemble(
     recipe = resolve_recipe(config, task_recipe(config.task))
     check_plan_options(config, len(network), recipe.batch_size)
     optimizer_class(recipe.optimizer)
-    for spec in network.layers:
-        try_loss(config.loss, spec, data.num_classes)
+    if config.method == "ff":
+        check_loss(config, network)
     parse_augmentations(config.augment)
     prepared = PreparedRun(
         config=with_recipe(config, recipe),
@@ -118,7 +121,7 @@ def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:
             "or start a new --run-dir"
         )
     config = prepared.config
-    shapes = parameter_shapes(config.method, prepared.architecture, config.loss)
+    shapes = parameter_shapes(config.method, prepared.architecture, loss_config(config))
     optimizer = optimizer_class(prepared.recipe.optimizer)
     for index, own in shapes.items():
         state = load(checkpoint.states[index].tobytes())
@@ -139,6 +142,22 @@ def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:
                     f"run's has {prepared.num_classifiers}; move it away to go on without its "
                     "rows"
                 )
+
+
+def check_loss(config: TrainConfig, network: Architecture) -> None:
+    """Raise a UserError where the local loss does not fit rule, network or replicas, or fails."""
+    resolve_rule(config)
+    kind = loss_class(config.loss)
+    if issubclass(kind, Goodness):
+        network.check_groups()
+    for spec in network.layers:
+        try_loss(loss_config(config), spec, network.num_classes)
+    replicated = config.replicas == "auto" or max(config.replica_counts or (1,)) > 1
+    if replicated and getattr(kind, "couples_images", False):
+        raise UserError(
+            f"--replicas {config.replicas}: --loss {config.loss} compares the images of a whole "
+            "batch with each other, and replicas split it; leave --replicas out"
+        )
 
 
 def check_plan_options(config: TrainConfig, num_layers: int, batch_size: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rayff.config.kernels import Kernels
+from rayff.config.local_loss import loss_config
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import ResolvedConfig, resolve, written_out
 from rayff.config.train_config import Precision, TrainConfig
@@ -36,7 +39,7 @@ class PreparedRun:
 
     def resolve(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Run:
         """Return the run with nothing left open."""
-        resolved = resolve(self.config, self.recipe, precision, kernels)
+        resolved = resolve(self.config, self.recipe, precision, kernels, self.class_weights)
         fields = {name: getattr(self, name) for name in PreparedRun.__dataclass_fields__}
         fields["config"] = written_out(self.config, resolved)
         return Run(**fields, resolved=resolved)
@@ -45,6 +48,19 @@ class PreparedRun:
     def num_classifiers(self) -> int:
         """Layers of the network that give logits."""
         return num_classifiers(self.config.method, self.architecture)
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Weight of each class in the cross entropy; None for equal weights.
+
+        Balanced, the mean weight of the training images is 1. A class without any has weight 1.
+        """
+        if self.config.class_weights == "none":
+            return None
+        labels = self.splits["train"].labels
+        counts = np.bincount(labels, minlength=self.data.num_classes)
+        weights = len(labels) / ((counts > 0).sum() * np.maximum(counts, 1))
+        return tuple(np.where(counts > 0, weights, 1.0).tolist())
 
     @property
     def progress(self) -> Progress:
@@ -105,7 +121,7 @@ class PreparedRun:
             class_names=self.data.class_names,
             precision=precision,
             method=self.config.method,
-            loss=self.config.loss,
+            loss=loss_config(self.config),
         )
         write_model(self.directory.path, description, snapshot.states)
 

@@ -234,6 +234,171 @@ void pointwise(const T* y, const uint64_t* stream, uint8_t dropped, const int64_
   });
 }
 
+// ---- pooled statistics and their gradient ---------------------------------------------------------
+//
+// A map of height x width pixels is divided into cells x cells equal cells. What belongs to a
+// channel or to a cell is spread over the elements of one row of the map, so that all loops below
+// run over contiguous memory.
+
+// Sums of the rows of a band of cells, (width * channels), into those of its cells.
+INLINE void add_to_cells(const float* RESTRICT row, int width, int channels, int cells,
+                         double* RESTRICT sums) {
+  const int side = width / cells;
+  for (int x = 0; x < width; ++x) {
+    double* RESTRICT sum = sums + x / side * channels;
+    const float* RESTRICT from = row + static_cast<int64_t>(x) * channels;
+    INDEPENDENT
+    for (int k = 0; k < channels; ++k) sum[k] += from[k];
+  }
+}
+
+// One image: (1) the means of each cell, and of the squares where wanted; dropout's zeros go into
+// y. (2) The variance of each group around its mean. (3) The normalised features.
+template <bool DROPOUT, bool SQUARES, class T>
+void image_pooled(T* y, const uint8_t* bytes, uint8_t dropped, int height, int width, int channels,
+                  int groups, int cells, float epsilon, T* features, float* means,
+                  float* squares) {
+  const double scale = DROPOUT ? 256.0 / (256 - dropped) : 1.0;
+  const int64_t row = static_cast<int64_t>(width) * channels, all = height * row;
+  static thread_local std::vector<float> room;
+  if (static_cast<int64_t>(room.size()) < all + 5 * row) room.resize(all + 5 * row);
+  float* RESTRICT h = room.data();
+  float* RESTRICT kept = h + all;
+  float* RESTRICT sum = kept + row;
+  float* RESTRICT square = sum + row;
+  float* RESTRICT center = square + row;  // the group's mean of h before its scale
+  float* RESTRICT slope = center + row;
+  std::vector<double> by_channel(channels, 0.0), sums(cells * channels), powers(cells * channels);
+
+  // (1)
+  const int band = height / cells;
+  const double pixels = static_cast<double>(band) * (width / cells);
+  for (int top = 0; top < cells; ++top) {
+    std::fill(sum, sum + row, 0.0f);
+    if constexpr (SQUARES) std::fill(square, square + row, 0.0f);
+    for (int r = top * band; r < (top + 1) * band; ++r) {
+      const int64_t first = r * row;
+      if constexpr (DROPOUT) unpack(bytes + first, dropped, row, kept);
+      INDEPENDENT
+      for (int64_t e = 0; e < row; ++e) {
+        const float value = activation<DROPOUT>(y[first + e], DROPOUT ? kept[e] : 1.0f);
+        h[first + e] = value;
+        sum[e] += value;
+        if constexpr (SQUARES) square[e] += value * value;
+        if constexpr (DROPOUT) narrow(y[first + e], widen(y[first + e]) * kept[e]);
+      }
+    }
+    std::fill(sums.begin(), sums.end(), 0.0);
+    add_to_cells(sum, width, channels, cells, sums.data());
+    if constexpr (SQUARES) {
+      std::fill(powers.begin(), powers.end(), 0.0);
+      add_to_cells(square, width, channels, cells, powers.data());
+    }
+    for (int e = 0; e < cells * channels; ++e) {
+      by_channel[e % channels] += sums[e];
+      means[top * cells * channels + e] = static_cast<float>(sums[e] / pixels * scale);
+      if constexpr (SQUARES)
+        squares[top * cells * channels + e] =
+            static_cast<float>(powers[e] / pixels * scale * scale);
+    }
+  }
+
+  // (2) around the mean, since the squares of what hardly varies would cancel
+  const int members = channels / groups;
+  const double n = static_cast<double>(height) * width * members;
+  std::vector<double> mean(groups, 0.0), variance(groups, 0.0);
+  for (int k = 0; k < channels; ++k) mean[k / members] += by_channel[k];
+  for (double& each : mean) each /= n;
+  for (int x = 0; x < width; ++x)
+    for (int k = 0; k < channels; ++k)
+      center[static_cast<int64_t>(x) * channels + k] = static_cast<float>(mean[k / members]);
+  std::fill(by_channel.begin(), by_channel.end(), 0.0);
+  constexpr int FEW = 32;
+  for (int first = 0; first < height; first += FEW) {
+    std::fill(square, square + row, 0.0f);
+    for (int r = first; r < std::min(first + FEW, height); ++r) {
+      const float* RESTRICT from = h + r * row;
+      INDEPENDENT
+      for (int64_t e = 0; e < row; ++e) square[e] += (from[e] - center[e]) * (from[e] - center[e]);
+    }
+    add_to_cells(square, width, channels, 1, by_channel.data());
+  }
+  for (int k = 0; k < channels; ++k) variance[k / members] += by_channel[k] / n;
+
+  // (3)
+  for (int x = 0; x < width; ++x)
+    for (int k = 0; k < channels; ++k)
+      slope[static_cast<int64_t>(x) * channels + k] =
+          static_cast<float>(scale / std::sqrt(variance[k / members] * scale * scale + epsilon));
+  for (int r = 0; r < height; ++r) {
+    const float* RESTRICT from = h + r * row;
+    T* RESTRICT feature = features + r * row;
+    INDEPENDENT
+    for (int64_t e = 0; e < row; ++e) narrow(feature[e], (from[e] - center[e]) * slope[e]);
+  }
+}
+
+template <class T>
+void pooled(T* y, const uint64_t* stream, uint8_t dropped, int64_t images, int height, int width,
+            int channels, int groups, int cells, float epsilon, T* features, float* means,
+            float* squares, int threads) {
+  parallel(images, threads, [=](int64_t b) {
+    const int64_t each = static_cast<int64_t>(height) * width * channels, at = b * each;
+    const int64_t pooled_at = b * cells * cells * channels;
+    static thread_local std::vector<uint64_t> words;
+    const uint8_t* drawn = nullptr;
+    if (stream) {
+      const auto whole = [=](int i) { return Stream::uint128{stream[i]} << 64 | stream[i + 1]; };
+      drawn = draw({whole(0), whole(2)}, stream[4] + at, each, words);
+    }
+    auto run = [&](auto dropout, auto wants_squares) {
+      image_pooled<decltype(dropout)::value, decltype(wants_squares)::value>(
+          y + at, drawn, dropped, height, width, channels, groups, cells, epsilon, features + at,
+          means + pooled_at, squares ? squares + pooled_at : nullptr);
+    };
+    using std::true_type, std::false_type;
+    if (drawn && squares) run(true_type{}, true_type{});
+    else if (drawn) run(true_type{}, false_type{});
+    else if (squares) run(false_type{}, true_type{});
+    else run(false_type{}, false_type{});
+  });
+}
+
+// y becomes base + slope * y where y > 0 and 0 elsewhere; base and slope are those of its cell.
+template <class T>
+void pooled_gradient(T* y, int64_t images, int height, int width, int channels, int cells,
+                     const float* base, const float* slope, int threads) {
+  parallel(images, threads, [=](int64_t b) {
+    const int64_t row = static_cast<int64_t>(width) * channels;
+    const int band = height / cells, side = width / cells;
+    static thread_local std::vector<float> room;
+    if (static_cast<int64_t>(room.size()) < 2 * row) room.resize(2 * row);
+    float* RESTRICT bases = room.data();
+    float* RESTRICT slopes = bases + row;
+    for (int top = 0; top < cells; ++top) {
+      for (int x = 0; x < width; ++x) {
+        const int64_t from = ((b * cells + top) * cells + x / side) * channels;
+        std::copy_n(base + from, channels, bases + static_cast<int64_t>(x) * channels);
+        if (slope) std::copy_n(slope + from, channels, slopes + static_cast<int64_t>(x) * channels);
+      }
+      for (int r = top * band; r < (top + 1) * band; ++r) {
+        T* RESTRICT steep = y + (b * height + r) * row;
+        if (slope) {
+          INDEPENDENT
+          for (int64_t e = 0; e < row; ++e) {
+            const float value = widen(steep[e]);
+            narrow(steep[e], value > 0.0f ? bases[e] + slopes[e] * value : 0.0f);
+          }
+        } else {
+          INDEPENDENT
+          for (int64_t e = 0; e < row; ++e)
+            narrow(steep[e], widen(steep[e]) > 0.0f ? bases[e] : 0.0f);
+        }
+      }
+    }
+  });
+}
+
 // ---- Winograd's convolution (Lavin and Gray, 2016) ---------------------------------------------
 //
 // F(M, R): M x M outputs of an R x R filter from N x N inputs, N = M + R - 1, by N x N products
@@ -506,6 +671,26 @@ extern "C" {
   }
 POINTWISE(pointwise_float32, float)
 POINTWISE(pointwise_bfloat16, bfloat16)
+
+#define POOLED(SUFFIX, T)                                                                   \
+  void pooled_##SUFFIX(T* y, const uint64_t* stream, int64_t dropped, int64_t images,       \
+                       int64_t height, int64_t width, int64_t channels, int64_t groups,     \
+                       int64_t cells, float epsilon, T* features, float* means,             \
+                       float* squares, int threads) {                                       \
+    pooled<T>(y, stream, static_cast<uint8_t>(dropped), images, static_cast<int>(height),   \
+              static_cast<int>(width), static_cast<int>(channels),                          \
+              static_cast<int>(groups), static_cast<int>(cells), epsilon, features, means,  \
+              squares, threads);                                                            \
+  }                                                                                         \
+  void pooled_gradient_##SUFFIX(T* y, int64_t images, int64_t height, int64_t width,        \
+                                int64_t channels, int64_t cells, const float* base,         \
+                                const float* slope, int threads) {                          \
+    pooled_gradient<T>(y, images, static_cast<int>(height), static_cast<int>(width),        \
+                       static_cast<int>(channels), static_cast<int>(cells), base, slope,    \
+                       threads);                                                            \
+  }
+POOLED(float32, float)
+POOLED(bfloat16, bfloat16)
 
 #define TRANSFORM(NAME, KIND, FROM, TO, ...)                                                \
   void NAME##_##FROM##_##TO(const FROM* from, TO* to, int64_t count, int64_t size,          \

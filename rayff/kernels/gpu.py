@@ -159,6 +159,94 @@ def pointwise(
     return features, goodness, y if learns else None, losses
 
 
+def pool_cells(
+    y: Tensor,
+    groups: int,
+    cells: int,
+    squares: bool,
+    dropout_state: Tensor | None,
+    dropped: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return y with dropout's zeros, features (pitched) and the moments, (B, P, P, K).
+
+    The arguments are those of `rayff.kernels.pooled.pool`.
+    """
+    kernels = _kernels()
+    y = _rows(y)
+    images, channels, height, width = y.shape
+    high, wide = height // cells, width // cells
+    if dropout_state is None:
+        dropped = 0
+    scale = 256 / (256 - dropped)
+    features = empty_pitched(y.shape, y)
+    float32: dict[str, Any] = {"dtype": torch.float32, "device": y.device}
+    partial = torch.empty(images, cells**2, 2, channels, **float32)
+    normal = torch.empty(images, 3, groups, **float32)
+    mean = torch.empty(images, cells, cells, channels, **float32)
+    square = torch.empty_like(mean) if squares else None
+    shape = {"PIXELS": height * width, "CHANNELS": channels}
+    padded, rows, parts = _parts(height * width, max(_pitch(y), _pitch(features)))
+    kernels.cell_statistics[images, cells**2](
+        *(y, dropout_state, partial, mean, square, scale),
+        **shape,
+        WIDTH=width,
+        PITCH=_pitch(y),
+        CELLS=cells,
+        HIGH=high,
+        WIDE=wide,
+        ROWS=_power(wide),
+        PADDED=padded,
+        DROPPED=dropped,
+        SQUARES=squares,
+    )
+    group_means = torch.empty(images, groups, **float32)
+    kernels.classes[images,](
+        *(partial, None, normal, group_means, None, scale, 0.0, EPSILON),
+        **shape,
+        CLASSES=groups,
+        ROWS=high * wide,
+        PARTS=cells**2,
+        MEMBERS=_power(cells**2 * (channels // groups)),
+        PADDED=_power(groups),
+        LEARNS=False,
+    )
+    kernels.outputs[images, parts](
+        *(y, normal, features),
+        **shape,
+        PITCH=_pitch(y),
+        ROWS=rows,
+        PADDED=padded,
+        CLASSES=groups,
+        FEATURE_PITCH=_pitch(features),
+        LEARNS=False,
+    )
+    return y, features, mean, square
+
+
+def cell_gradient(y: Tensor, base: Tensor, slope: Tensor | None) -> Tensor:
+    """Return base + slope * y of each element's cell where y > 0, else 0, in y's place.
+
+    `base` and `slope` are (B, P, P, K).
+    """
+    images, channels, height, width = y.shape
+    cells = base.shape[1]
+    padded, rows, parts = _parts(height * width, _pitch(y))
+    _kernels().cell_gradient[images, parts](
+        *(y, base, slope),
+        PIXELS=height * width,
+        WIDTH=width,
+        CHANNELS=channels,
+        PITCH=_pitch(y),
+        CELLS=cells,
+        HIGH=height // cells,
+        WIDE=width // cells,
+        ROWS=rows,
+        PADDED=padded,
+        SLOPED=slope is not None,
+    )
+    return y
+
+
 def drawn_bytes(dropout_state: Tensor, shape: torch.Size) -> Tensor:
     """Return what `rayff.kernels.dropout_bits.philox_bytes` does."""
     images, channels, height, width = shape

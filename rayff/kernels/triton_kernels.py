@@ -187,6 +187,95 @@ def outputs(
 
 
 @triton.jit
+def cell_statistics(
+    y,
+    dropout_state,
+    partial,
+    mean,
+    square,
+    scale,
+    PIXELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PITCH: tl.constexpr,
+    CELLS: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPPED: tl.constexpr,
+    SQUARES: tl.constexpr,
+):
+    """Put dropout's zeros into a cell of HIGH x WIDE pixels; find the moments of its channels.
+
+    `partial` gets what `statistics` writes for a part, `mean` and `square` the means of h and of
+    its square, dropout's scale included. ROWS is a power of two that covers WIDE.
+    """
+    image, cell = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column, channels = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    inside = (column < WIDE)[:, None] & (channels < CHANNELS)[None, :]
+    total = tl.zeros((PADDED,), tl.float32)
+    squares = tl.zeros((PADDED,), tl.float32)  # of the distances from the mean
+    for row in range(HIGH):
+        rows = (cell // CELLS * HIGH + row) * WIDTH + cell % CELLS * WIDE + column
+        places = y + image * PIXELS * PITCH + rows[:, None] * PITCH + channels[None, :]
+        value = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        if DROPPED > 0:
+            found = drawn(dropout_state, image, rows, PIXELS, CHANNELS, ROWS, PADDED)
+            value = tl.where(found >= DROPPED, value, value * 0.0)  # NaN comes through
+            tl.store(places, value, mask=inside)
+        h = active(value)
+        own = tl.sum(h, axis=0)
+        away = tl.where(inside, h - (own / WIDE)[None, :], 0.0)
+        # two sets of pixels in one (Chan et al., 1979)
+        apart = own / WIDE - total / tl.maximum(row * WIDE, 1)
+        weight = row * WIDE * 1.0 / (row + 1)
+        squares += tl.sum(away * away, axis=0) + apart * apart * weight
+        total += own
+    known = channels < CHANNELS
+    count: tl.constexpr = HIGH * WIDE
+    target = partial + (image * CELLS * CELLS + cell) * 2 * CHANNELS + channels
+    tl.store(target, total, mask=known)
+    tl.store(target + CHANNELS, squares, mask=known)
+    place = (image * CELLS * CELLS + cell) * CHANNELS + channels
+    average = total / count
+    tl.store(mean + place, average * scale, mask=known)
+    if SQUARES:
+        power = squares / count + average * average
+        tl.store(square + place, power * scale * scale, mask=known)
+
+
+@triton.jit
+def cell_gradient(
+    y,
+    base,
+    slope,
+    PIXELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PITCH: tl.constexpr,
+    CELLS: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SLOPED: tl.constexpr,
+):
+    """Replace a part of y by base + slope * y of its cell where y > 0, and by 0 elsewhere."""
+    image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    rows, channels = part * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
+    inside = (rows < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
+    cell = image * CELLS * CELLS + rows // WIDTH // HIGH * CELLS + rows % WIDTH // WIDE
+    coefficients = cell[:, None] * CHANNELS + channels[None, :]
+    places = y + image * PIXELS * PITCH + rows[:, None] * PITCH + channels[None, :]
+    value = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+    found = tl.load(base + coefficients, mask=inside, other=0.0)
+    if SLOPED:
+        found += tl.load(slope + coefficients, mask=inside, other=0.0) * value
+    tl.store(places, tl.where(value > 0, found, 0.0), mask=inside)
+
+
+@triton.jit
 def join(
     features,
     shortcut,

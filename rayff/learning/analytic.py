@@ -1,7 +1,9 @@
-"""The local step without autograd: for mean goodness the gradient is known in closed form.
+"""The local step without a tape: the gradient at the map follows from that at its moments.
 
 (1) y = conv(x)
-(2) features, goodness and dloss / dy from y, in one pass: see rayff.kernels.pointwise
+(2) features, loss and dloss / dy from y: for mean goodness in one pass, see
+    rayff.kernels.pointwise; for other pooled losses around the loss itself, see
+    rayff.kernels.pooled
 (3) the gradient of the weights from x and dloss / dy
 """
 
@@ -14,8 +16,12 @@ from torch import Tensor
 from rayff.kernels import gpu
 from rayff.kernels.convolution import Convolution
 from rayff.kernels.pointwise import PointwiseResult, pointwise
+from rayff.kernels.pooled import Pooled, pool
+from rayff.kernels.pooled import gradient as pooled_gradient
 from rayff.learning.autograd import Backward
 from rayff.learning.layer import CWConv
+from rayff.learning.losses import Moments, PooledLoss, local_loss, scores
+from rayff.learning.losses.goodness import Goodness
 
 
 class AnalyticStep:
@@ -61,6 +67,21 @@ class AnalyticStep:
             return pointwise(y, layer.num_classes)
         return pointwise(y, layer.num_classes, dropout_state, layer.dropped, labels, batch_size)
 
+    def pool(self, dropout_state: Tensor | None = None) -> Pooled:
+        """Compute (1), and the moments and features that (2) begins with.
+
+        Args:
+            dropout_state: of the layer's dropout, on the device; None for no dropout.
+        """
+        layer, loss = self.layer, self.layer.loss
+        assert isinstance(loss, PooledLoss), "the fast rule trains pooled losses"
+        return pool(
+            *(self.forward(), layer.groups, loss.cells),
+            squares=loss.squares,
+            dropout_state=dropout_state,
+            dropped=layer.dropped,
+        )
+
     def weight_gradient(self, gradient: Tensor) -> None:
         """Leave the gradient in the layer's weight: (3)."""
         weight = self.layer.weight
@@ -75,6 +96,8 @@ def analytic_step(
 ) -> tuple[Tensor, Backward]:
     """Compute what `autograd_step` computes, up to rounding."""
     step = AnalyticStep(layer, x)
+    if not in_closed_form(layer):
+        return pooled_step(step, labels, batch_size, dropout_state)
     result = step.pointwise(step.forward(), labels, batch_size, dropout_state)
     gradient, losses = result.gradient, result.losses
     assert gradient is not None, "labels give a gradient"
@@ -87,8 +110,45 @@ def analytic_step(
     return result.features, backward
 
 
+def pooled_step(
+    step: AnalyticStep, labels: Tensor, batch_size: int, dropout_state: Tensor | None
+) -> tuple[Tensor, Backward]:
+    """Compute the step of any pooled loss: autograd sees the moments alone."""
+    layer = step.layer
+    pooled = step.pool(dropout_state)
+
+    def backward() -> Tensor:
+        with torch.enable_grad():
+            seen = Moments(
+                *(None if m is None else m.requires_grad_() for m in (pooled.mean, pooled.square))
+            )
+            _, losses = local_loss(layer.loss, seen, labels, layer.num_classes)
+            assert losses is not None, "labels give losses"
+            loss = losses.sum() / batch_size
+            own = [*layer.loss.parameters()]
+            inputs = [seen.mean, *([] if seen.square is None else [seen.square]), *own]
+            found = torch.autograd.grad(loss, inputs, materialize_grads=True, allow_unused=True)
+        for parameter, gradient in zip(own, found[len(found) - len(own) :], strict=True):
+            parameter.grad = gradient
+        at_square = None if seen.square is None else found[1]
+        step.weight_gradient(pooled_gradient(pooled, found[0], at_square))
+        return loss.detach()
+
+    return pooled.features, backward
+
+
 def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features (B, K, H, W) and logits (B, C), without dropout, as the layer does."""
+    """Return features (B, K, H, W) and scores (B, C), without dropout, as the layer does."""
     step = AnalyticStep(layer, x)
-    result = step.pointwise(step.forward())
-    return result.features, result.goodness
+    if isinstance(layer.loss, Goodness) and not layer.loss.squares:
+        result = step.pointwise(step.forward())
+        return result.features, result.goodness
+    pooled = step.pool()
+    seen = Moments(pooled.mean, pooled.square)
+    logits, _ = local_loss(layer.loss, seen, None, layer.num_classes)
+    return pooled.features, scores(layer.loss, logits)
+
+
+def in_closed_form(layer: CWConv) -> bool:
+    """Whether one fused kernel computes the layer's loss and its gradient."""
+    return isinstance(layer.loss, Goodness) and layer.loss.in_closed_form

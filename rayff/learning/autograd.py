@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rayff.learning.layer import CWConv
-from rayff.learning.losses import check_returned
+from rayff.learning.losses import local_loss
 
 Backward = Callable[[], Tensor]
 """Leaves the gradient of the loss in the layer's parameters; returns the loss, detached."""
@@ -38,8 +38,8 @@ def autograd_step(
         the features for the next layer, detached, and the backward pass of the loss.
     """
     h = layer.activation(x, dropout_state)
-    logits, losses = layer.loss(h, labels)
-    check_returned(layer.loss, logits, losses, len(labels), layer.num_classes)
+    _, losses = local_loss(layer.loss, h, labels, layer.num_classes)
+    assert losses is not None, "labels give losses"
     loss = losses.sum() / batch_size
 
     def backward() -> Tensor:

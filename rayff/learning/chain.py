@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.kernels import gpu
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
@@ -65,7 +66,7 @@ class Chain(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        loss: str = "goodness",
+        loss: LossConfig = GOODNESS,
     ) -> Chain:
         """Return a chain with initial weights; the arguments are those of CWConv."""
         classes = architecture.num_classes

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayff.config.kernels import Kernels
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.kernels.dropout_bits import drawn_bytes
 from rayff.learning.generators import Share, dropout_state, head_seed, weight_generator
-from rayff.learning.losses import make_loss
+from rayff.learning.losses import local_loss, make_loss, scores
 from rayff.models.architecture import LayerSpec
 
 
-class CWConv(nn.Module):
-    """Convolution, ReLU and dropout with a local loss on the result.
+def norm_groups(channels: int, num_classes: int) -> int:
+    """Return the groups that features are normalised in: one a class where the channels split so.
+
+    Otherwise the largest number below that does, of groups of four channels at least: a group of
+    one channel would lose how active it is.
+    """
+    if channels % num_classes == 0:
+        return num_classes
+    most = max(1, min(num_classes, channels // 4))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+class ConvLayer(nn.Module):
+    """The weights of a layer: convolution, ReLU and dropout, and the features behind them.
 
     Args:
         spec: channels, kernel, stride and pool.
@@ -23,7 +38,6 @@ class CWConv(nn.Module):
         seed: the run's seed; with the layer's number it decides weights and dropout.
         dtype: number format of the convolution and of the features; weights, logits and
             statistics stay in the weights' own format.
-        loss: name or import path of the local loss.
     """
 
     def __init__(
@@ -34,11 +48,11 @@ class CWConv(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        loss: str = "goodness",
     ) -> None:
         super().__init__()
         self.spec = spec
         self.num_classes = num_classes
+        self.groups = norm_groups(spec.out_channels, num_classes)
         self.dropped = round(dropout * 256)
         self.seed = seed
         self.dtype = dtype
@@ -50,9 +64,6 @@ class CWConv(nn.Module):
                 weight, mode="fan_out", nonlinearity="relu", generator=generator
             )
         self.weight = nn.Parameter(weight)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(head_seed(seed, spec.index))
-            self.loss = make_loss(loss, spec, num_classes)
 
     def dropout_state(self, share: Share, device: torch.device) -> Tensor:
         """Return the state of the layer's dropout with a share of a batch, in host memory."""
@@ -80,10 +91,29 @@ class CWConv(nn.Module):
 
     def features(self, h: Tensor) -> Tensor:
         """Return what the next layer receives: h normalised in each group, detached."""
-        return F.group_norm(h.detach(), self.num_classes).to(self.dtype)
+        return F.group_norm(h.detach(), self.groups).to(self.dtype)
+
+
+class CWConv(ConvLayer):
+    """A layer that learns from a local loss of its activation.
+
+    Args:
+        spec: channels, kernel, stride and pool.
+        num_classes: C.
+        loss: the local loss and its options.
+        options: those of ConvLayer.
+    """
+
+    def __init__(
+        self, spec: LayerSpec, num_classes: int, *, loss: LossConfig = GOODNESS, **options: Any
+    ) -> None:
+        super().__init__(spec, num_classes, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(head_seed(self.seed, spec.index))
+            self.loss = make_loss(loss, spec, num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, K, H, W) and logits (B, C), without dropout."""
+        """Return features (B, K, H, W) and scores (B, C), without dropout."""
         h = self.activation(x)
-        logits, _ = self.loss(h)
-        return self.features(h), logits
+        logits, _ = local_loss(self.loss, h, None, self.num_classes)
+        return self.features(h), scores(self.loss, logits)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
 from rayff.learning.classifier import Classifier
 from rayff.models.architecture import Architecture
@@ -23,7 +24,7 @@ def build_network(
     method: Method,
     architecture: Architecture,
     *,
-    loss: str,
+    loss: LossConfig,
     window: tuple[int, int],
     class_names: tuple[str, ...],
     dtype: torch.dtype = torch.float32,
@@ -42,7 +43,7 @@ def build_network(
 
 
 def parameter_shapes(
-    method: Method, architecture: Architecture, loss: str
+    method: Method, architecture: Architecture, loss: LossConfig
 ) -> dict[int, dict[str, tuple[int, ...]]]:
     """Return the shapes of the parameters of each layer, by number and name.
 

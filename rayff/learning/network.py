@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
 from rayff.learning.chain import Activations, Chain, normalise
 from rayff.learning.classifier import Classifier
@@ -34,7 +35,7 @@ class LocalNetwork(Classifier):
         architecture: Architecture,
         *,
         method: Method,
-        loss: str,
+        loss: LossConfig,
         window: tuple[int, int],
         class_names: tuple[str, ...],
         dtype: torch.dtype,

@@ -107,8 +107,6 @@ class Architecture:
             raise UserError(
                 f"architecture {self.name!r} needs 2 classes or more, not {self.num_classes}"
             )
-        for layer in self.layers:
-            self._check_groups(layer)
         for before, after in zip(self.layers, self.layers[1:], strict=False):
             if (before.feature_channels, before.out_size) != (after.in_channels, after.in_size):
                 raise UserError(
@@ -124,15 +122,17 @@ class Architecture:
                 )
         self._check_shortcuts()
 
-    def _check_groups(self, layer: LayerSpec) -> None:
-        if layer.out_channels % self.num_classes == 0:
-            return
-        width = -(-self.layers[0].out_channels // self.num_classes) * self.num_classes
-        raise UserError(
-            f"architecture {self.name!r}: the {layer.out_channels} channels of layer "
-            f"{layer.index} do not split into {self.num_classes} equal groups, one a class; "
-            f"widen the network with --width {width} (or another multiple of {self.num_classes})"
-        )
+    def check_groups(self) -> None:
+        """Raise a UserError where a layer's channels do not split into a group for each class."""
+        for layer in self.layers:
+            if layer.out_channels % self.num_classes:
+                width = -(-self.layers[0].out_channels // self.num_classes) * self.num_classes
+                raise UserError(
+                    f"architecture {self.name!r}: the {layer.out_channels} channels of layer "
+                    f"{layer.index} do not split into {self.num_classes} equal groups, one a "
+                    f"class; widen the network with --width {width} (or another multiple of "
+                    f"{self.num_classes}), or use a loss with a head, such as --loss linear"
+                )
 
     def _check_shortcuts(self) -> None:
         """Raise a UserError where a shortcut comes from nowhere or does not fit what it joins."""

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.config.recipe import Recipe
 from rayff.kernels import amx, gpu, native
 from rayff.kernels.convolution import backends
 from rayff.kernels.pointwise import PointwiseResult
 from rayff.kernels.timing import once_s, seconds
-from rayff.learning.analytic import AnalyticStep
+from rayff.learning.analytic import AnalyticStep, in_closed_form
+from rayff.learning.autograd import Backward
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
@@ -33,7 +35,7 @@ from rayff.learning.rules import RULES
 from rayff.models.architecture import Architecture, LayerSpec
 from rayff.partition.boundaries import Costs
 
-FORMAT = 6
+FORMAT = 7
 _REPEATS = 3
 
 
@@ -42,11 +44,13 @@ class LayerTime:
     """Seconds that a training batch takes in one layer."""
 
     forward_s: float
-    """The convolution, pool and unfolding included."""
+    """The convolution, pool and unfolding included; but for goodness with the fast rule all that
+    the features need."""
     pointwise_s: float
-    """Dropout, ReLU, goodness, loss, normalisation and the gradient of all that."""
+    """Dropout, ReLU, goodness, loss, normalisation and the gradient of all that; part of the
+    other two for other losses and rules."""
     gradient_s: float
-    """The gradient of the weights; with the plain rule everything but the optimizer."""
+    """The gradient of the weights."""
     optimizer_s: float
     """The optimizer's step, whose time does not depend on the images."""
 
@@ -70,7 +74,7 @@ class Conditions:
     device: torch.device
     dtype: torch.dtype
     rule: str = "fast"
-    loss: str = "goodness"
+    loss: LossConfig = GOODNESS
     neighbours: int = 0
     """Other stages that time at the same moment: they share caches and memory."""
 
@@ -153,7 +157,8 @@ def time_layer(
     layer.kernels = kernels
     kind = optimizer_class(conditions.recipe.optimizer)
     optimizer = kind(layer.parameters(), conditions.recipe)
-    time_pass = _time_fast_pass if conditions.rule == "fast" else _time_plain_pass
+    fused = conditions.rule == "fast" and in_closed_form(layer)
+    time_pass = _time_fused_pass if fused else _time_pass
     passes = [time_pass(layer, optimizer, conditions) for _ in range(1 + repeats)][1:]
     return LayerTime(
         forward_s=min(each[0] for each in passes),
@@ -167,23 +172,28 @@ Phases = tuple[float, float, float, float]
 """Seconds of forward pass, pointwise pass, gradient and optimizer."""
 
 
-def _time_plain_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
-    x, labels = random_batch(layer.spec, conditions, conditions.recipe.batch_size)
-    step = RULES[conditions.rule].step
-    gradient_s = once_s(lambda: step(layer, x, labels, len(x), None)[1](), x.device)
-    return 0.0, 0.0, gradient_s, once_s(optimizer.step, x.device)
+def _time_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+    images = conditions.recipe.batch_size
+    x, labels = random_batch(layer.spec, conditions, images)
+    step, state = RULES[conditions.rule].step, _dropout_state(layer, x)
+    backward: list[Backward] = []
+    measure = seconds if conditions.rule == "fast" else once_s
+
+    def forward() -> None:
+        backward.append(step(layer, x, labels, images, state)[1])
+
+    forward_s = measure(forward, x.device)
+    gradient_s = measure(lambda: backward[-1](), x.device)
+    return forward_s, 0.0, gradient_s, measure(optimizer.step, x.device)
 
 
-def _time_fast_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+def _time_fused_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
     images = conditions.recipe.batch_size
     x, labels = random_batch(layer.spec, conditions, images)
     steps: list[AnalyticStep] = []
     outputs: list[Tensor] = []
     results: list[PointwiseResult] = []
-    state = None
-    if layer.dropped:
-        share = Share(step=0, batch_size=images)
-        state = layer.dropout_state(share, x.device).to(x.device)
+    state = _dropout_state(layer, x)
 
     def forward() -> None:
         steps.append(AnalyticStep(layer, x))
@@ -203,6 +213,13 @@ def _time_fast_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Condit
         seconds(gradient, x.device),
         seconds(optimizer.step, x.device),
     )
+
+
+def _dropout_state(layer: CWConv, x: Tensor) -> Tensor | None:
+    if not layer.dropped:
+        return None
+    share = Share(step=0, batch_size=len(x))
+    return layer.dropout_state(share, x.device).to(x.device)
 
 
 def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:

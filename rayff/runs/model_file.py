@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from rayff.config.errors import UserError
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.config.recipe import Method
 from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
@@ -41,11 +43,12 @@ class ModelDescription:
     class_names: tuple[str, ...]
     precision: str
     method: Method = "ff"
-    loss: str = "goodness"
+    loss: LossConfig = GOODNESS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON can hold it."""
-        return {**vars(self), "architecture": self.architecture.to_dict()}
+        loss = dataclasses.asdict(self.loss)
+        return {**vars(self), "architecture": self.architecture.to_dict(), "loss": loss}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelDescription:
@@ -57,11 +60,11 @@ class ModelDescription:
         for name in ("architecture", "sip_window", "class_names", "precision"):
             if not isinstance(data, dict) or name not in data:
                 raise ValueError(f"{DESCRIPTION} lacks {name!r}")
-        method, loss = data.get("method", "ff"), data.get("loss", "goodness")
+        method = data.get("method", "ff")
         if method not in get_args(Method):
             raise ValueError(f"there is no method {method!r}")
-        if data["precision"] not in DTYPES or not isinstance(loss, str):
-            raise ValueError(f"{DESCRIPTION} has an unknown precision or loss")
+        if data["precision"] not in DTYPES:
+            raise ValueError(f"{DESCRIPTION} has an unknown precision")
         architecture = Architecture.from_dict(data["architecture"])
         first, last = data["sip_window"]
         names = data["class_names"]
@@ -79,7 +82,7 @@ class ModelDescription:
             class_names=tuple(names),
             precision=data["precision"],
             method=method,
-            loss=loss,
+            loss=LossConfig.from_dict(data["loss"]) if "loss" in data else GOODNESS,
         )
 
 

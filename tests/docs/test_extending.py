@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "logger": "none",
 }
 OPTIONS = {
-    "my_losses": {"loss": "my_losses:SquaredGoodness"},
+    "my_losses": {"loss": "my_losses:MeanAndSpread"},
     "my_nets": {"arch": "my_nets:build"},
     "my_optimizers": {"optimizer": "my_optimizers:NAdam"},
     "my_data": {"task": "my_data:load", "batch_size": 16},

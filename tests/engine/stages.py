@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import ResolvedConfig
@@ -62,7 +63,7 @@ def make_stage(
     config = ResolvedConfig(
         **{
             "method": "ff",
-            "loss": "goodness",
+            "loss": LossConfig(),
             "augment": "none",
             "seed": SEED,
             "recipe": dataclasses.replace(RECIPE, **recipe),

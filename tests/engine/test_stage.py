@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from rayff.config.local_loss import LossConfig
 from rayff.data.images import Split
 from rayff.engine.commands import Snapshot
 from rayff.kernels.cuda_graph import rerun
@@ -54,7 +55,8 @@ class ByHand:
         loss: str = "goodness",
     ) -> None:
         self.dtype = dtype
-        options: dict[str, Any] = {"dropout": 0.25, "seed": SEED, "dtype": dtype, "loss": loss}
+        options: dict[str, Any] = {"dropout": 0.25, "seed": SEED, "dtype": dtype}
+        options["loss"] = LossConfig(name=loss)
         self.layers = [CWConv(layer, CLASSES, **options) for layer in network.layers]
         self.optimizers: list[Optimizer] = [
             MAKE[optimizer](layer.parameters()) for layer in self.layers
@@ -125,7 +127,7 @@ class TestTraining:
     def test_layers_and_heads_learn_by_torchs_optimizers_at_the_commands_learning_rate(
         self, loss: str, optimizer: str
     ) -> None:
-        stage = make_stage(TINYCNN, optimizer=optimizer, loss=loss)
+        stage = make_stage(TINYCNN, optimizer=optimizer, loss=LossConfig(name=loss))
         hand = ByHand(TINYCNN, optimizer=optimizer, loss=loss)
         for step, lr in enumerate((LR, 0.5, 0.001)):
             stage.handle(train((0, 1, 2), step=step, lr=lr), None)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayff.config.local_loss import LossConfig
+from rayff.learning.losses import Moments, PooledLoss
 from rayff.models.architecture import LayerSpec
 
 LINEAR = "tests.helpers.losses:LinearHead"
@@ -14,7 +16,7 @@ LINEAR = "tests.helpers.losses:LinearHead"
 class LinearHead(nn.Module):
     """Cross entropy of a linear head, with parameters of its own, on the channels' means."""
 
-    def __init__(self, spec: LayerSpec, num_classes: int) -> None:
+    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
         super().__init__()
         self.head = nn.Linear(spec.out_channels, num_classes)
 
@@ -62,6 +64,22 @@ class NeedsLabels(LinearHead):
         return super().forward(h, labels + 0)
 
 
-def function(spec: LayerSpec, num_classes: int) -> LinearHead:
+def function(spec: LayerSpec, num_classes: int, config: LossConfig) -> LinearHead:
     """No class."""
-    return LinearHead(spec, num_classes)
+    return LinearHead(spec, num_classes, config)
+
+
+class Spread(PooledLoss):
+    """A pooled loss of a user's own: a linear head on means and standard deviations."""
+
+    squares = True
+
+    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+        super().__init__(spec, num_classes, config)
+        self.head = nn.Linear(2 * spec.out_channels, num_classes)
+
+    def forward(
+        self, moments: Moments, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self.head(torch.cat((moments.mean.flatten(1), moments.std), dim=1))
+        return logits, None if labels is None else self.cross_entropy(logits, labels)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.learning.autograd import autograd_step
@@ -26,7 +27,7 @@ State = dict[str, Tensor]
 def make(
     optimizer: str = "adamw", loss: str = "goodness", seed: int = 0, lr: float = 0.05
 ) -> tuple[CWConv, LayerOptimizer]:
-    layer = CWConv(SPEC, 2, dropout=0.2, seed=seed, loss=loss)
+    layer = CWConv(SPEC, 2, dropout=0.2, seed=seed, loss=LossConfig(name=loss))
     recipe = Recipe(optimizer=optimizer, lr=lr, weight_decay=0.1)
     return layer, optimizer_class(optimizer)(layer.parameters(), recipe)
 

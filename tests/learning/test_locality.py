@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Recipe
 from rayff.learning.analytic import analytic_step
 from rayff.learning.autograd import LayerStep, autograd_step
@@ -45,7 +46,7 @@ def train(
     Returns:
         the parameters of each layer, and the features that entered each layer, step by step.
     """
-    layers = Chain.build(NETWORK, dropout=0.2, seed=3, loss=loss)
+    layers = Chain.build(NETWORK, dropout=0.2, seed=3, loss=LossConfig(name=loss))
     layers = layers.to(memory_format=torch.channels_last)
     recipe = Recipe(lr=0.05)
     optimizers = {

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayff.config.errors import UserError
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.config.recipe import Recipe
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
@@ -25,14 +26,14 @@ LABELS = torch.tensor([0, 1, 1])
 
 
 def layer_with_head(seed: int = 0) -> CWConv:
-    return CWConv(SPEC, 2, dropout=0.2, seed=seed, loss=LINEAR)
+    return CWConv(SPEC, 2, dropout=0.2, seed=seed, loss=LossConfig(name=LINEAR))
 
 
 class TestRegistry:
     def test_the_default_is_goodness(self):
         assert "goodness" in LOSSES.names
-        assert type(make_loss("goodness", SPEC, 2)) is Goodness
-        assert type(make_loss(LINEAR, SPEC, 2)) is LinearHead
+        assert type(make_loss(GOODNESS, SPEC, 2)) is Goodness
+        assert type(make_loss(LossConfig(name=LINEAR), SPEC, 2)) is LinearHead
 
     @pytest.mark.parametrize(
         ("name", "sentence"),
@@ -48,7 +49,7 @@ class TestRegistry:
     )
     def test_another_name_is_refused(self, name: str, sentence: str):
         with pytest.raises(UserError, match=f"^{sentence}"):
-            make_loss(name, SPEC, 2)
+            make_loss(LossConfig(name=name), SPEC, 2)
 
 
 class TestLossWithParameters:
@@ -102,7 +103,7 @@ class TestLossWithParameters:
         assert not torch.equal(untouched, before)
         assert not torch.equal(layer_with_head(seed=1).loss.head.weight, first)
         other = LayerSpec(index=8, in_channels=2, out_channels=4, kernel_size=3, in_size=6)
-        assert not torch.equal(CWConv(other, 2, loss=LINEAR).loss.head.weight, first)
+        assert not torch.equal(CWConv(other, 2, loss=LossConfig(name=LINEAR)).loss.head.weight, first)
 
     def test_it_is_in_the_state_with_its_optimizers_moments(self):
         layer = layer_with_head()
@@ -121,24 +122,24 @@ class TestLossWithParameters:
 
     def test_the_layers_of_a_network_give_the_shapes_of_their_parameters(self):
         network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
-        shapes = parameter_shapes("ff", network, LINEAR)
+        shapes = parameter_shapes("ff", network, LossConfig(name=LINEAR))
         assert shapes[1] == {
             "weight": (4, 2, 5, 5),
             "loss.head.weight": (2, 4),
             "loss.head.bias": (2,),
         }
-        assert {**parameter_shapes("ff", network, "goodness")[1]} == {"weight": (4, 2, 5, 5)}
+        assert {**parameter_shapes("ff", network, GOODNESS)[1]} == {"weight": (4, 2, 5, 5)}
 
     def test_a_network_sums_its_logits(self):
         network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
-        model = build_network("ff", network, loss=LINEAR, window=(1, 2), class_names=("a", "b"))
+        model = build_network("ff", network, loss=LossConfig(name=LINEAR), window=(1, 2), class_names=("a", "b"))
         images = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
         assert torch.equal(model(images), model.logits(images)[1:3].sum(dim=0))
 
 
 def test_logits_of_another_shape_are_refused():
-    layer = CWConv(SPEC, 2, loss="tests.helpers.losses:WrongShape")
-    sentence = r"WrongShape returned logits of shape \(3, 1\) for 3 images and 2 classes"
+    layer = CWConv(SPEC, 2, loss=LossConfig(name="tests.helpers.losses:WrongShape"))
+    sentence = r"WrongShape returned logits of shape \(3, 1\), expected \(3, 2\)"
     with pytest.raises(ValueError, match=sentence):
         autograd_step(layer, torch.randn(3, 2, 6, 6), LABELS, 3)
 
@@ -146,10 +147,10 @@ def test_logits_of_another_shape_are_refused():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("WrongShape", r"returned logits of shape \(2, 1\) for 2 images and 2 classes"),
+        ("WrongShape", r"returned logits of shape \(2, 1\), expected \(2, 2\): return \(B, C\) logits"),
         (
             "OfTheBatch",
-            r"returned losses of shape \(\) for 2 images: return the loss of each image",
+            r"returned losses of shape \(\), expected \(2,\): return the loss of each image",
         ),
         (
             "Failing",
@@ -162,17 +163,17 @@ def test_logits_of_another_shape_are_refused():
 )
 def test_a_loss_that_breaks_its_contract_is_found_before_the_start(name: str, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        try_loss(f"tests.helpers.losses:{name}", SPEC, 2)
+        try_loss(LossConfig(name=f"tests.helpers.losses:{name}"), SPEC, 2)
 
 
 def test_trying_a_loss_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
-    try_loss(LINEAR, SPEC, 2)
+    try_loss(LossConfig(name=LINEAR), SPEC, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 class WithBuffers(nn.Module):
-    def __init__(self, spec: LayerSpec, num_classes: int) -> None:
+    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_classes))
 
@@ -180,4 +181,4 @@ class WithBuffers(nn.Module):
 def test_buffers_are_refused_as_no_checkpoint_saves_them():
     spec = LayerSpec(index=0, in_channels=1, out_channels=4, kernel_size=3, in_size=8)
     with pytest.raises(UserError, match="has the buffers mean, which a checkpoint does not save"):
-        make_loss(f"{__name__}:WithBuffers", spec, 2)
+        make_loss(LossConfig(name=f"{__name__}:WithBuffers"), spec, 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Recipe
 from rayff.learning import updates as module
 from rayff.learning.analytic import analytic_step
@@ -59,7 +60,7 @@ WAYS: dict[str, Make] = {
 
 def train(make: Make, layer_step: LayerStep, loss: str, optimizer: str) -> dict[str, Tensor]:
     """Return the losses, the features and the state of all layers after a few batches."""
-    chain = Chain.build(NETWORK, dropout=0.2, seed=3, loss=loss)
+    chain = Chain.build(NETWORK, dropout=0.2, seed=3, loss=LossConfig(name=loss))
     chain = chain.to(memory_format=torch.channels_last)
     optimizers = {
         layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.05))
@@ -117,7 +118,7 @@ def test_every_parameter_of_every_layer_is_summed_once_a_batch_in_one_order(loss
 
 @pytest.mark.parametrize("loss", ["goodness", LINEAR])
 def test_a_share_without_images_adds_zero_gradients(loss: str):
-    chain = Chain.build(NETWORK, loss=loss)
+    chain = Chain.build(NETWORK, loss=LossConfig(name=loss))
     gradients: list[Tensor] = []
 
     def all_reduce(parameter: nn.Parameter) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rayff.config.local_loss import LossConfig
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels, parse_kernels
 from rayff.config.recipe import Recipe
@@ -65,7 +66,7 @@ class TestTimes:
     def test_every_layer_has_its_times(
         self, network: Any, rule: str, loss: str, dtype: torch.dtype
     ):
-        conditions = replace(CONDITIONS, rule=rule, loss=loss, dtype=dtype)
+        conditions = replace(CONDITIONS, rule=rule, loss=LossConfig(name=loss), dtype=dtype)
         times = time_layers(network, conditions, (Kernels("conv", "unfold"),) * len(network))
         assert len(times) == len(network)
         for time in times:
@@ -73,7 +74,7 @@ class TestTimes:
             assert all(0 <= seconds < 10 and math.isfinite(seconds) for seconds in phases)
             assert time.total_s == pytest.approx(sum(phases))
             assert time.images_s == pytest.approx(sum(phases[:3]))
-            assert (time.forward_s > 0) == (rule == "fast")
+            assert time.forward_s > 0 and (time.pointwise_s > 0) == (rule == "fast")
 
     @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "torch.optim:RMSprop"])
     def test_any_optimizer_is_timed(self, optimizer: str):
@@ -129,7 +130,7 @@ class TestCache:
             {"recipe": Recipe(batch_size=2, dropout=0.0)},
             {"dtype": torch.bfloat16},
             {"rule": "plain"},
-            {"loss": LINEAR},
+            {"loss": LossConfig(name=LINEAR)},
             {"neighbours": 1},
             {"num_classes": 1},
         ],

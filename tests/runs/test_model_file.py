@@ -4,6 +4,7 @@ Damage of every kind is tested by tests/fuzz/test_models.py; here are the senten
 """
 
 import errno
+import dataclasses
 import json
 import pickle  # noqa: TID251 - an attacker's files are made with it
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayff import load_model
+from rayff.config.local_loss import LossConfig
 from rayff.config.errors import UserError
 from rayff.runs import files
 from rayff.runs.model_file import read_model
@@ -61,7 +63,7 @@ class TestTheFiles:
             "class_names": list(CLASSES),
             "precision": "fp32",
             "method": "ff",
-            "loss": "goodness",
+            "loss": dataclasses.asdict(LossConfig()),
         }
         assert names(run_dir) == FILES
 
@@ -85,13 +87,14 @@ class TestTheFiles:
             }
             for layer in NETWORK.layers
         ]
-        write_weights(run_dir, layers, heads, loss=LINEAR)
+        write_weights(run_dir, layers, heads, loss=LossConfig(name=LINEAR))
         state = read_model(run_dir).state_dict()
         for index, head in enumerate(heads):
             for name, value in head.items():
                 assert torch.equal(state[f"chain.layers.{index}.{name}"], value)
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-        assert read_model(run_dir)(images).tolist() == [[0.0, 2.0, 4.0, 6.0]] * 2, "two biases"
+        twice = 2 * torch.arange(4.0).log_softmax(dim=0)  # of two layers, which their biases give
+        torch.testing.assert_close(read_model(run_dir)(images), twice.expand(2, 4))
 
     def test_without_the_module_of_its_loss_it_is_not_called_damaged(self, run_dir: Path) -> None:
         write_weights(run_dir)
@@ -171,7 +174,7 @@ class TestMistakes:
             read_model(run_dir)
 
     def test_a_loss_that_cannot_be_imported(self, run_dir: Path) -> None:
-        write_weights(run_dir, loss="nowhere:Loss")
+        write_weights(run_dir, loss=LossConfig(name="nowhere:Loss"))
         with refused("--loss nowhere:Loss: the module nowhere cannot be imported"):
             read_model(run_dir)
 

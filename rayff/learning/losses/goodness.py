@@ -1,29 +1,44 @@
-"""Mean goodness on channel groups (DeeperForward, equations 5 to 8)."""
+"""Goodness of channel groups: one group a class, whose mean activation is the class's logit."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from rayff.config.errors import UserError
+from rayff.config.local_loss import LossConfig
+from rayff.learning.losses.local_loss import Moments, PooledLoss
 from rayff.models.architecture import LayerSpec
 
 
-class Goodness(nn.Module):
-    """The logit of class c is the mean of channel group c; the loss is their cross entropy.
+class Goodness(PooledLoss):
+    """The logit of class c is the mean of channel group c (DeeperForward, equations 5 to 8)."""
 
-    The analytic step computes the same in closed form, with kernels of its own.
+    sums_logits = True
 
-    Args:
-        spec: the layer, whose output channels split into groups.
-        num_classes: C, the number of groups.
-    """
+    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+        super().__init__(spec, num_classes, config)
+        if spec.out_channels % num_classes:
+            raise UserError(
+                f"--loss {config.name}: the {spec.out_channels} channels of layer {spec.index} do "
+                f"not split into {num_classes} equal groups, one a class"
+            )
 
-    def __init__(self, spec: LayerSpec, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether the fused kernels compute this loss: plain cross entropy of the mean."""
+        plain = self.class_weights is None and not self.config.label_smoothing
+        return plain and not self.squares
 
-    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, moments: Moments, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, C) and, with labels (B,), the loss of each image (B,)."""
-        logits = h.reshape(len(h), self.num_classes, -1).mean(dim=2)
-        losses = None if labels is None else F.cross_entropy(logits, labels, reduction="none")
-        return logits, losses
+        seen = moments.mean if moments.square is None else moments.square
+        logits = seen.reshape(len(seen), self.num_classes, -1).mean(dim=2)
+        return logits, None if labels is None else self.cross_entropy(logits, labels)
+
+
+class SquaredGoodness(Goodness):
+    """The logit of class c is the mean square of channel group c (Hinton, 2022)."""
+
+    squares = True
