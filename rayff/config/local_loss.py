@@ -1,4 +1,4 @@
-"""The local loss of a run with its options, and what is known of the built-in ones without torch."""
+"""The local loss of a run with its options."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 OWN_LOSS_OPTIONS = ("head_dim", "similarity_weight", "temperature")
 """Options that only some losses read."""
-
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +72,7 @@ GOODNESS = LossConfig()
 """The paper's loss."""
 
 
-def loss_config(
-    config: TrainConfig, class_weights: tuple[float, ...] | None = None
-) -> LossConfig:
+def loss_config(config: TrainConfig, class_weights: tuple[float, ...] | None = None) -> LossConfig:
     """Return the local loss that a user's config asks for.
 
     Args:
@@ -86,8 +82,7 @@ def loss_config(
     given = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(LossConfig)
-        if field.name not in ("name", "class_weights")
-        and getattr(config, field.name) is not None
+        if field.name not in ("name", "class_weights") and getattr(config, field.name) is not None
     }
     return LossConfig(name=config.loss, class_weights=class_weights, **given)
 
@@ -104,7 +99,7 @@ def loss_tier(name: str) -> Tier:
 
 
 def check_loss_options(config: TrainConfig) -> None:
-    """Raise a UserError for an option of the loss that is wrong, or that the loss does not read."""
+    """Raise a UserError for an option that is wrong, or that the loss does not read."""
     ranges = {
         "head_dim": (1, None, "a whole number of 1 or more"),
         "similarity_weight": (0, 1, "a number from 0 to 1"),

@@ -70,11 +70,8 @@ def pool(
             images, groups, cells, squares, dropout_state, dropped
         )
         y, features = images.permute(0, 3, 1, 2), features.permute(0, 3, 1, 2)
-    return Pooled(y, features, _cells_last(mean), _cells_last(square), scale)
-
-
-def _cells_last(moments: Tensor | None) -> Tensor | None:
-    return None if moments is None else moments.permute(0, 3, 1, 2)
+    square = None if square is None else square.permute(0, 3, 1, 2)
+    return Pooled(y, features, mean.permute(0, 3, 1, 2), square, scale)
 
 
 def gradient(pooled: Pooled, mean: Tensor, square: Tensor | None) -> Tensor:

@@ -119,18 +119,17 @@ def pooled_step(
 
     def backward() -> Tensor:
         with torch.enable_grad():
-            seen = Moments(
-                *(None if m is None else m.requires_grad_() for m in (pooled.mean, pooled.square))
-            )
+            square = None if pooled.square is None else pooled.square.requires_grad_()
+            seen = Moments(pooled.mean.requires_grad_(), square)
             _, losses = local_loss(layer.loss, seen, labels, layer.num_classes)
             assert losses is not None, "labels give losses"
             loss = losses.sum() / batch_size
             own = [*layer.loss.parameters()]
-            inputs = [seen.mean, *([] if seen.square is None else [seen.square]), *own]
+            inputs = [seen.mean, *([] if square is None else [square]), *own]
             found = torch.autograd.grad(loss, inputs, materialize_grads=True, allow_unused=True)
         for parameter, gradient in zip(own, found[len(found) - len(own) :], strict=True):
             parameter.grad = gradient
-        at_square = None if seen.square is None else found[1]
+        at_square = None if square is None else found[1]
         step.weight_gradient(pooled_gradient(pooled, found[0], at_square))
         return loss.detach()
 
@@ -140,7 +139,7 @@ def pooled_step(
 def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return features (B, K, H, W) and scores (B, C), without dropout, as the layer does."""
     step = AnalyticStep(layer, x)
-    if isinstance(layer.loss, Goodness) and not layer.loss.squares:
+    if type(layer.loss) is Goodness:
         result = step.pointwise(step.forward())
         return result.features, result.goodness
     pooled = step.pool()
@@ -151,4 +150,4 @@ def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def in_closed_form(layer: CWConv) -> bool:
     """Whether one fused kernel computes the layer's loss and its gradient."""
-    return isinstance(layer.loss, Goodness) and layer.loss.in_closed_form
+    return type(layer.loss) is Goodness and layer.loss.in_closed_form

@@ -44,7 +44,7 @@ def autograd_step(
 
     def backward() -> Tensor:
         layer.zero_grad()
-        loss.backward()
-        return loss.detach()  # type: ignore[no-any-return]
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     return layer.features(h), backward

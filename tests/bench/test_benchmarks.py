@@ -8,6 +8,7 @@ import pytest
 
 from rayff.bench import __main__ as program
 from rayff.bench import memory
+from tests.helpers.losses import LINEAR
 from tests.helpers.ray_instance import local_ray
 
 
@@ -34,6 +35,16 @@ def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
     plain, fast, *_ = found["steps"]
     assert plain["ratio"] == 1
     assert fast["ratio"] == pytest.approx(plain["seconds"][0] / fast["seconds"][0])
+
+
+def test_losses_are_timed_against_goodness(tmp_path: Path):
+    options = ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1"]
+    found = figures(tmp_path, "losses", *options, "--losses", f"linear,{LINEAR}")["losses"]
+    assert [(row["loss"], row["rule"]) for row in found] == [
+        *(("goodness", "fast"), ("linear", "fast"), (LINEAR, "plain")),
+    ]
+    base = found[0]["seconds"][0]
+    assert [row["ratio"] for row in found] == [row["seconds"][0] / base for row in found]
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ class TestAnOption:
     @pytest.mark.parametrize(
         "name",
         "momentum gradient-accumulation-steps warmup-steps max-grad-norm deepspeed local-rank "
-        "betas label-smoothing lr-scheduler-type num-classes max-steps pretrained fsdp verbose "
+        "betas lr-scheduler-type num-classes max-steps pretrained fsdp verbose "
         "foo f".split(),
     )
     def test_without_a_counterpart_is_near_to_nothing(self, name: str) -> None:

@@ -12,6 +12,7 @@ from rayff.config.recipe import Recipe
 from rayff.config.resolved import (
     resolve,
     resolve_recipe,
+    resolve_rule,
     resume_config,
     with_recipe,
     without_excluded,
@@ -19,6 +20,7 @@ from rayff.config.resolved import (
 )
 from rayff.config.train_config import TrainConfig
 from rayff.models.zoo import ARCHITECTURES
+from tests.helpers.losses import LINEAR, SPREAD
 
 SHARED = {"epochs": 150, "batch_size": 128, "lr": 0.08, "lr_min": 0.008, "dropout": 0.2}
 
@@ -72,6 +74,18 @@ class TestRecipe:
         assert with_recipe(resolved, again) == resolved
 
 
+class TestRule:
+    @pytest.mark.parametrize(
+        "options", [{"rule": "fast"}, {"kernels": "conv"}, {"autotune": True}], ids=str
+    )
+    def test_the_fast_one_and_its_options_are_refused_for_a_loss_of_the_map(
+        self, options: dict[str, Any]
+    ):
+        config = TrainConfig(loss=LINEAR, **options)
+        with pytest.raises(UserError, match=f"^--{next(iter(options))}.*--loss {LINEAR} sees the"):
+            resolve_rule(config)
+
+
 class TestResolve:
     KERNELS = parse_kernels("conv/unfold,conv,unfold,winograd")
 
@@ -80,7 +94,9 @@ class TestResolve:
         [
             ({}, "fast"),
             ({"rule": "plain"}, "plain"),
-            ({"loss": "my_package:Loss"}, "plain"),
+            ({"loss": LINEAR}, "plain"),
+            ({"loss": SPREAD}, "fast"),
+            ({"loss": "linear"}, "fast"),
         ],
         ids=str,
     )
@@ -91,7 +107,7 @@ class TestResolve:
         assert None not in asdict(resolved).values()
         assert (resolved.rule, resolved.recipe, resolved.seed) == (rule, recipe, 3)
         assert (resolved.precision, resolved.kernels) == ("bf16", self.KERNELS)
-        assert (resolved.loss, resolved.augment) == (config.loss, "flip")
+        assert (resolved.loss.name, resolved.augment) == (config.loss, "flip")
 
     @pytest.mark.parametrize(
         ("options", "written"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff.config.errors import UserError
+from rayff.config.local_loss import LossConfig, loss_config
 from rayff.config.train_config import TrainConfig
 
 EVERY_OPTION = TrainConfig(
@@ -22,6 +23,12 @@ EVERY_OPTION = TrainConfig(
     data_dir="data",
     download=True,
     augment="flip",
+    loss="my_package:Loss",
+    head_dim=64,
+    similarity_weight=0.5,
+    temperature=2.0,
+    label_smoothing=0.1,
+    class_weights="balanced",
     epochs=5,
     batch_size=64,
     lr=0.1,
@@ -51,7 +58,7 @@ EVERY_OPTION = TrainConfig(
     logger="mlflow,wandb",
 )
 EXCLUDED_BY_IT: list[dict[str, Any]] = [
-    {"rule": "plain", "loss": "my_package:Loss", "kernels": None},
+    {"rule": "plain", "kernels": None},
     {"autotune": True, "kernels": None},
     {"elastic": "2:4", "stages": None, "cuts": None, "replicas": None},
 ]
@@ -212,6 +219,44 @@ class TestChoices:
                 TrainConfig(elastic="2:4", **{name: value})
 
 
+class TestLossOptions:
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"head_dim": 0, "loss": "linear"}, "--head-dim must be a whole number of 1 or more"),
+            ({"similarity_weight": 1.5}, "--similarity-weight must be a number from 0 to 1, not"),
+            ({"label_smoothing": 1.0}, "--label-smoothing must be a number from 0 to 0.999, not"),
+            ({"temperature": 0.0}, "--temperature must be a number of 0.001 or more, not 0.0"),
+            ({"class_weights": "balance"}, "--class-weights: unknown 'balance'.*'balanced'"),
+            (
+                {"head_dim": 64},
+                "--head-dim is not read by --loss goodness: .* --loss linear, linear_similarity",
+            ),
+            (
+                {"similarity_weight": 0.5, "loss": "linear"},
+                "--similarity-weight is not read by --loss linear",
+            ),
+            ({"temperature": 2.0, "loss": "linear"}, "--temperature .* --loss channel_matrix$"),
+        ],
+        ids=str,
+    )
+    def test_a_wrong_or_unread_one_is_refused(self, options: dict[str, Any], sentence: str):
+        with pytest.raises(UserError, match=f"^{sentence}"):
+            TrainConfig(**options)
+
+    def test_losses_of_a_users_own_get_all_of_them(self):
+        config = TrainConfig(loss="a:B", head_dim=3, temperature=2.0, label_smoothing=0.1)
+        found = loss_config(config, (1.0, 2.0))
+        expected = LossConfig(
+            name="a:B",
+            head_dim=3,
+            temperature=2.0,
+            label_smoothing=0.1,
+            class_weights=(1.0, 2.0),
+        )
+        assert found == expected
+
+
 class TestKernelsAndRules:
     @pytest.mark.parametrize(
         ("options", "sentence"),
@@ -221,10 +266,8 @@ class TestKernelsAndRules:
                 {"kernels": "conv", "rule": "plain"},
                 "--kernels conv is for the fast rule: .* --rule",
             ),
-            ({"kernels": "conv", "loss": "a:B"}, "--kernels conv is for the fast rule: .*--loss$"),
             ({"autotune": True, "rule": "plain"}, "--autotune is for the fast rule"),
             ({"autotune": True, "kernels": "conv"}, "--autotune chooses .*--kernels conv names"),
-            ({"rule": "fast", "loss": "a:B"}, "--rule fast .* not for a:B: .* --rule plain"),
         ],
         ids=str,
     )

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayff.config.local_loss import LossConfig
 from rayff.config.kernels import Kernels
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import ResolvedConfig
 from rayff.data.images import ImageSet, Split

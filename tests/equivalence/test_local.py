@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayff.config.local_loss import LossConfig
 from rayff.engine.commands import Report
 from rayff.engine.pipeline import LocalPipeline
 from tests.engine.stages import RESNET, evaluate, make_stage, states_of, train
@@ -13,8 +14,15 @@ from tests.helpers.losses import LINEAR
 
 Result = tuple[dict[int, bytes], list[Report]]
 
-OWN = {"loss": LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
+OWN = {
+    "loss": LossConfig(name=LINEAR),
+    "augment": f"flip,{DARKEN}",
+    "optimizer": "torch.optim:RMSprop",
+}
 """A user's local loss, whose heads learn too, augmentation and optimizer."""
+
+HEADS = {"loss": LossConfig(name="linear_similarity", label_smoothing=0.1), "rule": "fast"}
+"""A built-in loss with heads, by the analytic step."""
 
 
 def run(cuts: tuple[int, ...], **how: Any) -> Result:
@@ -63,7 +71,7 @@ def test_many_stages_give_the_same_bits(cuts: tuple[int, ...], one_stage: Result
     assert_same(run(cuts), one_stage)
 
 
-@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"rule": "fast"}, OWN], ids=str)
+@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"rule": "fast"}, OWN, HEADS], ids=str)
 def test_whatever_the_layers_learn_by(how: dict[str, Any], one_stage: Result) -> None:
     whole = run((), **how)
     assert whole[0] != one_stage[0]

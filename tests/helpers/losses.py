@@ -11,6 +11,7 @@ from rayff.learning.losses import Moments, PooledLoss
 from rayff.models.architecture import LayerSpec
 
 LINEAR = "tests.helpers.losses:LinearHead"
+SPREAD = "tests.helpers.losses:Spread"
 
 
 class LinearHead(nn.Module):

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from rayff.config.kernels import parse_kernels
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Recipe
-from rayff.kernels import convolution, gpu, pointwise
+from rayff.kernels import convolution, gpu, pointwise, pooled
 from rayff.kernels.cuda_graph import rerun
 from rayff.kernels.dropout_bits import philox, philox_bytes
 from rayff.learning.analytic import analytic_forward, analytic_step
@@ -150,6 +152,59 @@ def test_the_pointwise_pass_is_the_one_in_torch(
 
 
 @with_kernels
+@settings(max_examples=5 if ON_GPU else 15)
+@given(
+    images=st.integers(1, 2),
+    groups=st.integers(1, 4),
+    group=st.integers(1, 12),
+    cells=st.integers(1, 3),
+    cell=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    dropped=st.sampled_from([0, 51]),
+    squares=st.booleans(),
+    wide=st.booleans(),
+)
+def test_moments_and_their_gradient_are_those_in_torch(
+    images: int,
+    groups: int,
+    group: int,
+    cells: int,
+    cell: tuple[int, int],
+    dropped: int,
+    squares: bool,
+    wide: bool,
+):
+    y = features(images, groups * group, cells * cell[0], cells * cell[1])
+    drawn = gpu_state(4, Share(step=5, batch_size=images))
+    state = drawn.to(DEVICE) if dropped else None
+    coefficients = features(2 * images, groups * group, cells, cells)
+    base, slope = (last(each).contiguous() for each in coefficients.chunk(2))
+    with pytest.MonkeyPatch.context() as patched:
+        if wide:
+            patched.setattr(gpu, "pitch", wide_pitch)
+        masked, found, mean, square = gpu.pool_cells(
+            gpu.pitched(y), groups, cells, squares, state, dropped
+        )
+        kept = masked.clone()
+        at_y = gpu.cell_gradient(masked, base, slope if squares else None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pooled, "drawn_bytes", philox_bytes)
+        expected = pooled._torch(last(y).double(), groups, cells, squares, state, dropped)
+    assert torch.equal(last(kept).double(), expected[0])
+    assert relative(last(found), expected[1]) < 1e-4
+    assert relative(mean, expected[2]) < 1e-5
+    assert (square is None) is not squares
+    if square is not None:
+        assert relative(square, expected[3]) < 1e-5
+    assert not gaps(found).any()
+
+    def spread(coefficient: Tensor) -> Tensor:
+        return last(interpolate(coefficient.permute(0, 3, 1, 2), y.shape[2:]))
+
+    wanted = spread(base) + (spread(slope) * last(kept) if squares else 0.0)
+    assert relative(last(at_y), torch.where(last(kept) > 0, wanted, 0.0)) < 1e-5
+
+
+@with_kernels
 @pytest.mark.parametrize("dropped", [0, 255])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_and_infinity_propagate(bad: float, dropped: int):
@@ -233,11 +288,23 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("kernels", ["conv", "unfold", "conv/unfold", "unfold/conv"])
 @pytest.mark.parametrize(
-    ("name", "first", "end"), [("resnet", 0, 2), ("resnet", 4, 7), ("vgg", 1, 4)]
+    ("name", "first", "end", "loss"),
+    [
+        ("resnet", 0, 2, "goodness"),
+        ("resnet", 4, 7, "goodness"),
+        ("vgg", 1, 4, "goodness"),
+        ("resnet", 4, 7, "linear_similarity"),
+        ("vgg", 1, 4, "channel_matrix"),
+    ],
 )
-def test_a_chain_learns_as_by_the_autograd_step(name: str, first: int, end: int, kernels: str):
+def test_a_chain_learns_as_by_the_autograd_step(
+    name: str, first: int, end: int, loss: str, kernels: str
+):
     network = architecture(name, num_classes=2, image_channels=3, width=6)[first:end]
-    chain = Chain.build(network, seed=1).to(DEVICE)
+    chain = Chain.build(network, seed=1, loss=LossConfig(name=loss)).to(DEVICE)
+    for layer in chain.cwconvs():
+        for parameter in layer.loss.parameters():
+            torch.nn.init.normal_(parameter.data)  # a head of zeros hands no gradient on
     for layer in chain.cwconvs():
         layer.kernels = parse_kernels(kernels)[0]
     entering, labels = batch_for(network), torch.tensor([1, 0], device=DEVICE)
@@ -247,7 +314,7 @@ def test_a_chain_learns_as_by_the_autograd_step(name: str, first: int, end: int,
 
         def visit(layer: CWConv, x: Tensor) -> Tensor:
             left, backward = step(layer, x, labels, 2, None)
-            found.extend((left, backward(), layer.weight.grad))
+            found.extend((left, backward(), *(p.grad for p in layer.parameters())))
             return left
 
         return [chain.walk(entering, visit).features, *found]
@@ -271,13 +338,15 @@ def batch_for(network: Architecture) -> Activations:
 @with_kernels
 @pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("way", ["recorded", "pitched"])
-def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str):
+@pytest.mark.parametrize("loss", ["goodness", "linear"])
+def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str, loss: str):
     """From the layer before with gaps, from another stage without, and into a recording."""
     network = architecture("resnet", num_classes=2, image_channels=3, width=6)[4:7]
     activations, labels = batch_for(network), torch.tensor([1, 0], device=DEVICE)
 
     def learned(way: str) -> list[Tensor]:
-        chain = Chain.build(network, seed=1).to(DEVICE).to(memory_format=torch.channels_last)
+        chain = Chain.build(network, seed=1, loss=LossConfig(name=loss)).to(DEVICE)
+        chain = chain.to(memory_format=torch.channels_last)
         optimizers = {
             layer.spec.index: optimizer_class("adamw")(layer.parameters(), Recipe(lr=0.01))
             for layer in chain.cwconvs()

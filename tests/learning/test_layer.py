@@ -10,6 +10,7 @@ from rayff.kernels.dropout_bits import drawn_bytes
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
+from rayff.learning.losses import local_loss
 from rayff.models.architecture import LayerSpec
 from tests.helpers.layers import CPU
 from tests.learning import direct
@@ -70,7 +71,7 @@ def test_a_step_follows_the_formulas(shape: str, dropout: float, dropped: int):
     x = images_for(layer)
     expected = expected_step(layer, x, step=9)
     h = layer.activation(x, state_of(layer, 9))
-    logits, losses = layer.loss(h, torch.tensor(LABELS))
+    logits, losses = local_loss(layer.loss, h, torch.tensor(LABELS), CLASSES)
     features, loss = learn(layer, x, step=9)
 
     np.testing.assert_allclose(h.detach(), expected.h, rtol=1e-12, atol=1e-13)
@@ -136,7 +137,8 @@ class TestForward:
 
     def test_channels_are_grouped_in_their_order(self):
         h = torch.arange(6.0).reshape(1, 6, 1, 1).expand(1, 6, 4, 4)
-        assert layer_of("1x1").loss(h)[0].tolist() == [[0.5, 2.5, 4.5]]
+        logits, _ = local_loss(layer_of("1x1").loss, h, None, CLASSES)
+        assert logits.tolist() == [[0.5, 2.5, 4.5]]
 
     def test_features_are_normalised_for_each_image_and_group(self):
         scale = torch.tensor([1.0, 1.0, 10.0, 10.0, 0.1, 0.1]).reshape(1, 6, 1, 1)

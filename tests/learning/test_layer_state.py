@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rayff.config.local_loss import LossConfig
 from rayff.config.errors import UserError
+from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Recipe
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share

@@ -79,7 +79,10 @@ def same(one: list[Tensor], other: list[Tensor]) -> list[bool]:
 
 @pytest.mark.parametrize(
     ("layer_step", "loss"),
-    [(autograd_step, "goodness"), (analytic_step, "goodness"), (autograd_step, LINEAR)],
+    [
+        *((autograd_step, "goodness"), (autograd_step, LINEAR)),
+        *((analytic_step, "goodness"), (analytic_step, "channel_matrix")),
+    ],
 )
 @pytest.mark.parametrize("perturbed", range(len(ROWS)))
 class TestPerturbingOneLayersLoss:

@@ -103,7 +103,9 @@ class TestLossWithParameters:
         assert not torch.equal(untouched, before)
         assert not torch.equal(layer_with_head(seed=1).loss.head.weight, first)
         other = LayerSpec(index=8, in_channels=2, out_channels=4, kernel_size=3, in_size=6)
-        assert not torch.equal(CWConv(other, 2, loss=LossConfig(name=LINEAR)).loss.head.weight, first)
+        assert not torch.equal(
+            CWConv(other, 2, loss=LossConfig(name=LINEAR)).loss.head.weight, first
+        )
 
     def test_it_is_in_the_state_with_its_optimizers_moments(self):
         layer = layer_with_head()
@@ -132,7 +134,9 @@ class TestLossWithParameters:
 
     def test_a_network_sums_its_logits(self):
         network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
-        model = build_network("ff", network, loss=LossConfig(name=LINEAR), window=(1, 2), class_names=("a", "b"))
+        model = build_network(
+            "ff", network, loss=LossConfig(name=LINEAR), window=(1, 2), class_names=("a", "b")
+        )
         images = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
         assert torch.equal(model(images), model.logits(images)[1:3].sum(dim=0))
 
@@ -147,7 +151,10 @@ def test_logits_of_another_shape_are_refused():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("WrongShape", r"returned logits of shape \(2, 1\), expected \(2, 2\): return \(B, C\) logits"),
+        (
+            "WrongShape",
+            r"returned logits of shape \(2, 1\), expected \(2, 2\): return \(B, C\) logits",
+        ),
         (
             "OfTheBatch",
             r"returned losses of shape \(\), expected \(2,\): return the loss of each image",

@@ -57,7 +57,9 @@ def assert_same(layer: CWConv, x: Tensor, labels: Tensor, within: float) -> None
     found = learn(analytic_step, fast, x, labels)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert relative(found[name], value) < within, name
+        # the gradient of the one temperature is a sum of terms that cancel
+        near = name == "loss.log_temperature" and (found[name] - value).abs() < 1e-6
+        assert near or relative(found[name], value) < within, name
     features, scores = analytic_forward(fast, x)
     wanted_features, wanted_scores = in_float64(layer)(x.double())
     assert relative(features, wanted_features) < within
@@ -87,7 +89,7 @@ def cases(draw: st.DrawFn) -> tuple[LossConfig, LayerSpec, float, int]:
 
 
 def at_an_edge(layer: CWConv, x: Tensor) -> bool:
-    """Whether rounding decides a result: the sign of an activation, or nearly constant channels."""
+    """Whether rounding decides the sign of an activation, or channels hardly vary."""
     y = AnalyticStep(in_float64(layer), x.double()).forward()
     near = y.abs().min() <= 1e-5 * y.square().mean().sqrt()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.config.recipe import Recipe
 from rayff.kernels.cuda_graph import Record, cuda_graph, rerun
 from rayff.kernels.precision import set_deterministic
@@ -26,14 +27,15 @@ IMAGES = 6
 class Trained:
     """A slice of a narrow resnet that begins inside a block, with its optimizers."""
 
-    def __init__(self, device: torch.device, optimizer: str) -> None:
+    def __init__(self, device: torch.device, optimizer: str, loss: LossConfig = GOODNESS) -> None:
         set_deterministic()
         self.device = device
         # on a GPU bfloat16 and 20 channels, whose memory has gaps
         on_gpu = device.type == "cuda"
         self.dtype, self.width = (torch.bfloat16, 20) if on_gpu else (torch.float32, 4)
         whole = architecture("resnet", num_classes=CLASSES, image_channels=1, width=self.width)
-        chain = Chain.build(whole[2:7], dropout=0.2, seed=3, dtype=self.dtype).to(device)
+        chain = Chain.build(whole[2:7], dropout=0.2, seed=3, dtype=self.dtype, loss=loss)
+        chain = chain.to(device)
         self.chain = chain.to(memory_format=torch.channels_last)
         self.optimizers = {
             layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.01))
@@ -99,13 +101,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [("adamw", "goodness"), ("adam", "goodness"), ("adamw", "linear_similarity")],
+)
 @pytest.mark.parametrize(("device", "record"), CASES)
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_replays_give_the_bits_of_eager_steps(
-    device: torch.device, record: Record, optimizer: str, steps_before: int
+    device: torch.device, record: Record, optimizer: str, loss: str, steps_before: int
 ):
-    eager, replayed = Trained(device, optimizer), Trained(device, optimizer)
+    config = LossConfig(name=loss)
+    eager, replayed = (Trained(device, optimizer, config) for _ in range(2))
     for number in range(steps_before):
         eager.learn(number)
         replayed.learn(number)

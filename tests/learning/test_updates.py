@@ -84,7 +84,10 @@ def train(make: Make, layer_step: LayerStep, loss: str, optimizer: str) -> dict[
 
 @pytest.mark.parametrize(
     ("layer_step", "loss"),
-    [(analytic_step, "goodness"), (autograd_step, "goodness"), (autograd_step, LINEAR)],
+    [
+        *((analytic_step, "goodness"), (analytic_step, "linear_similarity")),
+        *((autograd_step, "goodness"), (autograd_step, LINEAR)),
+    ],
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("way", ["all-reduced", "side stream"])

@@ -264,9 +264,7 @@ class TestMistakes:
     @pytest.mark.parametrize("num_classes", [3, 11, 26, 47, 1000])
     def test_the_width_that_the_error_proposes_works(self, name: str, num_classes: int):
         with pytest.raises(UserError, match=r"do not split into \d+ equal groups") as caught:
-            architecture(
-                name, num_classes=num_classes, image_channels=3, width=10
-            ).check_groups()
+            architecture(name, num_classes=num_classes, image_channels=3, width=10).check_groups()
         message = str(caught.value)
         assert f"{name!r}: the 10 channels of layer 0" in message
         proposed = re.search(r"--width (\d+)", message)

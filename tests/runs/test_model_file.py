@@ -3,8 +3,8 @@
 Damage of every kind is tested by tests/fuzz/test_models.py; here are the sentences that matter.
 """
 
-import errno
 import dataclasses
+import errno
 import json
 import pickle  # noqa: TID251 - an attacker's files are made with it
 from pathlib import Path
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayff import load_model
-from rayff.config.local_loss import LossConfig
 from rayff.config.errors import UserError
+from rayff.config.local_loss import LossConfig
 from rayff.runs import files
 from rayff.runs.model_file import read_model
 from tests.helpers.losses import LINEAR

@@ -52,8 +52,8 @@ def make_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> nn.Modul
         reason = " ".join(str(error).split())
         raise UserError(
             f"--loss {config.name} cannot be made for layer {spec.index} "
-            f"({type(error).__name__}: {reason}): its constructor takes the layer's LayerSpec, the "
-            "number of classes and the LossConfig"
+            f"({type(error).__name__}: {reason}): its constructor takes the layer's LayerSpec, "
+            "the number of classes and the LossConfig"
         ) from error
     if isinstance(loss, PooledLoss) and not (
         type(loss.cells) is int and loss.cells > 0 and spec.out_size % loss.cells == 0
@@ -104,8 +104,7 @@ def _check_shape(loss: nn.Module, what: str, found: object, expected: tuple[int,
         return
     shape = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
     remedy = (
-        "return the loss of each image, (B,), such as "
-        'cross_entropy(..., reduction="none")'
+        'return the loss of each image, (B,), such as cross_entropy(..., reduction="none")'
         if what == "losses"
         else "return (B, C) logits"
     )
@@ -132,7 +131,7 @@ def try_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> None:
     try:
         _, losses = local_loss(loss, h, labels, num_classes)
         assert losses is not None, "labels give losses"
-        losses.sum().backward()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         local_loss(loss, h.detach(), None, num_classes)
     except UserError:
         raise

@@ -25,9 +25,8 @@ class Goodness(PooledLoss):
 
     @property
     def in_closed_form(self) -> bool:
-        """Whether the fused kernels compute this loss: plain cross entropy of the mean."""
-        plain = self.class_weights is None and not self.config.label_smoothing
-        return plain and not self.squares
+        """Whether the fused kernels compute the loss: plain cross entropy."""
+        return self.class_weights is None and not self.config.label_smoothing
 
     def forward(
         self, moments: Moments, labels: Tensor | None = None

@@ -33,6 +33,9 @@ class LocalLoss(nn.Module):
     """Whether the loss of one image depends on the others of the batch; such a batch cannot be
     split among replicas."""
 
+    class_weights: Tensor | None
+    """(C,), float32."""
+
     def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
         super().__init__()
         self.spec = spec
