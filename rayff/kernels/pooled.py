@@ -74,7 +74,7 @@ def pool(
     return Pooled(y, features, mean.permute(0, 3, 1, 2), square, scale)
 
 
-def gradient(pooled: Pooled, mean: Tensor, square: Tensor | None) -> Tensor:
+def gradient(pooled: Pooled, mean: Tensor, square: Tensor | None = None) -> Tensor:
     """Compute (3), in the place of `pooled.y`.
 
     Args:

@@ -118,22 +118,24 @@ def pooled_step(
     pooled = step.pool(dropout_state)
 
     def backward() -> Tensor:
+        leaves = [m.requires_grad_() for m in (pooled.mean, pooled.square) if m is not None]
+        layer.loss.zero_grad()
         with torch.enable_grad():
-            square = None if pooled.square is None else pooled.square.requires_grad_()
-            seen = Moments(pooled.mean.requires_grad_(), square)
-            _, losses = local_loss(layer.loss, seen, labels, layer.num_classes)
+            _, losses = local_loss(layer.loss, Moments(*leaves), labels, layer.num_classes)
             assert losses is not None, "labels give losses"
             loss = losses.sum() / batch_size
-            own = [*layer.loss.parameters()]
-            inputs = [seen.mean, *([] if square is None else [square]), *own]
-            found = torch.autograd.grad(loss, inputs, materialize_grads=True, allow_unused=True)
-        for parameter, gradient in zip(own, found[len(found) - len(own) :], strict=True):
-            parameter.grad = gradient
-        at_square = None if square is None else found[1]
-        step.weight_gradient(pooled_gradient(pooled, found[0], at_square))
+            loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in layer.loss.parameters():
+            parameter.grad = gradient_of(parameter)
+        step.weight_gradient(pooled_gradient(pooled, *map(gradient_of, leaves)))
         return loss.detach()
 
     return pooled.features, backward
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros where the loss does not read it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:

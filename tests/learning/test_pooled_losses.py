@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> tuple[LossConfig, LayerSpec, float, int]:
     spec = LayerSpec(
         index=draw(st.integers(0, 3)),
         in_channels=draw(st.integers(1, 6)),
-        out_channels=CLASSES * draw(st.integers(1, 6)),
+        out_channels=CLASSES * draw(st.integers(2, 6)),  # group norm needs two elements
         kernel_size=draw(st.sampled_from([1, 3, 5])),
         stride=draw(st.sampled_from([1, 2])),
         pool=draw(st.booleans()),
@@ -149,6 +149,16 @@ def test_shares_of_a_batch_add_up(name: str, rule: str):
 
     for whole, *shares in zip(part(0, 5), part(0, 2), part(2, 5), strict=True):
         torch.testing.assert_close(sum(shares), whole)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_gradients_have_the_memory_layout_of_their_parameters(name: str):
+    spec = LayerSpec(index=1, in_channels=4, out_channels=12, kernel_size=3, in_size=8)
+    layer = layer_of(LossConfig(name=name), spec).to(memory_format=torch.channels_last)
+    learn(analytic_step, layer, torch.randn(3, 4, 8, 8), torch.tensor([0, 1, 2]))
+    for parameter_name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), parameter_name
 
 
 def test_the_gradient_of_heads_stays_in_the_layer():
