@@ -252,9 +252,9 @@ INLINE void add_to_cells(const float* RESTRICT row, int width, int channels, int
   }
 }
 
-// One image: (1) the means of each cell, and of the squares where wanted; dropout's zeros go into
-// y. (2) The variance of each group around its mean. (3) The normalised features.
-template <bool DROPOUT, bool SQUARES, class T>
+// One image: (1) the means of each cell, and of the squares, written where wanted; dropout's zeros
+// go into y. (2) The variance of each group around its mean. (3) The normalised features.
+template <bool DROPOUT, class T>
 void image_pooled(T* y, const uint8_t* bytes, uint8_t dropped, int height, int width, int channels,
                   int groups, int cells, float epsilon, T* features, float* means,
                   float* squares) {
@@ -268,14 +268,14 @@ void image_pooled(T* y, const uint8_t* bytes, uint8_t dropped, int height, int w
   float* RESTRICT square = sum + row;
   float* RESTRICT center = square + row;  // the group's mean of h before its scale
   float* RESTRICT slope = center + row;
-  std::vector<double> by_channel(channels, 0.0), sums(cells * channels), powers(cells * channels);
+  std::vector<double> by_channel(channels, 0.0), sums(cells * channels);
 
   // (1)
   const int band = height / cells;
   const double pixels = static_cast<double>(band) * (width / cells);
   for (int top = 0; top < cells; ++top) {
     std::fill(sum, sum + row, 0.0f);
-    if constexpr (SQUARES) std::fill(square, square + row, 0.0f);
+    std::fill(square, square + row, 0.0f);
     for (int r = top * band; r < (top + 1) * band; ++r) {
       const int64_t first = r * row;
       if constexpr (DROPOUT) unpack(bytes + first, dropped, row, kept);
@@ -284,23 +284,22 @@ void image_pooled(T* y, const uint8_t* bytes, uint8_t dropped, int height, int w
         const float value = activation<DROPOUT>(y[first + e], DROPOUT ? kept[e] : 1.0f);
         h[first + e] = value;
         sum[e] += value;
-        if constexpr (SQUARES) square[e] += value * value;
+        square[e] += value * value;
         if constexpr (DROPOUT) narrow(y[first + e], widen(y[first + e]) * kept[e]);
       }
     }
+    const int64_t out = static_cast<int64_t>(top) * cells * channels;
     std::fill(sums.begin(), sums.end(), 0.0);
     add_to_cells(sum, width, channels, cells, sums.data());
-    if constexpr (SQUARES) {
-      std::fill(powers.begin(), powers.end(), 0.0);
-      add_to_cells(square, width, channels, cells, powers.data());
-    }
     for (int e = 0; e < cells * channels; ++e) {
       by_channel[e % channels] += sums[e];
-      means[top * cells * channels + e] = static_cast<float>(sums[e] / pixels * scale);
-      if constexpr (SQUARES)
-        squares[top * cells * channels + e] =
-            static_cast<float>(powers[e] / pixels * scale * scale);
+      means[out + e] = static_cast<float>(sums[e] / pixels * scale);
     }
+    if (!squares) continue;
+    std::fill(sums.begin(), sums.end(), 0.0);
+    add_to_cells(square, width, channels, cells, sums.data());
+    for (int e = 0; e < cells * channels; ++e)
+      squares[out + e] = static_cast<float>(sums[e] / pixels * scale * scale);
   }
 
   // (2) around the mean, since the squares of what hardly varies would cancel
@@ -351,16 +350,9 @@ void pooled(T* y, const uint64_t* stream, uint8_t dropped, int64_t images, int h
       const auto whole = [=](int i) { return Stream::uint128{stream[i]} << 64 | stream[i + 1]; };
       drawn = draw({whole(0), whole(2)}, stream[4] + at, each, words);
     }
-    auto run = [&](auto dropout, auto wants_squares) {
-      image_pooled<decltype(dropout)::value, decltype(wants_squares)::value>(
-          y + at, drawn, dropped, height, width, channels, groups, cells, epsilon, features + at,
-          means + pooled_at, squares ? squares + pooled_at : nullptr);
-    };
-    using std::true_type, std::false_type;
-    if (drawn && squares) run(true_type{}, true_type{});
-    else if (drawn) run(true_type{}, false_type{});
-    else if (squares) run(false_type{}, true_type{});
-    else run(false_type{}, false_type{});
+    const auto run = drawn ? image_pooled<true, T> : image_pooled<false, T>;
+    run(y + at, drawn, dropped, height, width, channels, groups, cells, epsilon, features + at,
+        means + pooled_at, squares ? squares + pooled_at : nullptr);
   });
 }
 

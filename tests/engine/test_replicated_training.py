@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from rayff.config.errors import RunError, TrainingDiverged
+from rayff.config.local_loss import LossConfig
 from rayff.engine.commands import Command, Evaluate, Report, Snapshot
 from rayff.engine.replicas import merge
 from rayff.engine.stage import Stage
@@ -169,7 +170,7 @@ class TestTraining:
         assert min(moved) > 1e-5
 
     def test_heads_and_augmented_batches_too(self) -> None:
-        how = {"rule": "plain", "loss": LINEAR, "augment": "flip"}
+        how = {"rule": "plain", "loss": LossConfig(name=LINEAR), "augment": "flip"}
         whole = trained(ThreadPipeline(RESNET, (), (1,), **how))
         assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
 

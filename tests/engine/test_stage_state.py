@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayff.config.errors import TrainingDiverged, UserError
+from rayff.config.local_loss import LossConfig
 from rayff.data.images import ImageSet, Split
 from rayff.engine.commands import Chunk, Evaluate, Snapshot, Train
 from rayff.models.zoo import architecture
@@ -47,7 +48,7 @@ def copy_of_data() -> dict[Split, ImageSet]:
 
 
 class TestSnapshots:
-    @pytest.mark.parametrize("how", [{"loss": LINEAR}, {"rule": "fast"}], ids=str)
+    @pytest.mark.parametrize("how", [{"loss": LossConfig(name=LINEAR)}, {"rule": "fast"}], ids=str)
     @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "torch.optim:RMSprop"])
     @pytest.mark.parametrize("steps", [0, 1, 3])
     def test_a_restored_stage_goes_on_with_the_same_bits(

@@ -58,6 +58,13 @@ class Detached(LinearHead):
             return super().forward(h, labels)
 
 
+class WithoutLogits(LinearHead):
+    """The losses alone."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor | None:  # type: ignore[override]
+        return super().forward(h, labels)[1]
+
+
 class NeedsLabels(LinearHead):
     """It cannot classify."""
 

@@ -164,6 +164,7 @@ def test_logits_of_another_shape_are_refused():
             r"--loss .*:Failing fails on the activation \(2, 4, 6, 6\) of layer 7: RuntimeError: "
             r"mat1 and mat2 shapes cannot be multiplied .*helpers/losses\.py, line \d+\)$",
         ),
+        ("WithoutLogits", r"WithoutLogits returned Tensor: return logits \(B, C\) and losses"),
         ("Detached", r"fails on .* does not require grad"),
         ("NeedsLabels", r"fails on .*: TypeError: .*\(.*losses.py, line \d+\)$"),
     ],

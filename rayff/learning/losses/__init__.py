@@ -87,7 +87,13 @@ def local_loss(
     """
     if isinstance(loss, PooledLoss) and isinstance(seen, Tensor):
         seen = loss.moments(seen)
-    logits, losses = loss(seen, labels)
+    returned = loss(seen, labels)
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise UserError(
+            f"--loss: {type(loss).__name__} returned {type(returned).__name__}: return logits "
+            "(B, C) and losses (B,), a pair"
+        )
+    logits, losses = returned
     images = len(seen) if isinstance(seen, Tensor) else len(seen.mean)
     _check_shape(loss, "logits", logits, (images, num_classes))
     if labels is not None:
