@@ -13,7 +13,7 @@ from rayff.config.kernels import parse_kernels
 from rayff.config.resolved import resolve_recipe, resume_config, with_recipe
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import check_cuts, check_method, check_replicas
-from rayff.data.augmentation import parse_augmentations
+from rayff.data.augmentation import try_augmentations
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
@@ -88,7 +88,7 @@ def assemble(
     optimizer_class(recipe.optimizer)
     for spec in network.layers:
         try_loss(config.loss, spec, data.num_classes)
-    parse_augmentations(config.augment)
+    try_augmentations(config.augment, data.train.images.shape[1:])
     prepared = PreparedRun(
         config=with_recipe(config, recipe),
         recipe=recipe,

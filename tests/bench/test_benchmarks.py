@@ -22,6 +22,7 @@ def figures(folder: Path, name: str, *options: str) -> dict[str, Any]:
 
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
     options = ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1"]
+    options += ["--augment", "crop:2,flip"]
     found = figures(tmp_path, "step", *options, "--kernels", "conv/unfold")
     assert [row["layer"] for row in found["layers"]] == [0, 1, 2, 3]
     for row in found["layers"]:
@@ -34,6 +35,9 @@ def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
     plain, fast, *_ = found["steps"]
     assert plain["ratio"] == 1
     assert fast["ratio"] == pytest.approx(plain["seconds"][0] / fast["seconds"][0])
+    for row, names in zip(found["augmentation"], ["crop:2", "flip", "crop:2,flip"], strict=True):
+        assert row["augmentation"] == names
+        assert row["share_of_step"] == pytest.approx(row["seconds"][0] / fast["seconds"][0])
 
 
 @pytest.mark.slow
