@@ -60,10 +60,11 @@ def _parse(name: str) -> Augmentation:
 
 
 def _registered(name: str, strength: str | None) -> Augmentation:
-    found: type[ImageAugmentation] | OwnAugmentation = AUGMENTATIONS.load(name)
-    kind = found if isinstance(found, type) else None
+    found = AUGMENTATIONS.load(name)
+    kind: type[ImageAugmentation] | None = found if isinstance(found, type) else None
     if strength is None:
-        return found if kind is None else kind()
+        augmentation: Augmentation = found if kind is None else kind()
+        return augmentation
     if kind is None or kind.default is None:
         raise UserError(f"--augment {name}:{strength}: {name} takes no strength; name it alone")
     if not _STRENGTH.fullmatch(strength):

@@ -154,7 +154,8 @@ _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 def _below(bound: int, halves: Numbers) -> NDArray[np.int64]:
     """Return a whole number from 0 to bound - 1 for each random number of 32 bits."""
-    return (halves * np.uint64(bound) >> _HALF).astype(np.int64)
+    scaled: Numbers = halves * np.uint64(bound) >> _HALF
+    return scaled.astype(np.int64)
 
 
 def _shifted(numbers: Numbers, most: int, height: int, width: int) -> Lines:
@@ -177,7 +178,8 @@ def _in_turn(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.
     """Return what lines show after two moves; both are (B, size)."""
     size = first.shape[1]
     with_black = np.pad(first, ((0, 0), (0, 1)), constant_values=size)
-    return np.take_along_axis(with_black, second, axis=1)
+    shown: NDArray[np.int64] = np.take_along_axis(with_black, second, axis=1)
+    return shown
 
 
 def random_numbers(
