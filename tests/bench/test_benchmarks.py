@@ -52,6 +52,7 @@ def test_memory_is_measured_by_case(tmp_path: Path):
 @pytest.mark.slow
 def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path):
     options = ["--task", "digits", "--limit", "200", "--epochs", "1", "--target", "100"]
+    options += ["--augment", "crop:2,cutout"]
     methods = figures(tmp_path, "backprop", *options, "--checks", "2", "--no-compile")["methods"]
     assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
     for row in methods:

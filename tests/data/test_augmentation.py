@@ -1,5 +1,7 @@
 """Lists of augmentations: names, strengths, the user's own, and the shares of replicas."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,13 @@ class Adds:
 
 
 ADDS_ONE = Adds(1)
+
+
+def brighten(images: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    return images + torch.randint(most, (len(images), 1, 1, 1), generator=generator).byte()
+
+
+BRIGHTER = functools.partial(brighten, most=9)
 AT = {"seed": 3, "step": 7}
 
 
@@ -183,7 +192,7 @@ class TestATry:
             ("none", (3, 32, 32)),
             ("crop:31,flip,cutout:32,translate:31", (3, 32, 32)),
             ("crop:5,translate:5,cutout:6", (1, 9, 6)),
-            (f"{__name__}:noise,{__name__}:ADDS_ONE", (1, 32, 32)),
+            (f"{__name__}:noise,{__name__}:ADDS_ONE,{__name__}:BRIGHTER", (1, 32, 32)),
         ],
     )
     def test_accepts_what_works_and_draws_no_random_number(self, names: str, shape):

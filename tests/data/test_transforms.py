@@ -12,6 +12,7 @@ from scipy import stats
 from rayff.data.augmentation import augment, parse_augmentations
 from rayff.data.transforms import random_numbers
 from tests.helpers.augmentations import REFERENCES, Images, by_image
+from tests.helpers.layers import DEVICES
 
 
 @st.composite
@@ -63,6 +64,18 @@ def test_any_part_of_a_batch_has_the_images_of_the_whole(
     last = data.draw(st.integers(first, len(images)))
     part = augmented(images[first:last], names, first=first)
     assert np.array_equal(part, augmented(images, names)[first:last])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_device_gives_the_same_images(device: torch.device) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (128, 3, 32, 32), dtype=np.uint8)
+    names = "crop:4,flip,cutout:8,translate:2"
+    there = torch.tensor(images, device=device)
+    augmentations = parse_augmentations(names)
+    results = [augment(there, augmentations, seed=3, step=step) for step in range(8)]
+    for step, found in enumerate(results):
+        assert found.device.type == device.type
+        assert np.array_equal(found.cpu().numpy(), by_image(images, names, seed=3, step=step))
 
 
 def test_an_image_does_not_depend_on_the_others() -> None:

@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 DARKEN = "tests.helpers.augmentations:darken"
+NARROW = "tests.helpers.augmentations:narrow"
 
 
 def darken(images: Tensor, generator: torch.Generator) -> Tensor:
     """Multiply each image by a factor of its own."""
     factors = torch.randint(64, 257, (len(images), 1, 1, 1), generator=generator)
     return (images.int() * factors.to(images.device) // 256).to(torch.uint8)
+
+
+def narrow(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Lose the last column, which no augmentation may."""
+    return images[..., :-1]
 
 
 Image = NDArray[np.uint8]
