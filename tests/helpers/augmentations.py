@@ -12,6 +12,7 @@ from torch import Tensor
 
 DARKEN = "tests.helpers.augmentations:darken"
 NARROW = "tests.helpers.augmentations:narrow"
+OF_SIXTEEN = "tests.helpers.augmentations:of_sixteen"
 
 
 def darken(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -23,6 +24,11 @@ def darken(images: Tensor, generator: torch.Generator) -> Tensor:
 def narrow(images: Tensor, generator: torch.Generator) -> Tensor:
     """Lose the last column, which no augmentation may."""
     return images[..., :-1]
+
+
+def of_sixteen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Add a number of its own to each of 16 images; other batches have no such shape."""
+    return images + torch.randint(9, (16, 1, 1, 1), generator=generator).to(torch.uint8)
 
 
 Image = NDArray[np.uint8]
