@@ -37,6 +37,7 @@ from rayff.bench.command import (
 )
 from rayff.bench.results import Results
 from rayff.config.errors import UserError
+from rayff.data.augmentation import augment, parse_augmentations
 from rayff.engine.commands import Evaluate, Train
 from rayff.engine.local import local_pipeline, resolve_for
 from rayff.engine.prediction import pick_device
@@ -64,6 +65,8 @@ class BackpropCommand(KernelOptions, DeviceOptions, BenchCommand):
     """Validation accuracy to reach, in percent."""
     epochs: int | None = None
     """Epochs at most. Default: the task's own, else the paper's."""
+    augment: str = "none"
+    """Augmentation of both methods' training images, as in training: none, {augmentations}."""
     batch_size: int | None = None
     """Images of a batch. Default: the task's own, else the paper's."""
     lr_backprop: float = 1e-3
@@ -100,8 +103,9 @@ def measure(command: BackpropCommand, results: Results) -> None:
     ]
     results.figures["methods"] = rows
     results.table(
-        f"{command.arch} on {command.task}, {num_images} images, batch {recipe.batch_size}, at "
-        f"most {recipe.epochs} epochs, {run.resolved.precision}; target {command.target:g}%",
+        f"{command.arch} on {command.task}, {num_images} images, augmentation {command.augment}, "
+        f"batch {recipe.batch_size}, at most {recipe.epochs} epochs, {run.resolved.precision}; "
+        f"target {command.target:g}%",
         rows,
         "method images_per_s seconds_to_target best_accuracy seconds",
     )
@@ -184,20 +188,24 @@ def backpropagation(run: Run, device: torch.device, command: BackpropCommand) ->
     def enter(pixels: Tensor) -> Tensor:
         return normalise(pixels).to(memory_format=torch.channels_last)
 
-    def find_gradients(where: Tensor | slice) -> None:
+    def find_gradients(pixels: Tensor, targets: Tensor) -> None:
         with mixed():
-            logits = forward(enter(images["train"][where]))[0]
-            loss = F.cross_entropy(logits, labels["train"][where])
+            logits = forward(enter(pixels))[0]
+            loss = F.cross_entropy(logits, targets)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
 
     for size in {recipe.batch_size, len(images["train"]) % recipe.batch_size or 1}:  # compiles
-        find_gradients(slice(size))
+        find_gradients(images["train"][:size], labels["train"][:size])
+
+    augmentations, seed = parse_augmentations(command.augment), run.resolved.seed
 
     def learn(chunk: Train) -> None:
         model.train()
-        for indices in chunk.batches:
-            find_gradients(torch.from_numpy(indices).to(device))
+        for step, indices in enumerate(chunk.batches, start=chunk.step):
+            where = torch.from_numpy(indices).to(device)
+            pixels = augment(images["train"][where], augmentations, seed=seed, step=step)
+            find_gradients(pixels, labels["train"][where])
             optimizer.step()
             cosine.step()
 

@@ -2,7 +2,8 @@
 
 First by layer and phase, next to the floor: torch's convolution and its weight gradient alone. A
 share of the floor above 100% is faster than torch's convolution. Then whole steps, in turns. The
-plain rule computes in float32, in which the fast rule is timed too.
+plain rule computes in float32, in which the fast rule is timed too. Last the augmentation of a
+batch, beside a step of the fast rule, with which it overlaps in part on a GPU.
 
 Examples:
   rayff bench step --arch tinycnn --batch-size 16 --repeats 2
@@ -29,21 +30,27 @@ from rayff.bench.command import (
 from rayff.bench.results import Results, in_turns
 from rayff.bench.workload import conditions, random_run, training_step
 from rayff.config.kernels import Kernels
+from rayff.data.augmentation import augment, parse_augmentations
 from rayff.engine.local import resolve_for
 from rayff.engine.prediction import pick_device
 from rayff.engine.run import Run
 from rayff.kernels.convolution import Convolution
-from rayff.kernels.timing import seconds
+from rayff.kernels.timing import once_s, seconds
 from rayff.learning.analytic import AnalyticStep
 from rayff.learning.layer import CWConv
 from rayff.models.architecture import LayerSpec
 from rayff.partition.profile import Conditions, random_batch, time_layer
+
+_BATCHES = 20
+"""Augmented one behind the other, so that the launches of one overlap with the work of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCommand(NetworkOptions, DeviceOptions, BenchCommand):
     """The options."""
 
+    augment: str = "crop,flip,cutout,translate"
+    """Augmentations to time, alone and together, as in training."""
     repeats: int = 5
     """Repetitions, of which the median is reported."""
 
@@ -67,6 +74,7 @@ def measure(command: StepCommand, results: Results) -> None:
     if device.type == "cuda":
         _least(results, title, conditions(fast, device), fast)
     _whole_steps(results, title, runs, device, command.repeats)
+    _augmentation(results, title, fast, device, command.repeats)
 
 
 main = benchmark(StepCommand, measure)
@@ -158,3 +166,29 @@ def _whole_steps(
     ]
     results.figures["steps"] = rows
     results.table(f"{title}: whole steps, in turns", rows, "rule seconds images_per_s ratio")
+
+
+def _augmentation(
+    results: Results, title: str, run: Run, device: torch.device, repeats: int
+) -> None:
+    """Add the time that the augmentation of a batch takes, of several in a row."""
+    listed = run.config.augment.split(",")
+    images = torch.tensor(run.data.train.images, device=device)
+    step_s = median(results.figures["steps"][1]["seconds"])
+
+    def work(names: str) -> float:
+        augmentations = parse_augmentations(names)
+
+        def augment_batches() -> None:
+            for step in range(_BATCHES):
+                augment(images, augmentations, seed=0, step=step)
+
+        return once_s(augment_batches, device) / _BATCHES
+
+    works = {names: partial(work, names) for names in (*listed, ",".join(listed))}
+    rows = [
+        {"augmentation": names, "seconds": taken, "share_of_step": median(taken) / step_s}
+        for names, taken in in_turns(works, repeats).items()
+    ]
+    results.figures["augmentation"] = rows
+    results.table(f"{title}: augmentation of a batch", rows, " ".join(rows[0]))

@@ -21,5 +21,9 @@ OPTIMIZERS.add("adam", "rayff.learning.optimizers:FusedAdam")
 OPTIMIZERS.add("sgd", "rayff.learning.optimizers:FusedSGD")
 
 AUGMENTATIONS: Registry[Any] = Registry("augmentation", "--augment")
-"""Callables on a uint8 batch and a generator; see rayff.data.augmentation."""
-AUGMENTATIONS.add("flip", "rayff.data.augmentation:flip")
+"""Subclasses of ImageAugmentation, or callables on a uint8 batch and a generator; see
+rayff.data.augmentation."""
+AUGMENTATIONS.add("crop", "rayff.data.transforms:Crop")
+AUGMENTATIONS.add("flip", "rayff.data.transforms:Flip")
+AUGMENTATIONS.add("cutout", "rayff.data.transforms:Cutout")
+AUGMENTATIONS.add("translate", "rayff.data.transforms:Translate")

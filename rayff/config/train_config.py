@@ -60,8 +60,8 @@ class TrainConfig:
     """Images of each split to use at most, to try things out. Default: all."""
 
     augment: str = "none"
-    """Augmentation of training images: none, or with commas between them {augmentations} or
-    package.module:function."""
+    """Augmentation of training images: none, or with commas between them {augmentations}, with a
+    strength in pixels if need be (crop:4,flip,cutout:8), or package.module:function."""
 
     epochs: int | None = None
     """Passes over the training images. Default: the task's own, else the paper's 150."""

@@ -14,7 +14,7 @@ from rayff.config.local_loss import loss_config
 from rayff.config.resolved import resolve_recipe, resolve_rule, resume_config, with_recipe
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import check_cuts, check_method, check_replicas
-from rayff.data.augmentation import parse_augmentations
+from rayff.data.augmentation import try_augmentations
 from rayff.data.tasks import TaskData, load_task, task_recipe
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
@@ -91,7 +91,7 @@ def assemble(
     optimizer_class(recipe.optimizer)
     if config.method == "ff":
         check_loss(config, network)
-    parse_augmentations(config.augment)
+    try_augmentations(config.augment, data.train.images.shape[1:])
     prepared = PreparedRun(
         config=with_recipe(config, recipe),
         recipe=recipe,

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rayff.config.errors import TrainingDiverged
-from rayff.data.augmentation import augment, parse_augmentations
+from rayff.data.augmentation import augment, parse_augmentations, sees_whole_batches
 from rayff.data.images import ImageSet, Split
 from rayff.engine.commands import (
     Batch,
@@ -110,17 +110,24 @@ class Stage:
         """
         images, labels = self.data[split]
         dtype = DTYPES[self.spec.config.precision]
+        augmentations = () if first_step is None else self.augmentations
+        whole = sees_whole_batches(augmentations)
         for offset, indices in enumerate(batches):
             rows = self.spec.replica.rows(len(indices))
             share = slice(rows.start, rows.stop)
-            if first_step is None or not self.augmentations:
-                where = torch.from_numpy(indices[share]).to(self.device, non_blocking=True)
-                pixels = images[where]
-            else:  # the whole batch, so that the share does not decide what an image becomes
-                where = torch.from_numpy(indices).to(self.device)
-                step, seed = first_step + offset, self.spec.config.seed
-                pixels = augment(images[where], self.augmentations, seed=seed, step=step)[share]
-                where = where[share]
+            loaded = indices if whole else indices[share]
+            where = torch.from_numpy(loaded).to(self.device, non_blocking=True)
+            pixels = images[where]
+            if first_step is not None and augmentations:
+                pixels = augment(
+                    pixels,
+                    augmentations,
+                    seed=self.spec.config.seed,
+                    step=first_step + offset,
+                    first=0 if whole else rows.start,
+                )
+            if whole:
+                pixels, where = pixels[share], where[share]
             yield Batch(
                 activations=Activations(features=normalise(pixels, dtype)), labels=labels[where]
             )

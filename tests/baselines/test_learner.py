@@ -22,6 +22,7 @@ from rayff.engine.replicas import Replica
 from rayff.engine.run import PreparedRun
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
+from tests.helpers.augmentations import by_image
 from tests.helpers.layers import CPU
 from tests.helpers.runs import StopAfter, layer_files, timeless, train_locally
 from tests.helpers.tiny_task import write_tiny_task
@@ -70,19 +71,26 @@ class TestRun:
             prepare(make_config(task, tmp_path / "run", method="ff", epochs=1), resume=True)
 
 
-def test_a_step_is_that_of_torchs_adamw_on_the_whole_network(task: str, tmp_path: Path):
+@pytest.mark.parametrize("augment", ["none", "crop:4,flip,cutout:8,translate:2"])
+def test_a_step_is_that_of_torchs_adamw_on_the_whole_network(
+    task: str, tmp_path: Path, augment: str
+):
     """The layers' own optimizers together are one for all of it."""
-    config = make_config(task, tmp_path / "run", epochs=1, lr=0.01, lr_min=0.01, weight_decay=0.1)
+    usual = {"epochs": 1, "lr": 0.01, "lr_min": 0.01, "weight_decay": 0.1, "seed": 3}
+    config = make_config(task, tmp_path / "run", augment=augment, **usual)
     prepared = prepare(config, resume=False)
     train_locally(config)
-    network = Backpropagation(prepared.architecture, dropout=prepared.recipe.dropout)
+    network = Backpropagation(prepared.architecture, dropout=prepared.recipe.dropout, seed=3)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), 0.01, weight_decay=0.1)
     images = prepared.splits["train"]
     commands = list(prepared.schedule(chunk=1).commands())
     for step, indices in enumerate(command.batches[0] for command in commands[:3]):
         optimizer.zero_grad()
-        x = normalise(torch.tensor(images.images[indices]))
+        pixels = images.images[indices]
+        if augment != "none":
+            pixels = by_image(pixels, augment, seed=3, step=step)
+        x = normalise(torch.tensor(pixels))
         logits = network(x, Share(step=step, batch_size=len(indices)))[0]
         torch.nn.functional.cross_entropy(logits, torch.tensor(images.labels[indices])).backward()
         optimizer.step()

@@ -23,6 +23,7 @@ def figures(folder: Path, name: str, *options: str) -> dict[str, Any]:
 
 def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
     options = ["--arch", "tinycnn", "--batch-size", "1", "--repeats", "1"]
+    options += ["--augment", "crop:2,flip"]
     found = figures(tmp_path, "step", *options, "--kernels", "conv/unfold")
     assert [row["layer"] for row in found["layers"]] == [0, 1, 2, 3]
     for row in found["layers"]:
@@ -35,6 +36,9 @@ def test_the_phases_of_a_layer_are_its_time(tmp_path: Path):
     plain, fast, *_ = found["steps"]
     assert plain["ratio"] == 1
     assert fast["ratio"] == pytest.approx(plain["seconds"][0] / fast["seconds"][0])
+    for row, names in zip(found["augmentation"], ["crop:2", "flip", "crop:2,flip"], strict=True):
+        assert row["augmentation"] == names
+        assert row["share_of_step"] == pytest.approx(row["seconds"][0] / fast["seconds"][0])
 
 
 def test_losses_are_timed_against_goodness(tmp_path: Path):
@@ -59,6 +63,7 @@ def test_memory_is_measured_by_case(tmp_path: Path):
 @pytest.mark.slow
 def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path):
     options = ["--task", "digits", "--limit", "200", "--epochs", "1", "--target", "100"]
+    options += ["--augment", "crop:2,cutout"]
     methods = figures(tmp_path, "backprop", *options, "--checks", "2", "--no-compile")["methods"]
     assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
     for row in methods:

@@ -1,4 +1,6 @@
-"""Augmentation of whole batches: a function of seed, step and position in the batch."""
+"""Lists of augmentations: names, strengths, the user's own, and the shares of replicas."""
+
+import functools
 
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ from torch import Tensor
 
 from rayff import TrainConfig
 from rayff.config.errors import UserError
-from rayff.data.augmentation import augment, flip, parse_augmentations
+from rayff.data.augmentation import (
+    Augmentation,
+    augment,
+    parse_augmentations,
+    try_augmentations,
+)
+from rayff.data.transforms import ImageAugmentation
 from rayff.engine.commands import Train
 from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.preparation import prepare
@@ -28,6 +36,10 @@ def noise(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + added.to(torch.uint8)
 
 
+def same(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images
+
+
 def crops(images: Tensor, generator: torch.Generator) -> Tensor:
     return images[..., 1:]
 
@@ -36,23 +48,41 @@ def converts(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.float()
 
 
-class TestFlip:
-    def test_half_of_the_images_are_mirrored_left_to_right(self):
-        images = pixels(400)
-        found = flip(images, torch.Generator().manual_seed(0))
-        mirrored = images.flip(3)
-        kinds = [
-            (torch.equal(image, before), torch.equal(image, other))
-            for image, before, other in zip(found, images, mirrored, strict=True)
-        ]
-        assert set(kinds) == {(True, False), (False, True)}
-        assert sum(other for _, other in kinds) == pytest.approx(200, abs=60)  # six deviations
+def moves(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images.to("meta")
 
-    def test_the_given_images_are_not_changed(self):
-        images = pixels()
-        before = images.clone()
-        flip(images, torch.Generator().manual_seed(0))
-        assert torch.equal(images, before)
+
+def forgets(images: Tensor, generator: torch.Generator) -> None:
+    images.add_(1)
+
+
+def fails(images: Tensor, generator: torch.Generator) -> Tensor:
+    raise RuntimeError(f"no {images.shape[2]} pixels,\nplease")
+
+
+def draws_elsewhere(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images + torch.randint(256, (len(images), 1, 1, 1)).to(torch.uint8)
+
+
+class Adds:
+    """An object that is called."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images + self.number
+
+
+ADDS_ONE = Adds(1)
+
+
+def brighten(images: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    return images + torch.randint(most, (len(images), 1, 1, 1), generator=generator).byte()
+
+
+BRIGHTER = functools.partial(brighten, most=9)
+AT = {"seed": 3, "step": 7}
 
 
 class TestAugment:
@@ -71,36 +101,137 @@ class TestAugment:
         [
             (crops, r"crops returned \(64, 3, 4, 3\) torch.uint8 for images \(64, 3, 4, 4\)"),
             (converts, r"converts returned \(64, 3, 4, 4\) torch.float32 for images"),
+            (forgets, r"forgets returned NoneType for images \(64, 3, 4, 4\)"),
         ],
     )
     def test_another_shape_or_type_is_refused(self, function, sentence: str):
         with pytest.raises(UserError, match=f"^--augment: {sentence} .*same shape and type$"):
-            augment(pixels(), [flip, function], seed=0, step=0)
+            augment(pixels(), [*parse_augmentations("flip"), function], seed=0, step=0)
+
+    def test_another_device_is_refused(self):
+        sentence = "^--augment: moves returned images on meta for images on cpu: leave them"
+        with pytest.raises(UserError, match=sentence):
+            augment(pixels(), [moves], seed=0, step=0)
+
+    def test_an_error_is_one_sentence_with_its_line(self):
+        sentence = (
+            r"^--augment: fails fails on images \(64, 3, 4, 4\) uint8: RuntimeError: no 4 pixels, "
+            rf"please \({__file__}, line \d+\)$"
+        )
+        with pytest.raises(UserError, match=sentence):
+            augment(pixels(), [fails], seed=0, step=0)
+
+    def test_the_kinds_are_applied_in_the_order_of_the_list(self):
+        """And what a built-in draws depends on its place in the list alone."""
+        images = pixels()
+        _, _, cutout = parse_augmentations("flip,flip,cutout:2")
+        found = augment(images, parse_augmentations(f"flip,{__name__}:noise,cutout:2"), **AT)
+        flipped = augment(images, [*parse_augmentations("flip"), same, same], **AT)
+        noisy = augment(flipped, [same, noise, same], **AT)
+        assert torch.equal(found, augment(noisy, [same, same, cutout], **AT))
+        assert not torch.equal(found, noisy)
+
+
+def described(augmentation: Augmentation) -> object:
+    """Return the name and the strength of a built-in, or the user's own."""
+    if isinstance(augmentation, ImageAugmentation):
+        return type(augmentation).__name__.lower(), augmentation.strength
+    return augmentation
 
 
 class TestNames:
-    def test_names_and_import_paths_make_a_list(self):
+    def test_names_strengths_and_import_paths_make_a_list(self):
         assert parse_augmentations("none") == ()
-        assert parse_augmentations(f"flip, {__name__}:noise") == (flip, noise)
+        found = parse_augmentations(f"crop:3,flip, cutout,{__name__}:noise,translate:12,crop")
+        assert [described(each) for each in found] == [
+            ("crop", 3),
+            ("flip", 0),
+            ("cutout", 8),
+            noise,
+            ("translate", 12),
+            ("crop", 4),
+        ]
 
     @pytest.mark.parametrize(
         ("names", "sentence"),
         [
             ("flipp", r"--augment: unknown augmentation 'flipp' \(did you mean 'flip'\?\)"),
+            ("crpo:4", r"--augment: unknown augmentation 'crpo' \(did you mean 'crop'\?\)"),
             ("flip,", "--augment: unknown augmentation ''"),
             ("flip,none", "--augment: unknown augmentation 'none'"),
+            ("none:3", "--augment: unknown augmentation 'none'"),
             (f"{__name__}:crop", f"--augment .*: {__name__} has no 'crop'"),
+            ("flip,math:pi", "--augment math:pi is not callable"),
+            ("flip:2", "--augment flip:2: flip takes no strength; name it alone"),
+            ("flip:", "--augment flip:: flip takes no strength"),
+            *(
+                (
+                    f"crop:{strength}",
+                    f"--augment crop:{strength}: .* whole number .*such as crop:4",
+                )
+                for strength in ("", "0", "-1", "2.5", "a", "1e9", "9" * 5000, "٣", "4_0")
+            ),
+            (
+                f"{__name__}:noise:3",
+                f"--augment {__name__}:noise:3: a function of your own takes no strength; write "
+                f"it into the function, and name {__name__}:noise",
+            ),
+            ("crop:4:2", "--augment crop:4:2: the strength must be a whole number"),
         ],
+        ids=lambda value: value[:30],
     )
     def test_other_names_are_refused(self, names: str, sentence: str):
         with pytest.raises(UserError, match=f"^{sentence}"):
             parse_augmentations(names)
 
 
+class TestATry:
+    @pytest.mark.parametrize(
+        ("names", "shape"),
+        [
+            ("none", (3, 32, 32)),
+            ("crop:31,flip,cutout:32,translate:31", (3, 32, 32)),
+            ("crop:5,translate:5,cutout:6", (1, 9, 6)),
+            (f"{__name__}:noise,{__name__}:ADDS_ONE,{__name__}:BRIGHTER", (1, 32, 32)),
+        ],
+    )
+    def test_accepts_what_works_and_draws_no_random_number(self, names: str, shape):
+        torch.manual_seed(0)
+        expected = torch.rand(1)
+        torch.manual_seed(0)
+        try_augmentations(names, shape)
+        assert torch.rand(1) == expected
+
+    @pytest.mark.parametrize(
+        ("names", "sentence"),
+        [
+            ("crop:6", "--augment crop:6: images of 9x6 pixels allow a strength of 5 at most"),
+            ("flip,translate:6", "--augment translate:6: images of 9x6 .* 5 at most"),
+            ("cutout", "--augment cutout:8: images of 9x6 .* 6 at most"),
+            ("crop:999999999", "--augment crop:999999999: images of 9x6"),
+            (f"{__name__}:fails", "--augment: fails fails on images .*: no 9 pixels, please"),
+            (f"{__name__}:forgets", "--augment: forgets returned NoneType"),
+            (f"{__name__}:crops", r"--augment: crops returned \(16, 3, 9, 5\)"),
+            (f"{__name__}:Adds", "--augment: Adds fails on images .* TypeError"),
+            (
+                f"{__name__}:draws_elsewhere",
+                "--augment: draws_elsewhere returned other images when it was called again with "
+                "the same generator: draw random numbers from the generator alone",
+            ),
+        ],
+    )
+    def test_refuses_what_does_not_fit_the_images(self, names: str, sentence: str):
+        with pytest.raises(UserError, match=f"^{sentence}"):
+            try_augmentations(names, (3, 9, 6))
+
+
+BUILT_IN = "crop:4,flip,cutout:8,translate:2"
+
+
+@pytest.mark.parametrize("augmentations", [BUILT_IN, f"{BUILT_IN},{__name__}:noise"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_replica_sees_its_share_of_the_augmented_batch(count: int, tmp_path):
+def test_a_replica_sees_its_share_of_the_augmented_batch(count: int, augmentations: str, tmp_path):
     """A batch of 5 and one of 4 images: the first stage's replicas draw what one actor draws."""
-    augmentations = f"flip,{__name__}:noise"
     config = TrainConfig(
         **{"task": write_tiny_task(tmp_path / "task", num_train=9), "batch_size": 5, "seed": 3},
         **{"arch": "tinycnn", "width": 4, "augment": augmentations, "rule": "plain"},
@@ -124,6 +255,7 @@ def test_a_replica_sees_its_share_of_the_augmented_batch(count: int, tmp_path):
     images = torch.from_numpy(run.splits["train"].images)
     for number, indices in enumerate(command.batches):
         whole = images[torch.from_numpy(np.asarray(indices))]
-        expected = augment(whole, [flip, noise], seed=3, step=command.step + number)
+        step = command.step + number
+        expected = augment(whole, parse_augmentations(augmentations), seed=3, step=step)
         assert torch.equal(torch.cat(entered[number]), normalise(expected))
         assert not torch.equal(torch.cat(entered[number]), normalise(whole))

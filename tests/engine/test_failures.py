@@ -21,6 +21,8 @@ from rayff.runs import checkpoint as checkpoint_module
 from rayff.runs import files as files_module
 from rayff.runs.files import write_durably
 from rayff.runs.metrics import read_metrics
+from tests.helpers.augmentations import OF_SIXTEEN
+from tests.helpers.mistakes import refused
 from tests.helpers.runs import (
     RecordingCallback,
     StopAfter,
@@ -168,3 +170,15 @@ class TestDivergence:
             train_locally(config, resume=True)
         assert layer_files(config.run_dir, 1) == good
         assert prepare(config, resume=True).progress.epoch == 1
+
+
+def test_an_augmentation_that_fails_in_training_ends_the_run_in_a_sentence(
+    tiny_task: str, tmp_path: Path
+) -> None:
+    """It is tried on 16 images, and a batch has 40."""
+    config = tiny_config(tiny_task, tmp_path / "run", augment=OF_SIXTEEN)
+    recording = RecordingCallback()
+    sentence = r"^--augment: of_sixteen fails on images \(40, 3, 32, 32\) uint8: RuntimeError: "
+    with refused(sentence + r".*augmentations.py, line \d+\)$"):
+        train_locally(config, recording)
+    assert recording.lines == ["start", "end: UserError"]

@@ -13,6 +13,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.engine.preparation import default_run_dir, prepare
 from rayff.runs.checkpoint import Progress
 from tests.data.files import write_parquet
+from tests.helpers.augmentations import DARKEN, NARROW
 from tests.helpers.losses import LINEAR
 from tests.helpers.mistakes import refused, tree
 from tests.helpers.runs import train_locally
@@ -61,6 +62,11 @@ class TestMistakes:
         ({"optimizer": "adamx"}, "--optimizer.*'adamx'.*did you mean 'adam"),
         ({"optimizer": "math:pi"}, "--optimizer math:pi is not a subclass of torch.optim"),
         ({"augment": "flop"}, "--augment.*'flop'.*did you mean 'flip'"),
+        ({"augment": "flip:2"}, "--augment flip:2: flip takes no strength"),
+        ({"augment": "crop:2.5"}, "--augment crop:2.5: the strength must be a whole number"),
+        ({"augment": "flip,crop:32"}, "--augment crop:32: images of 32x32 .* 31 at most"),
+        ({"augment": f"{DARKEN}:2"}, f"--augment {DARKEN}:2: .* takes no strength"),
+        ({"augment": NARROW}, r"narrow returned \(16, 3, 32, 31\) .*same shape and type"),
         ({"augment": "flip,math:pi"}, "--augment math:pi is not callable"),
         ({"run_dir": "used"}, "--run-dir used is not empty: add --resume"),
         ({"run_dir": "file"}, "--run-dir file is a file; name a folder"),

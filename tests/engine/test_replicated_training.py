@@ -25,6 +25,7 @@ from tests.engine.stages import (
     train,
     weight_of,
 )
+from tests.helpers.augmentations import DARKEN
 from tests.helpers.losses import LINEAR
 
 
@@ -169,8 +170,9 @@ class TestTraining:
         ]
         assert min(moved) > 1e-5
 
-    def test_heads_and_augmented_batches_too(self) -> None:
-        how = {"rule": "plain", "loss": LossConfig(name=LINEAR), "augment": "flip"}
+    @pytest.mark.parametrize("augment", ["crop:4,flip,cutout:8,translate:2", f"flip,{DARKEN}"])
+    def test_heads_and_augmented_batches_too(self, augment: str) -> None:
+        how = {"rule": "plain", "loss": LossConfig(name=LINEAR), "augment": augment}
         whole = trained(ThreadPipeline(RESNET, (), (1,), **how))
         assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
 

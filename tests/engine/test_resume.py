@@ -68,7 +68,8 @@ def test_again_and_again_and_with_other_cuts(
 def test_with_heads_an_augmentation_and_an_optimizer_of_the_users_own(
     tiny_task: str, tmp_path: Path, chunks: int
 ) -> None:
-    own = {"loss": LINEAR, "augment": DARKEN, "optimizer": "torch.optim:RMSprop"}
+    augment = f"crop:4,flip,{DARKEN},cutout:8,translate:2"
+    own = {"loss": LINEAR, "augment": augment, "optimizer": "torch.optim:RMSprop"}
     whole = tiny_config(tiny_task, tmp_path / "whole", **own)
     train_locally(whole)
     config = tiny_config(tiny_task, tmp_path / "run", **own)

@@ -27,7 +27,11 @@ KERNELS = (
     "conv,winograd,conv/winograd,unfold,conv/unfold,winograd,winograd/conv,winograd,unfold/winograd,"
     "unfold,winograd/unfold,winograd,conv,winograd/unfold,winograd,unfold/conv,conv/unfold"
 )
-OWN = {"loss": LINEAR, "augment": f"flip,{DARKEN}", "optimizer": "torch.optim:RMSprop"}
+OWN = {
+    "loss": LINEAR,
+    "augment": f"crop:4,flip,{DARKEN},cutout:8,translate:2",
+    "optimizer": "torch.optim:RMSprop",
+}
 """A user's local loss, whose heads learn too, augmentation and optimizer."""
 
 

@@ -1,5 +1,6 @@
 """Promise 2 in one process: the cut changes nothing."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ OWN = {
     "optimizer": "torch.optim:RMSprop",
 }
 """A user's local loss, whose heads learn too, augmentation and optimizer."""
+AUGMENT = {"augment": "crop:4,flip,cutout:8,translate:2"}
 
 HEADS = {"loss": LossConfig(name="linear_similarity", label_smoothing=0.1), "rule": "fast"}
 """A built-in loss with heads, by the analytic step."""
@@ -71,8 +73,33 @@ def test_many_stages_give_the_same_bits(cuts: tuple[int, ...], one_stage: Result
     assert_same(run(cuts), one_stage)
 
 
-@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"rule": "fast"}, OWN, HEADS], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"precision": "bf16"}, {"rule": "fast"}, AUGMENT, OWN, HEADS], ids=str
+)
 def test_whatever_the_layers_learn_by(how: dict[str, Any], one_stage: Result) -> None:
     whole = run((), **how)
     assert whole[0] != one_stage[0]
     assert_same(run((2, 7, 12), **how), whole)
+
+
+def test_every_chunk_gives_the_same_bits_of_augmented_images() -> None:
+    """A step counts batches, however many of them a command has."""
+    found = []
+    for chunks in (
+        ([(0, 1, 2), (3, 4), (5, 6)],),
+        ([(0, 1, 2)], [(3, 4), (5, 6)]),
+        (
+            [(0, 1, 2)],
+            [(3, 4)],
+            [(5, 6)],
+        ),
+    ):
+        stages = [
+            make_stage(part, first=part.layers[0].index == 0, last=number == 1, **AUGMENT)
+            for number, part in enumerate(RESNET.stages((7,)))
+        ]
+        steps = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
+        commands = [train(*chunk, step=step) for chunk, step in zip(chunks, steps, strict=False)]
+        list(LocalPipeline(stages).stream(commands))
+        found.append(states_of(*stages))
+    assert found == [found[0]] * 3

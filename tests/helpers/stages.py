@@ -15,6 +15,7 @@ OPTIONS: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 16,  # of the tiny task's 96 images: six batches an epoch
     "lr": 0.01,
+    "augment": "crop:4,flip,cutout:8,translate:2",
     "chunk": 2,
     "precision": "fp32",
     "kernels": "conv",

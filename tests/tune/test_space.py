@@ -12,7 +12,7 @@ from rayff.tune.schedulers import check_strategy
 from rayff.tune.search import check_resources, longest_trial
 from rayff.tune.space import SearchSpace, find_space, load_space
 
-SHIPPED = ("learning_rate", "paper_table1", "quick", "stages", "width_depth")
+SHIPPED = ("augment", "learning_rate", "paper_table1", "quick", "stages", "width_depth")
 
 
 def space(**param_space: object) -> SearchSpace:
@@ -143,6 +143,7 @@ class TestATrialThatCannotRunIsRefusedAtOnce:
             ("arch", ["tinycnn", "no.such:net"], r"\(arch=no\.such:net\) .* cannot be imported"),
             ("loss", ["goodness", "torch:Los"], r"\(loss=torch:Los\) .*torch has no 'Los'"),
             ("augment", ["none", "flp"], r"\(augment=flp\) .*\(did you mean 'flip'\?\)"),
+            ("augment", ["crop:4", "crop:32"], r"\(augment=crop:32\) .* images of 32x32 .* 31 at"),
             ("optimizer", ["adamw", "adm"], r"\(optimizer=adm\) .*\(did you mean 'adam'\?\)"),
             ("lr", [0.1, -1], r"\(lr=-1\) .* --lr must be"),
             ("lr", [0.1, "x"], r"\(lr=x\) .* lr must be of type float"),
