@@ -52,6 +52,7 @@ _VALUES = {
     "INT": "a whole number",
     "FLOAT": "a number",
     "N,N,...": "whole numbers with commas between them",
+    "X,X,...": "numbers with commas between them",
 }
 """What an option takes, by the placeholder for its value in the help."""
 
@@ -116,16 +117,19 @@ def constructors(*, for_completion: bool = False) -> ConstructorRegistry:
     return registry
 
 
-def _comma_separated(
-    info: PrimitiveTypeInfo,
-) -> PrimitiveConstructorSpec[tuple[int, ...]] | None:
+def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Read a tuple of numbers as 5,9,13; tyro would read 5 9 13."""
-    if info.type != tuple[int, ...]:
+    kinds: dict[Any, tuple[type, str]] = {
+        tuple[int, ...]: (int, "N,N,..."),
+        tuple[float, ...]: (float, "X,X,..."),
+    }
+    if info.type not in kinds:
         return None
+    number, metavar = kinds[info.type]
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="N,N,...",
-        instance_from_str=lambda args: tuple(map(int, args[0].split(","))),
+        metavar=metavar,
+        instance_from_str=lambda args: tuple(map(number, args[0].split(","))),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(map(str, value))],
     )

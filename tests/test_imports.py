@@ -180,7 +180,7 @@ resolved = resolve(config, resolve_recipe(config, {}), "fp32", (Kernels(),) * 4)
 spec = StageSpec(architecture=network, is_last=True, config=resolved)
 cpu = torch.device("cpu")
 stage = Stage(spec, cpu, make_learner(spec, cpu), {"train": images})
-stage.handle(Train(epoch=0, batches=(np.arange(2),), step=0, lr=0.1), None)
+stage.handle(Train(epoch=0, batches=(np.arange(2),), step=0, lrs=(0.1,)), None)
 assert len(stage.handle(Snapshot(epoch=0, batch=1), None)[1].states) == 4
 slow = {"torch._dynamo", "torchvision", "sklearn", "pandas", "ray.train", "ray.tune"}
 print(*sorted(slow & sys.modules.keys()))

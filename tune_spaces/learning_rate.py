@@ -10,7 +10,7 @@ param_space = {
     "arch": "tinycnn",
     "task": "digits",
     "epochs": 10,
-    "lr": tune.loguniform(1e-3, 3e-1),
+    "lr": tune.loguniform(1e-2, 3e-1),
     "lr_min": tune.loguniform(1e-4, 1e-2),
 }
 num_samples = 16

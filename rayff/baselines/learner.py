@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,10 @@ class EndToEndLearner:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.layers = self.network.parts()
         self.loss_layers = [layer.spec.index for layer in self.layers if layer.head is not None]
-        self.optimizers = make_optimizers(self.layers, spec.config.recipe)
+        recipe = spec.config.recipe
+        self.clip_norm = recipe.clip_norm
+        by_layer = dataclasses.replace(recipe, clip_norm=None)  # one loss trains all layers
+        self.optimizers = make_optimizers(self.layers, by_layer, len(self.layers))
         restore(self.layers, self.optimizers, states)
         self.distributed = distribute(self.network)
 
@@ -71,6 +75,8 @@ class EndToEndLearner:
         )
         losses: Tensor = by_image.sum(dim=1) / share.batch_size
         (losses.sum() * self.workers).backward()  # type: ignore[no-untyped-call]
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         for layer in self.layers:
             self.optimizers[layer.spec.index].step()
         self.network.zero_grad()

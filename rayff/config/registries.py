@@ -19,6 +19,7 @@ OPTIMIZERS: Registry[Any] = Registry("optimizer", "--optimizer")
 OPTIMIZERS.add("adamw", "rayff.learning.optimizers:FusedAdamW")
 OPTIMIZERS.add("adam", "rayff.learning.optimizers:FusedAdam")
 OPTIMIZERS.add("sgd", "rayff.learning.optimizers:FusedSGD")
+OPTIMIZERS.add("muon", "rayff.learning.muon:Muon")
 
 AUGMENTATIONS: Registry[Any] = Registry("augmentation", "--augment")
 """Subclasses of ImageAugmentation, or callables on a uint8 batch and a generator; see

@@ -1,4 +1,4 @@
-"""The resolved config: every option that decides the bits of a run, none of them None."""
+"""The resolved config: every option that decides the bits of a run, none of them left open."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from typing import Any
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels, format_kernels, parse_kernels
 from rayff.config.local_loss import OWN_LOSS_OPTIONS, LossConfig, loss_config, loss_tier
-from rayff.config.recipe import BACKPROPAGATION, Method, Recipe, recipe
+from rayff.config.recipe import (
+    OF_DATA,
+    SCHEDULE_OPTIONS,
+    Method,
+    Recipe,
+    defaults_of,
+    make_recipe,
+)
 from rayff.config.train_config import Precision, RuleName, TrainConfig
 from rayff.config.validation import PIPELINE_OPTIONS, as_option, flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """Everything that stages and schedule read; with the data it decides a run's bits."""
+    """Everything that stages and schedule read; with the data it decides a run's bits.
+
+    None is only what the recipe has no use for.
+    """
 
     method: Method
     loss: LossConfig
@@ -29,21 +39,29 @@ class ResolvedConfig:
     kernels: tuple[Kernels, ...]
     """Of each layer; torch's convolution with the plain rule."""
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the whole network."""
+        return len(self.kernels)
+
 
 def resolve_recipe(config: TrainConfig, task_recipe: Mapping[str, Any]) -> Recipe:
-    """Return the paper's recipe for the architecture, with the values of task and config over it.
+    """Return the recipe of method, loss and architecture under the values of task and config.
 
     Args:
         config: its own values come first.
         task_recipe: the task's values, by name.
+
+    Raises:
+        UserError: the config's values contradict each other or the recipe.
     """
     own = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(Recipe)
         if getattr(config, field.name) is not None
     }
-    method = {} if config.method == "ff" else BACKPROPAGATION
-    return recipe(config.arch, {**task_recipe, **method, **own})
+    defaults = defaults_of(config.method, config.loss)
+    return make_recipe(defaults, config.arch, task_recipe, own)
 
 
 def with_recipe(config: TrainConfig, recipe: Recipe) -> TrainConfig:
@@ -154,8 +172,10 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
     """Return a saved config without the options that those given now exclude.
 
     Of stages, cuts, replicas and elastic the given ones replace the others; but a number of actors
-    and `auto`, which groups them, go together. Another method begins with its own learning rates
-    and without what only the one before it has. Another loss or rule leaves the kernels behind.
+    and `auto`, which groups them, go together. Another method begins without what only the one
+    before it has. Another loss or rule leaves the kernels behind. Another method or loss begins
+    with its own values where its recipe differs. Another schedule begins without what it has no
+    use for.
 
     Args:
         saved: of a file or a run.
@@ -164,9 +184,13 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
     """
     dropped: set[str] = set()
     if "method" in given and asked.method != saved.method:
-        dropped |= {*PIPELINE_OPTIONS, "workers", *BACKPROPAGATION}
+        dropped |= {*PIPELINE_OPTIONS, "workers", "lr_scale"}
     if "loss" in given and asked.loss != saved.loss:
         dropped |= {"rule", "kernels", "autotune", *OWN_LOSS_OPTIONS}
+    dropped |= _changed_defaults(saved, asked, given)
+    for schedule, names in SCHEDULE_OPTIONS.items():
+        if "lr_schedule" in dropped or ("lr_schedule" in given and asked.lr_schedule != schedule):
+            dropped |= {*names}
     if given & {"rule", "kernels", "autotune"}:
         dropped |= {"kernels", "autotune"}
     plan = {"stages", "cuts", "replicas", "elastic"}
@@ -176,3 +200,12 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
         dropped |= {"cuts", "elastic"} if grouped else plan
     defaults = {name: getattr(TrainConfig, name) for name in dropped - given}
     return dataclasses.replace(saved, **defaults)
+
+
+def _changed_defaults(saved: TrainConfig, asked: TrainConfig, given: Set[str]) -> set[str]:
+    """Return what another method or loss has other defaults for: not the data's own values."""
+    method = asked.method if "method" in given else saved.method
+    loss = asked.loss if "loss" in given else saved.loss
+    before, after = defaults_of(saved.method, saved.loss), defaults_of(method, loss)
+    was, now = before.of(saved.arch), after.of(saved.arch)
+    return {n for n in {*was, *now} - {*OF_DATA} if was.get(n) != now.get(n)}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rayff.config.errors import UserError
 from rayff.config.option_names import nearest_option
-from rayff.config.recipe import Method
+from rayff.config.recipe import LrSchedule, Method
 from rayff.config.validation import validate
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -64,22 +64,42 @@ class TrainConfig:
     strength in pixels if need be (crop:4,flip,cutout:8), or package.module:function."""
 
     epochs: int | None = None
-    """Passes over the training images. Default: the task's own, else the paper's 150."""
+    """Passes over the training images. Default: the task's own, else 150, for predsim 400."""
     batch_size: int | None = None
     """Images of one local update. Default: the task's own, else the paper's 128."""
     lr: float | None = None
-    """Learning rate of the first epoch. Default: the task's own, else the paper's 0.08; for bp
-    0.001."""
+    """Highest learning rate, behind the warm-up. Default: for goodness and squared_goodness the
+    task's own, else the paper's 0.08; for linear, linear_similarity and losses by import path
+    0.002, on tinycnn 0.003; for channel_matrix 0.01; for predsim 0.0005; for bp 0.001."""
+    lr_schedule: LrSchedule | None = None
+    """How the learning rate falls: by a cosine to --lr-min that is stepped once an epoch, never
+    (constant), or at --lr-steps (step). Default: cosine, for predsim step."""
     lr_min: float | None = None
-    """Where the cosine of the learning rate ends. Default: the task's own, else 0.008; for bp
-    0.0001."""
+    """Where the cosine of the learning rate ends. Default: for goodness and squared_goodness the
+    task's own, else 0.008; for other losses 0.00001, for bp 0.0001; but never above --lr."""
+    lr_steps: tuple[float, ...] | None = None
+    """Shares of the epochs, such as 0.5,0.75, at each of which the schedule step multiplies the
+    learning rate by --lr-decay. Default: 0.5,0.75,0.89,0.94."""
+    lr_decay: float | None = None
+    """Factor of the schedule step. Default: 0.25."""
+    warmup_epochs: int | None = None
+    """Epochs at the beginning in which the learning rate grows from 0 to the schedule's, a little
+    each batch. Default: 0."""
+    lr_scale: float | None = None
+    """Learning rate of the last layer as a multiple of the first layer's; those between them are
+    spaced geometrically. Default: 1, the same for all."""
     weight_decay: float | None = None
-    """Weight decay. Default: 5e-4, for tinycnn 0.01, for vgg 0."""
+    """Weight decay. Default: for goodness, squared_goodness and bp 5e-4, on tinycnn 0.01, on vgg
+    0; for other losses 0."""
     dropout: float | None = None
     """Share of activations set to zero, in steps of 1/256. Default: the paper's 0.2."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of a layer and its loss, for bp of the whole network; a longer
+    one is scaled down. Default: any."""
     optimizer: str | None = None
     """Optimizer of every layer: {optimizers}, or package.module:Class, a subclass of
-    torch.optim.Optimizer. Default: adamw, for vgg adam."""
+    torch.optim.Optimizer. Default: adamw; adam for predsim, and on vgg for goodness,
+    squared_goodness and bp."""
     seed: int = 0
     """Seed of weights, dropout and batch order; the same seed gives the same bits."""
     precision: Precision | None = None
@@ -207,6 +227,7 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
         "bool": bool,
         "str": str,
         "tuple[int, ...]": (list, tuple),
+        "tuple[float, ...]": (list, tuple),
     }
     if value is None and "None" in annotation:
         return None
@@ -214,7 +235,10 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
     kind = kinds.get(base, str)
     wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
     if isinstance(value, (list, tuple)):
-        wrong |= not all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        item_kind = (int, float) if base == "tuple[float, ...]" else int
+        wrong |= not all(
+            isinstance(item, item_kind) and not isinstance(item, bool) for item in value
+        )
     if wrong:
         raise UserError(f"{source}: {name} must be of type {base}, not {value!r}")
     return tuple(value) if isinstance(value, list) else value

@@ -31,12 +31,13 @@ _REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 _AT_LEAST = {
     **dict.fromkeys(("width", "limit", "epochs", "batch_size", "stages", "workers"), 1),
     **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints"), 1),
-    **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay"), 0),
+    **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay", "warmup_epochs"), 0),
     **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
     "max_failures": -1,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("ff", "bp", "bp-deepsup"),
+    "lr_schedule": ("cosine", "constant", "step"),
     "precision": ("fp32", "bf16"),
     "rule": ("fast", "plain"),
     "device": ("auto", "cpu", "cuda"),
@@ -51,6 +52,7 @@ def validate(config: TrainConfig) -> None:
     for name, least in _AT_LEAST.items():
         _check_number(name, getattr(config, name), at_least=least)
     _check_resources(config)
+    _check_learning_rates(config)
     for name in ("task", "data_dir", "run_dir", "storage_path"):
         value = getattr(config, name)
         if value is not None and not is_path(value):
@@ -111,6 +113,29 @@ def _check_resources(config: TrainConfig) -> None:
         )
 
 
+def _check_learning_rates(config: TrainConfig) -> None:
+    """Raise a UserError for factors and shares that are out of their range."""
+    for name in ("lr_scale", "lr_decay", "clip_norm"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{flag(name)} must be a number above 0, not {value}")
+        _check_number(name, value, at_least=0)
+    if config.lr_decay is not None and config.lr_decay >= 1:
+        raise UserError(f"--lr-decay must be a number below 1, not {config.lr_decay}")
+    steps = config.lr_steps
+    for step in steps or ():
+        _check_number("lr_steps", step, at_least=0)
+    if steps is not None and not (
+        steps
+        and all(0 < step < 1 for step in steps)
+        and all(before < after for before, after in zip(steps, steps[1:], strict=False))
+    ):
+        raise UserError(
+            f"{as_option('lr_steps', steps)}: give shares of the run's epochs between 0 and 1, "
+            "ascending, such as 0.5,0.75,0.9"
+        )
+
+
 def _check_elastic(config: TrainConfig) -> None:
     low, high = config.elastic_range or (0, 0)
     given = f"--elastic {_one_line(config.elastic)}"
@@ -164,6 +189,11 @@ def check_method(config: TrainConfig, batch_size: int) -> None:
                 f"{as_option(name, value)} is for Forward-Forward: --method {config.method} has "
                 "the whole network on each of its --workers; leave the option out"
             )
+    if config.lr_scale not in (None, 1):
+        raise UserError(
+            f"--lr-scale {config.lr_scale} is for Forward-Forward: with --method {config.method} "
+            "one loss trains all layers; leave the option out"
+        )
     if (config.workers or 1) > batch_size:
         raise UserError(
             f"--workers {config.workers} cannot share a batch of {batch_size}; use fewer, or a "

@@ -26,7 +26,8 @@ class Train:
     epoch: int
     step: int
     """Number of the chunk's first batch, counted from 0 over the whole run."""
-    lr: float
+    lrs: tuple[float, ...]
+    """Learning rate of each batch."""
     batches: tuple[Indices, ...]
 
 

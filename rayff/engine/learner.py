@@ -23,6 +23,7 @@ from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
 from rayff.learning.layer import ConvLayer
 from rayff.learning.layer_state import layer_state, restore_layer
+from rayff.learning.lr_schedule import layer_factor
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.recorded import RecordedEvaluation, RecordedStep
 from rayff.learning.rules import RULES
@@ -69,7 +70,7 @@ class Learner(Protocol):
         ...
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the steps to come."""
+        """Set the learning rate of the steps to come, of the first layer where they differ."""
         ...
 
     def learn(self, batch: Batch, share: Share) -> tuple[Activations, list[Tensor]]:
@@ -101,10 +102,22 @@ def make_learner(
     return learner
 
 
-def make_optimizers(layers: Sequence[ConvLayer], recipe: Recipe) -> dict[int, LayerOptimizer]:
-    """Return an optimizer a layer, by global number."""
+def make_optimizers(
+    layers: Sequence[ConvLayer], recipe: Recipe, num_layers: int
+) -> dict[int, LayerOptimizer]:
+    """Return an optimizer a layer, by global number.
+
+    Args:
+        layers: of a stage.
+        recipe: their settings.
+        num_layers: of the whole network.
+    """
     kind = optimizer_class(recipe.optimizer)
-    return {layer.spec.index: kind(layer.parameters(), recipe) for layer in layers}
+    made: dict[int, LayerOptimizer] = {}
+    for layer in layers:
+        factor = layer_factor(recipe.lr_scale, layer.spec.index, num_layers)
+        made[layer.spec.index] = kind(layer.parameters(), recipe, factor)
+    return made
 
 
 def restore(
@@ -154,7 +167,7 @@ class LocalLearner:
             if config.kernels:
                 layer.kernels = config.kernels[layer.spec.index]
         self.loss_layers = [layer.spec.index for layer in self.chain.cwconvs()]
-        self.optimizers = make_optimizers(self.chain.cwconvs(), config.recipe)
+        self.optimizers = make_optimizers(self.chain.cwconvs(), config.recipe, config.num_layers)
         restore(self.chain.cwconvs(), self.optimizers, states)
         capturable = optimizer_class(config.recipe.optimizer).capturable
         recordable = config.rule == "fast" and all_reduce is None and capturable

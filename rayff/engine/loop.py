@@ -158,7 +158,7 @@ class Loop:
         return EpochRecord(
             epoch=epoch + 1,
             step=(epoch + 1) * self.schedule.batches_per_epoch,
-            lr=self.schedule.lr(epoch),
+            lr=self.schedule.lr(epoch, self.schedule.batches_per_epoch - 1),
             train_loss=float(layer_loss.mean()),
             valid_accuracy=float(valid[window]),
             test_accuracy=float(test[window]),

@@ -12,7 +12,7 @@ from rayff.config.recipe import Recipe
 from rayff.data.images import Split
 from rayff.data.order import batches, epoch_order
 from rayff.engine.commands import Command, Evaluate, Indices, Snapshot, Train
-from rayff.learning.lr_schedule import cosine_lr
+from rayff.learning.lr_schedule import batch_lr
 
 EVALUATION_BATCH = 128
 """Images of an evaluation batch at least; it needs less memory than a training batch."""
@@ -42,9 +42,9 @@ class Schedule:
         """Number of training batches of an epoch; the last may be smaller."""
         return -(-self.num_images["train"] // self.recipe.batch_size)
 
-    def lr(self, epoch: int) -> float:
-        """Return the learning rate of an epoch counted from 0."""
-        return cosine_lr(self.recipe, epoch)
+    def lr(self, epoch: int, batch: int) -> float:
+        """Return the learning rate of a batch of an epoch, both counted from 0."""
+        return batch_lr(self.recipe, epoch, batch, self.batches_per_epoch)
 
     def commands(
         self, epoch: int = 0, batch: int = 0, *, stop: Callable[[], bool] = lambda: False
@@ -62,16 +62,16 @@ class Schedule:
             begin = batch if current == epoch else 0
             order = epoch_order(self.num_images["train"], seed=self.seed, epoch=current)
             todo = batches(order, self.recipe.batch_size)
-            lr = self.lr(current)
             for position in range(begin, len(todo), self.chunk):
                 if stop():
                     yield Snapshot(epoch=current, batch=position, final=True)
                     return
+                chunk = tuple(todo[position : position + self.chunk])
                 yield Train(
                     epoch=current,
                     step=current * len(todo) + position,
-                    lr=lr,
-                    batches=tuple(todo[position : position + self.chunk]),
+                    lrs=tuple(self.lr(current, position + n) for n in range(len(chunk))),
+                    batches=chunk,
                 )
             for evaluation in self._evaluations(current):
                 if stop():

@@ -55,6 +55,7 @@ class Stage:
         self.device = device
         self.learner = learner
         self.next_step = 0
+        self.lr: float | None = None
         self.augmentations = parse_augmentations(spec.config.augment)
         # a private copy: what arrives may be memory of the object store, which a view would pin
         self.data = {
@@ -135,11 +136,14 @@ class Stage:
     def _train(
         self, command: Train, batches: Iterator[Batch]
     ) -> tuple[Chunk | None, dict[str, Any]]:
-        self.learner.set_lr(command.lr)
         onward: Chunk = []
         losses: list[Tensor] = []
         images = 0
-        for offset, (indices, batch) in enumerate(zip(command.batches, batches, strict=True)):
+        rows = zip(command.batches, command.lrs, batches, strict=True)
+        for offset, (indices, lr, batch) in enumerate(rows):
+            if lr != self.lr:
+                self.learner.set_lr(lr)
+                self.lr = lr
             first = self.spec.replica.rows(len(indices)).start
             share = Share(step=command.step + offset, batch_size=len(indices), first=first)
             activations, layer_losses = self.learner.learn(batch, share)

@@ -27,8 +27,9 @@ class LayerOptimizer:
     """The optimizer of the parameters of one layer.
 
     Args:
-        parameters: what the layer learns.
-        recipe: learning rate and weight decay.
+        parameters: what the layer learns, its loss's parameters included.
+        recipe: learning rate, weight decay and the largest norm of the gradient.
+        lr_factor: the layer's learning rate as a multiple of the run's.
 
     Attributes:
         capturable: whether a CUDA graph can record its step: the learning rate and all state are
@@ -38,19 +39,24 @@ class LayerOptimizer:
 
     capturable = False
 
-    def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], recipe: Recipe, lr_factor: float = 1.0
+    ) -> None:
         self.state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in parameters}
         self.weight_decay = recipe.weight_decay
-        self.lr: float | Tensor = recipe.lr
+        self.clip_norm = recipe.clip_norm
+        self.lr_factor = lr_factor
+        self.lr: float | Tensor = recipe.lr * lr_factor
         if self.capturable and (device := next(iter(self.state)).device).type == "cuda":
-            self.lr = torch.tensor(recipe.lr, device=device)
+            self.lr = torch.tensor(self.lr, device=device)
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the steps to come."""
+        """Set the run's learning rate of the steps to come."""
+        own = lr * self.lr_factor
         if isinstance(self.lr, Tensor):
-            self.lr.fill_(lr)
+            self.lr.fill_(own)
         else:
-            self.lr = lr
+            self.lr = own
 
     @classmethod
     def state_shapes(cls, shape: Shape) -> dict[str, Shape] | None:
@@ -61,9 +67,15 @@ class LayerOptimizer:
         """Update the parameters that have a gradient; `state` may be of several layers."""
         raise TypeError(f"{type(self).__name__} has no update")
 
+    def _clip(self) -> None:
+        """Scale the layer's gradient down to the largest norm; a GPU does not wait for it."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.state, self.clip_norm)
+
     @torch.no_grad()
     def step(self) -> None:
-        """Update the parameters by their gradients."""
+        """Update the parameters by their gradients, which are clipped."""
+        self._clip()
         self._update(self.state)
 
 
@@ -145,16 +157,18 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
     """
 
     class TorchOptimizer(LayerOptimizer):
-        def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe) -> None:
-            super().__init__(parameters, recipe)
+        def __init__(
+            self, parameters: Iterable[nn.Parameter], recipe: Recipe, lr_factor: float = 1.0
+        ) -> None:
+            super().__init__(parameters, recipe, lr_factor)
             learned: Any = list(self.state)
-            options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+            options: dict[str, Any] = {"lr": self.lr, "weight_decay": recipe.weight_decay}
             self.inner = kind(learned, **options)
 
         def set_lr(self, lr: float) -> None:
             super().set_lr(lr)
             for group in self.inner.param_groups:
-                group["lr"] = lr
+                group["lr"] = self.lr
 
         @classmethod
         def state_shapes(cls, shape: Shape) -> None:
@@ -196,9 +210,14 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
 
 @torch.no_grad()
 def step_together(optimizers: Sequence[LayerOptimizer]) -> None:
-    """Step layers of one recipe in one kernel; the bits are those of one step after the other.
+    """Step layers of one recipe; the bits are those of one step after the other.
 
-    Small layers leave most of a GPU idle.
+    Layers of one learning rate share a kernel: small ones leave most of a GPU idle.
     """
-    merged = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
-    optimizers[0]._update(merged)
+    groups: dict[float, list[LayerOptimizer]] = {}
+    for optimizer in optimizers:
+        optimizer._clip()
+        groups.setdefault(optimizer.lr_factor, []).append(optimizer)
+    for group in groups.values():
+        merged = {p: state for optimizer in group for p, state in optimizer.state.items()}
+        group[0]._update(merged)

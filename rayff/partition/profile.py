@@ -65,6 +65,10 @@ class LayerTime:
         return self.images_s + self.optimizer_s
 
 
+_TIMED = ("batch_size", "optimizer", "weight_decay", "dropout", "clip_norm")
+"""Values of the recipe that decide how long a step takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What decides the times of a layer besides its shape and kernels."""
@@ -87,7 +91,7 @@ class Conditions:
         )
         shape = dataclasses.replace(spec, index=0, opens_block=False, join="none")
         shape = dataclasses.replace(shape, shortcut_channels=0, shortcut_size=0)
-        recipe = dataclasses.replace(self.recipe, epochs=0, lr=0.0, lr_min=0.0)
+        recipe = {name: getattr(self.recipe, name) for name in _TIMED}
         known = (FORMAT, torch.__version__, where, shape, recipe, self.num_classes)
         compiled = (native.missing() is None, amx.missing() is None)
         how = (str(self.dtype), self.rule, self.loss, str(kernels), self.neighbours, *compiled)

@@ -32,6 +32,7 @@ class EpochRecord:
     step: int
     """Batches since the run began."""
     lr: float
+    """Of the epoch's last batch and the first layer."""
     train_loss: float
     """Mean over the images and the layers."""
     valid_accuracy: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -58,6 +58,13 @@ def make_algorithm(space: SearchSpace, searcher: SearcherName) -> SearchAlgorith
     return OptunaSearch(metric=space.metric, mode=space.mode, seed=seed)
 
 
+def explored(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a mutated configuration whose cosine does not rise."""
+    if "lr_min" in config and "lr" in config:
+        config = {**config, "lr_min": min(config["lr_min"], config["lr"])}
+    return config
+
+
 def make_scheduler(space: SearchSpace, epochs: int) -> TrialScheduler:
     """Return the scheduler for trials of at most so many epochs."""
     if space.scheduler == "asha":
@@ -70,5 +77,6 @@ def make_scheduler(space: SearchSpace, epochs: int) -> TrialScheduler:
             time_attr="epoch",
             perturbation_interval=max(1, epochs // 8),
             hyperparam_mutations={name: space.param_space[name] for name in space.varied},
+            custom_explore_fn=explored,
         )
     return FIFOScheduler()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from rayff.baselines.model import Backpropagation, EndToEndNetwork
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Method
-from rayff.engine.commands import Batch
+from rayff.engine.commands import Batch, Train
 from rayff.engine.evaluation import evaluate
 from rayff.engine.learner import StageSpec
 from rayff.engine.preparation import prepare
@@ -103,6 +103,55 @@ def test_a_step_is_that_of_torchs_adamw_on_the_whole_network(
     assert saved.keys() == network.state_dict().keys()
     for name, value in network.state_dict().items():
         assert torch.allclose(saved[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_recipe_trains_the_network_as_torchs_own_parts_do(task: str, tmp_path: Path):
+    """Warm-up, steps, and the gradient of the whole network clipped, three batches an epoch."""
+    config = make_config(
+        *(task, tmp_path / "run"),
+        **{"epochs": 2, "lr": 0.02, "lr_schedule": "step", "lr_steps": (0.5,), "lr_decay": 0.1},
+        **{"warmup_epochs": 1, "clip_norm": 0.1, "optimizer": "sgd", "weight_decay": 0.01},
+    )
+    prepared = prepare(config, resume=False)
+    train_locally(config)
+    network = Backpropagation(prepared.architecture, dropout=prepared.recipe.dropout)
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9, weight_decay=0.01)
+    images, norms = prepared.splits["train"], []
+    commands = [c for c in prepared.schedule(chunk=1).commands() if isinstance(c, Train)]
+    rates = (0.02 / 3, 0.04 / 3, 0.02, 0.002, 0.002, 0.002)
+    for step, (command, lr) in enumerate(zip(commands, rates, strict=True)):
+        (indices,) = command.batches
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = lr
+        x = normalise(torch.tensor(images.images[indices]))
+        logits = network(x, Share(step=step, batch_size=len(indices)))[0]
+        torch.nn.functional.cross_entropy(logits, torch.tensor(images.labels[indices])).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.1).item())
+        optimizer.step()
+    assert min(norms) > 0.2, "or nothing is clipped"
+    saved = {
+        f"layers.{index}.{name}": value
+        for index, (_, file) in enumerate(sorted(layer_files(config.run_dir, 6).items()))
+        for name, value in load(file).items()
+        if not name.startswith("optimizer.")
+    }
+    for name, value in network.state_dict().items():
+        # an activation at zero may turn by rounding; the path is ten times as long at least
+        assert torch.allclose(saved[name], value, rtol=1e-4, atol=1e-5), name
+        assert (value - before[name]).abs().max() > 1e-4, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_muon_trains_it_and_is_resumed(task: str, tmp_path: Path, method: Method):
+    how: dict[str, Any] = {"method": method, "optimizer": "muon", "clip_norm": 0.5}
+    whole = train_locally(make_config(task, tmp_path / "whole", **how))
+    parts = make_config(task, tmp_path / "parts", **how)
+    train_locally(parts, StopAfter(3))
+    resumed = train_locally(parts, resume=True)
+    assert layer_files(resumed.run_dir) == layer_files(whole.run_dir)
+    assert whole.metrics[-1].train_loss < whole.metrics[0].train_loss
 
 
 @pytest.mark.parametrize("method", METHODS)

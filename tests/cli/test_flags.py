@@ -33,6 +33,8 @@ class Options:
     """Which."""
     cuts: tuple[int, ...] | None = None
     """Where to cut."""
+    shares: tuple[float, ...] | None = None
+    """When."""
     size: int = 3
     """How large."""
     loud: bool = False
@@ -59,8 +61,9 @@ def test_no_options_leave_the_defaults() -> None:
 
 def test_optional_values_are_read_as_what_they_hold() -> None:
     args = ["--count=4", "--rate", "1e-3", "--where", "x", "--kind", "b", "--cuts", "5,9,13"]
-    assert read("f", *args) == Options(
-        file="f", count=4, rate=0.001, where="x", kind="b", cuts=(5, 9, 13)
+    assert read("f", *args, "--shares", "0.5,1,1e-3") == Options(
+        **{"file": "f", "count": 4, "rate": 0.001, "where": "x", "kind": "b"},
+        **{"cuts": (5, 9, 13), "shares": (0.5, 1.0, 0.001)},
     )
 
 
@@ -88,7 +91,8 @@ def test_help_shows_types_registered_names_and_only_real_defaults(
         "--rate FLOAT How fast. (default: 0.5) --where",
         "--where STR Where to. --kind",
         "--kind {a,b} Which. --cuts",
-        "--cuts N,N,... Where to cut. --size",
+        "--cuts N,N,... Where to cut. --shares",
+        "--shares X,X,... When. --size",
         "--size INT How large. (default: 3) --loud",
         "--loud, --no-loud Whether to shout. --quick Whether to hurry.",
         f"One of {', '.join(ARCHITECTURES.names)}, but not of {{these}}. (default: vgg)",
@@ -105,6 +109,7 @@ def test_help_shows_types_registered_names_and_only_real_defaults(
         ("f --count 4 --count=", "--count must be a whole number, not ''"),
         ("f --rate fast", "--rate must be a number, not 'fast'"),
         ("f --cuts 5,x", "--cuts must be whole numbers with commas between them, not '5,x'"),
+        ("f --shares 0.5,", "--shares must be numbers with commas between them, not '0.5,'"),
         ("f --kind c", "--kind must be one of a, b, not 'c'"),
         ("f --kind None", "--kind must be one of a, b, not 'None'"),
         ("f --size -1", "--size must be 0 or more"),

@@ -60,6 +60,12 @@ class TestAnOption:
             ("--learning_rate", "lr"),
             ("--optimizer.lr", "lr"),
             ("--min-lr", "lr-min"),
+            ("--lr-scheduler-type", "lr-schedule"),
+            ("--lr-milestones", "lr-steps"),
+            ("--gamma", "lr-decay"),
+            ("--warmup-steps", "warmup-epochs"),
+            ("--layer-decay", "lr-scale"),
+            ("--max-grad-norm", "clip-norm"),
             ("--output-dir", "run-dir"),
             ("--num-train-epochs", "epochs"),
             ("--trainer.max_epochs", "epochs"),
@@ -86,8 +92,8 @@ class TestAnOption:
 
     @pytest.mark.parametrize(
         "name",
-        "momentum gradient-accumulation-steps warmup-steps max-grad-norm deepspeed local-rank "
-        "betas lr-scheduler-type num-classes max-steps pretrained fsdp verbose "
+        "momentum gradient-accumulation-steps deepspeed local-rank "
+        "betas num-classes max-steps pretrained fsdp verbose "
         "foo f".split(),
     )
     def test_without_a_counterpart_is_near_to_nothing(self, name: str) -> None:

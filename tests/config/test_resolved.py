@@ -1,6 +1,7 @@
 """From the user's config to the resolved one; resumed and changed configs."""
 
 import dataclasses
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,11 @@ from rayff.config.train_config import TrainConfig
 from rayff.models.zoo import ARCHITECTURES
 from tests.helpers.losses import LINEAR, SPREAD
 
-SHARED = {"epochs": 150, "batch_size": 128, "lr": 0.08, "lr_min": 0.008, "dropout": 0.2}
+SHARED = {
+    **{"epochs": 150, "batch_size": 128, "lr": 0.08, "lr_min": 0.008, "dropout": 0.2},
+    **{"lr_schedule": "cosine", "lr_steps": None, "lr_decay": None, "warmup_epochs": 0},
+    **{"lr_scale": 1.0, "clip_norm": None},
+}
 
 
 def merged(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
@@ -153,7 +158,13 @@ class TestResume:
             ("batch_size", "--batch-size", 65),
             ("optimizer", "--optimizer", "adam"),
             ("lr", "--lr", 0.2),
+            ("lr_schedule", "--lr-schedule", "constant"),
             ("lr_min", "--lr-min", 0.02),
+            ("lr_steps", "--lr-steps", (0.5,)),
+            ("lr_decay", "--lr-decay", 0.5),
+            ("warmup_epochs", "--warmup-epochs", 1),
+            ("lr_scale", "--lr-scale", 0.5),
+            ("clip_norm", "--clip-norm", 2.0),
             ("weight_decay", "--weight-decay", 0.03),
             ("dropout", "--dropout", 0.4),
         ],
@@ -162,7 +173,8 @@ class TestResume:
         self, field: str, flag: str, value: object
     ):
         asked = dataclasses.replace(SAVED, **{field: value})
-        with pytest.raises(UserError, match=f"^{flag} {value}: the run was made with ") as caught:
+        sentence = f"^{flag} {re.escape(str(value))}: the run was made with "
+        with pytest.raises(UserError, match=sentence) as caught:
             resume_config(SAVED, asked)
         assert f"made with {getattr(SAVED, field)}, " in str(caught.value)
 
@@ -188,6 +200,14 @@ class TestResume:
     def test_the_same_kernels_may_be_one_entry(self):
         asked = dataclasses.replace(SAVED, kernels="conv")
         assert resume_config(SAVED, asked).kernels == "conv,conv"
+
+    def test_a_run_from_before_an_option_has_its_default(self):
+        options = SAVED.to_dict()
+        for name in ("lr_schedule", "lr_steps", "lr_decay", "warmup_epochs", "lr_scale"):
+            del options[name]
+        del options["clip_norm"]
+        before = TrainConfig.from_dict(options)
+        assert with_recipe(before, resolve_recipe(before, {})) == SAVED
 
     def test_where_and_how_it_computes_may_change(self):
         asked = dataclasses.replace(
@@ -277,3 +297,38 @@ class TestOverride:
         assert (resolve_recipe(asked, {}).lr, asked.epochs) == (0.001, 7)
         asked = merged(saved, {"method": "bp", "lr": 0.5, "workers": 3})
         assert (asked.lr, asked.workers) == (0.5, 3)
+
+    @pytest.mark.parametrize(
+        ("before", "asked", "recipe"),
+        [
+            # the recipes differ in all but these values
+            (
+                {"epochs": 7, "batch_size": 9, "dropout": 0.1},
+                {"loss": "linear"},
+                {"epochs": 7, "batch_size": 9, "dropout": 0.1, "lr": 3e-3, "lr_min": 1e-5},
+            ),
+            ({}, {"loss": "predsim"}, {"lr": 5e-4, "lr_steps": (0.5, 0.75, 0.89, 0.94)}),
+            ({"loss": "predsim"}, {"loss": "goodness"}, {"lr": 0.08, "lr_schedule": "cosine"}),
+            # they are the same
+            ({"loss": "linear", "lr": 0.5}, {"loss": "a:B"}, {"lr": 0.5, "lr_min": 1e-5}),
+            # what is given comes first
+            ({}, {"loss": "linear", "lr": 0.04}, {"lr": 0.04, "weight_decay": 0.0}),
+            # a schedule leaves the options of another behind
+            ({}, {"lr_schedule": "constant"}, {"lr": 0.08, "lr_min": None}),
+            ({"lr_min": 0.001}, {"lr_schedule": "cosine"}, {"lr_min": 0.001}),
+            (
+                {"lr_schedule": "step", "lr_steps": (0.5,)},
+                {"lr_schedule": "cosine"},
+                {"lr_min": 0.008, "lr_steps": None},
+            ),
+            ({"lr_scale": 0.5, "clip_norm": 2.0}, {"method": "bp"}, {"lr_scale": 1.0, "lr": 1e-3}),
+        ],
+        ids=str,
+    )
+    def test_a_recipe_that_was_written_out_gives_way_to_another_one(
+        self, before: dict[str, Any], asked: dict[str, Any], recipe: dict[str, Any]
+    ):
+        config = TrainConfig(**before)
+        saved = with_recipe(config, resolve_recipe(config, {}))
+        found = resolve_recipe(merged(saved, asked), {})
+        assert {name: getattr(found, name) for name in recipe} == recipe

@@ -32,7 +32,13 @@ EVERY_OPTION = TrainConfig(
     epochs=5,
     batch_size=64,
     lr=0.1,
+    lr_schedule="constant",
     lr_min=0.01,
+    lr_steps=(0.5, 0.75),
+    lr_decay=0.1,
+    warmup_epochs=2,
+    lr_scale=0.5,
+    clip_norm=1.5,
     weight_decay=0.02,
     dropout=0.5,
     optimizer="sgd",
@@ -79,6 +85,7 @@ class TestNumbers:
             ("checkpoint_every", "--checkpoint-every", 1),
             ("keep_checkpoints", "--keep-checkpoints", 1),
             ("seed", "--seed", 0),
+            ("warmup_epochs", "--warmup-epochs", 0),
             ("max_failures", "--max-failures", -1),
         ],
     )
@@ -105,6 +112,33 @@ class TestNumbers:
         flag = name.replace("_", "-")
         with pytest.raises(UserError, match=rf"^--{flag} must be a number below 2\*\*128: choose"):
             TrainConfig(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("field", "flag"), [("lr_scale", "--lr-scale"), ("clip_norm", "--clip-norm")]
+    )
+    def test_a_factor_is_above_0(self, field: str, flag: str):
+        for value in (-1.0, 0, 0.0, math.nan):
+            with pytest.raises(UserError, match=f"^{flag} must be a number above 0, not {value}$"):
+                TrainConfig(**{field: value})
+        for value in (math.inf, 10**5000):
+            with pytest.raises(UserError, match=f"^{flag} must be a number "):
+                TrainConfig(**{field: value})
+        assert getattr(TrainConfig(**{field: 1e-9}), field) == 1e-9
+
+    @pytest.mark.parametrize("value", [-0.1, 0, 1, 1.5, math.nan, 10**400])
+    def test_a_decay_is_between_0_and_1(self, value: float):
+        with pytest.raises(UserError, match="^--lr-decay must be "):
+            TrainConfig(lr_decay=value)
+
+    @pytest.mark.parametrize("steps", [(), (0.0,), (1.0,), (0.5, 0.5), (0.75, 0.5), (50, 75)])
+    def test_steps_are_ascending_shares_of_the_run(self, steps: tuple[float, ...]):
+        shown = ",".join(map(str, steps))
+        with pytest.raises(UserError, match=f"^--lr-steps {shown}: give shares of the run's"):
+            TrainConfig(lr_steps=steps)
+        for value in (-0.5, math.nan, 10**5000):
+            with pytest.raises(UserError, match="^--lr-steps must be a number "):
+                TrainConfig(lr_steps=(value,))
+        assert TrainConfig(lr_steps=(0.5, 0.75)).lr_steps == (0.5, 0.75)
 
     @pytest.mark.parametrize("dropout", [-0.1, 0.9965, 0.999, 511.5 / 512, 1.0, 1.5, math.nan])
     def test_dropout_that_its_steps_of_1_256_round_to_everything_is_refused(self, dropout: float):
@@ -162,6 +196,7 @@ class TestChoices:
         ("field", "written", "suggestion", "known"),
         [
             ("method", "bpp", "bp", "ff, bp, bp-deepsup"),
+            ("lr_schedule", "cosin", "cosine", "cosine, constant, step"),
             ("precision", "fp16", "bf16", "fp32, bf16"),
             ("rule", "quick", None, "fast, plain"),
             ("device", "cudaa", "cuda", "auto, cpu, cuda"),
@@ -176,7 +211,7 @@ class TestChoices:
         self, field: str, written: str, suggestion: str | None, known: str
     ):
         hint = rf" \(did you mean '{suggestion}'\?\)" if suggestion else ""
-        sentence = f"^--{field}: unknown {written!r}{hint}; known are {known}$"
+        sentence = f"^--{field.replace('_', '-')}: unknown {written!r}{hint}; known are {known}$"
         with pytest.raises(UserError, match=sentence):
             TrainConfig(**{field: written})
         for value in known.split(", "):
@@ -341,6 +376,7 @@ class TestFromDict:
             *(("arch", value) for value in (5, None, ["resnet"])),
             *(("cuts", value) for value in ("5,9", 5, [5, 9.0], [5, "9"], [True], [[5]])),
             *(("optimizer", 3), ("task", {"name": "digits"}), ("checkpoint_every", None)),
+            *(("lr_steps", value) for value in ("0.5", 0.5, [0.5, "0.75"], [True], [[0.5]])),
             *(("seed", None), ("seed", 1.0), ("transport", None)),
         ],
     )
@@ -350,8 +386,8 @@ class TestFromDict:
         assert repr(value) in str(caught.value)
 
     def test_integers_are_floats_and_lists_are_tuples(self):
-        config = TrainConfig.from_dict({"lr": 1, "cuts": [5, 9]})
-        assert (config.lr, config.cuts) == (1, (5, 9))
+        config = TrainConfig.from_dict({"lr": 1, "cuts": [5, 9], "lr_steps": [0.5, 0.75]})
+        assert (config.lr, config.cuts, config.lr_steps) == (1, (5, 9), (0.5, 0.75))
 
     @pytest.mark.parametrize("data", [[1], "resnet", 5, None])
     def test_other_json_than_an_object_is_refused(self, data: object):

@@ -100,6 +100,7 @@ class TestCuts:
         ({"rule": "plain"}, "--rule plain is for Forward-Forward"),
         ({"transport": "gloo"}, "--transport gloo is for Forward-Forward"),
         ({"rebalance": True}, "--rebalance is for Forward-Forward"),
+        ({"lr_scale": 0.5}, "--lr-scale 0.5 is for Forward-Forward: with --method bp one loss"),
         ({"workers": 41}, "--workers 41 cannot share a batch of 40"),
     ],
     ids=str,
@@ -107,3 +108,8 @@ class TestCuts:
 def test_an_option_of_the_other_method_is_refused(options: dict[str, Any], sentence: str):
     with pytest.raises(UserError, match=f"^{sentence}"):
         check_method(TrainConfig(**{"method": "bp", **options}), batch_size=40)
+
+
+def test_the_same_learning_rate_in_all_layers_is_for_both_methods():
+    check_method(TrainConfig(method="bp", lr_scale=1.0), batch_size=40)
+    check_method(TrainConfig(lr_scale=0.5), batch_size=40)

@@ -65,7 +65,7 @@ class Driver:
         self.now_s += seconds
         shares = [0.25] * (len(self.view.tracker.stage_names) - 1) + [0.5]
         reports = [Report(started_s=0.0, busy_s=seconds * s, images=images) for s in shares]
-        self.view.on_chunk_end(Train(epoch=epoch, step=0, lr=0.1, batches=()), reports)
+        self.view.on_chunk_end(Train(epoch=epoch, step=0, lrs=(), batches=()), reports)
 
     def finish(self, epoch: int, num_layers: int = 4) -> None:
         record = dataclasses.replace(

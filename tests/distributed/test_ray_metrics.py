@@ -81,7 +81,7 @@ def metrics(instruments: Instruments) -> Iterator[RayMetrics]:
 
 
 def chunk(stages: int = 2) -> tuple[Train, list[Report]]:
-    command = Train(epoch=1, step=0, lr=0.1, batches=(np.arange(8), np.arange(8)))
+    command = Train(epoch=1, step=0, lrs=(0.1, 0.1), batches=(np.arange(8), np.arange(8)))
     reports = [
         Report(started_s=0, busy_s=1 + stage, images=16, sent_bytes=100 * (stage == 0))
         for stage in range(stages)

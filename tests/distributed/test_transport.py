@@ -91,7 +91,7 @@ class TestAChunk:
 
 
 def test_calls_have_few_names() -> None:
-    train = [Train(epoch=e, step=9 * e, lr=0.1, batches=()) for e in range(3)]
+    train = [Train(epoch=e, step=9 * e, lrs=(), batches=()) for e in range(3)]
     assert {call_name(command) for command in train} == {"StageActor.train"}
     assert call_name(Evaluate(epoch=1, split="valid", batches=())) == "StageActor.evaluate valid"
     assert call_name(Snapshot(epoch=1, batch=2)) == "StageActor.snapshot"

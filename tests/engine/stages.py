@@ -85,7 +85,8 @@ def weight_of(stage: Stage, layer: int) -> torch.Tensor:
 
 
 def train(*batches: Sequence[int], step: int = 0, lr: float = LR) -> Train:
-    return Train(epoch=0, step=step, lr=lr, batches=tuple(np.array(batch) for batch in batches))
+    arrays = tuple(np.array(batch) for batch in batches)
+    return Train(epoch=0, step=step, lrs=(lr,) * len(arrays), batches=arrays)
 
 
 def evaluate(*batches: Sequence[int], split: Split = "valid") -> Evaluate:

@@ -175,6 +175,6 @@ def test_the_pace_is_the_seconds_of_each_stage_for_a_batch() -> None:
     pace = loop_module.Pace()
     assert pace.stage_s is None
     for size, busy_s in ((3, (6.0, 3.0)), (1, (2.0, 2.0))):
-        command = Train(epoch=0, step=0, lr=0.1, batches=(np.arange(2),) * size)
+        command = Train(epoch=0, step=0, lrs=(0.1,) * size, batches=(np.arange(2),) * size)
         pace.add(command, [Report(started_s=0, busy_s=busy) for busy in busy_s])
     assert pace.stage_s == [2.0, 1.25]

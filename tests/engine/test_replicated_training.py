@@ -176,6 +176,14 @@ class TestTraining:
         whole = trained(ThreadPipeline(RESNET, (), (1,), **how))
         assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
 
+    def test_what_is_clipped_is_the_sum_of_the_replicas(self) -> None:
+        """A sum of clipped gradients would be longer, and another learning rate would show."""
+        how = {"loss": LossConfig(name="linear"), "clip_norm": 0.01, "lr_scale": 0.25}
+        whole = trained(ThreadPipeline(RESNET, (), (1,), **how))
+        assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
+        free = trained(ThreadPipeline(RESNET, (), (1,), **{**how, "clip_norm": None}))
+        assert min((free[0][name] - whole[0][name]).abs().max() for name in whole[0]) > 1e-5
+
     @pytest.mark.parametrize("replicas", [(2, 3), (3, 12)])
     def test_hits_are_those_of_one_actor(self, replicas: tuple[int, ...]) -> None:
         command = Evaluate(epoch=0, split="valid", batches=(np.arange(7), np.array([7, 8])))

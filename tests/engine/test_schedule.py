@@ -21,9 +21,16 @@ def schedule(
     chunk: int = 1,
     checkpoint_every: int = 1,
     seed: int = 7,
+    warmup_epochs: int = 0,
 ) -> Schedule:
     return Schedule(
-        recipe=Recipe(epochs=epochs, batch_size=batch_size, lr=0.08, lr_min=0.008),
+        recipe=Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=0.08,
+            lr_min=0.008,
+            warmup_epochs=warmup_epochs,
+        ),
         seed=seed,
         num_images={"train": train, "valid": valid, "test": test},
         chunk=chunk,
@@ -37,7 +44,9 @@ def shown(command: Command) -> tuple[Any, ...]:
         return ("snapshot", command.epoch, command.batch, command.final)
     sizes = [len(batch) for batch in command.batches]
     if isinstance(command, Train):
-        return ("train", command.epoch, command.step, round(command.lr, 12), sizes)
+        rates = {round(lr, 12) for lr in command.lrs}
+        assert len(command.lrs) == len(sizes)
+        return ("train", command.epoch, command.step, *rates, sizes)
     return ("evaluate", command.epoch, command.split, sizes)
 
 
@@ -114,9 +123,20 @@ class TestTheLearningRate:
     def test_it_follows_a_cosine_stepped_once_an_epoch(self) -> None:
         # 0.008 + 0.072 * (1 + cos(pi e/3)) / 2, whose cosines are 1, 1/2 and -1/2
         three = schedule(epochs=3)
-        assert [three.lr(epoch) for epoch in range(3)] == pytest.approx([0.08, 0.062, 0.026])
-        rates = {(c.epoch, c.lr) for c in three.commands() if isinstance(c, Train)}
-        assert rates == {(epoch, three.lr(epoch)) for epoch in range(3)}
+        assert [three.lr(epoch, 0) for epoch in range(3)] == pytest.approx([0.08, 0.062, 0.026])
+        rates = {(c.epoch, *c.lrs) for c in three.commands() if isinstance(c, Train)}
+        assert rates == {(epoch, three.lr(epoch, 2)) for epoch in range(3)}
+
+    @pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+    @pytest.mark.parametrize("start", [(0, 0), (0, 2), (1, 1), (2, 0)])
+    def test_each_batch_of_a_warm_up_has_its_own(self, chunk: int, start: tuple[int, int]) -> None:
+        # three batches an epoch: the warm-up of two epochs takes sixths of the rates above
+        warming = schedule(epochs=3, chunk=chunk, warmup_epochs=2)
+        sixths = [(0.08, 1), (0.08, 2), (0.08, 3), (0.062, 4), (0.062, 5), (0.062, 6)]
+        expected = [lr * sixth / 6 for lr, sixth in sixths] + [0.026] * 3
+        commands = list(warming.commands(*start))
+        rates = [lr for c in commands if isinstance(c, Train) for lr in c.lrs]
+        assert rates == pytest.approx(expected[3 * start[0] + start[1] :], rel=1e-12)
 
 
 class TestTheImages:
@@ -140,7 +160,7 @@ class TestTheImages:
     ) -> None:
         def steps(commands: Iterable[Command]) -> list[tuple[int, int, float, list[int]]]:
             return [
-                (command.epoch, command.step + offset, command.lr, batch.tolist())
+                (command.epoch, command.step + offset, command.lrs[offset], batch.tolist())
                 for command in commands
                 if isinstance(command, Train)
                 for offset, batch in enumerate(command.batches)

@@ -26,6 +26,9 @@ AUGMENT = {"augment": "crop:4,flip,cutout:8,translate:2"}
 HEADS = {"loss": LossConfig(name="linear_similarity", label_smoothing=0.1), "rule": "fast"}
 """A built-in loss with heads, by the analytic step."""
 
+RECIPE = {**HEADS, "optimizer": "muon", "clip_norm": 0.01, "lr_scale": 0.25}
+"""All that a recipe does to a layer's step."""
+
 
 def run(cuts: tuple[int, ...], **how: Any) -> Result:
     """Train, evaluate, train; return all bits of the states and the reports of the whole."""
@@ -74,7 +77,7 @@ def test_many_stages_give_the_same_bits(cuts: tuple[int, ...], one_stage: Result
 
 
 @pytest.mark.parametrize(
-    "how", [{"precision": "bf16"}, {"rule": "fast"}, AUGMENT, OWN, HEADS], ids=str
+    "how", [{"precision": "bf16"}, {"rule": "fast"}, AUGMENT, OWN, HEADS, RECIPE], ids=str
 )
 def test_whatever_the_layers_learn_by(how: dict[str, Any], one_stage: Result) -> None:
     whole = run((), **how)

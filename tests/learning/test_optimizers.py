@@ -1,19 +1,18 @@
-"""Optimizers against the textbooks and torch.optim; learning rates."""
+"""Optimizers against the textbooks and torch.optim."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.learning.layer import CWConv
 from rayff.learning.layer_state import layer_state
-from rayff.learning.lr_schedule import cosine_lr
 from rayff.learning.optimizers import OPTIMIZERS, optimizer_class, step_together
 from rayff.models.architecture import LayerSpec
 
@@ -138,21 +137,85 @@ def test_steps_together_have_the_bits_of_single_steps(name: str):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-class TestCosine:
-    @pytest.mark.parametrize(
-        ("epoch", "lr"),
-        # of the way from 0.008 to 0.08: all, three quarters, half, a quarter
-        [(0, 0.08), (50, 0.062), (75, 0.044), (100, 0.026)],
-    )
-    def test_the_papers_rates(self, epoch: int, lr: float):
-        assert cosine_lr(Recipe(), epoch) == pytest.approx(lr, rel=1e-12)
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_layers_of_other_learning_rates_step_together_as_well(name: str):
+    def learned(together: bool) -> list[Tensor]:
+        layers = [CWConv(SPEC, 2, seed=seed) for seed in range(4)]
+        optimizers = [
+            optimizer_class(name)(layer.parameters(), Recipe(clip_norm=0.5), factor)
+            for layer, factor in zip(layers, (1.0, 0.5, 1.0, 0.25), strict=True)
+        ]
+        generator = torch.Generator().manual_seed(0)
+        for lr in (0.0, 0.1, 0.2):  # with 0 their learning rates are the same once
+            for layer, optimizer in zip(layers, optimizers, strict=True):
+                optimizer.set_lr(lr)
+                layer.weight.grad = torch.randn(layer.weight.shape, generator=generator)
+            if together:
+                step_together(optimizers)
+            else:
+                for optimizer in optimizers:
+                    optimizer.step()
+        return [layer.weight.detach() for layer in layers]
 
-    @pytest.mark.parametrize("epochs", [1, 2, 7, 150])
-    def test_it_is_the_schedule_of_torch(self, epochs: int):
-        optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.08)
-        schedule = CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0.008)
-        recipe = Recipe(epochs=epochs)
-        for epoch in range(epochs):
-            assert cosine_lr(recipe, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+    for one, other in zip(learned(False), learned(True), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names, "torch.optim:RMSprop"])
+def test_the_factor_of_a_layer_multiplies_every_learning_rate(name: str):
+    def learned(factor: float, rates: tuple[float, ...]) -> Tensor:
+        layer = CWConv(SPEC, 2)
+        recipe = Recipe(lr=rates[0], weight_decay=0.1)
+        optimizer = optimizer_class(name)(layer.parameters(), recipe, factor)
+        for number, gradient in enumerate(GRADIENTS[: len(rates)]):
+            if number:  # the first one is the recipe's
+                optimizer.set_lr(rates[number])
+            layer.weight.grad = torch.tensor(gradient, dtype=torch.float32)
             optimizer.step()
-            schedule.step()
+        return layer.weight.detach()
+
+    # powers of two, which multiply without rounding
+    assert torch.equal(learned(0.25, (0.5, 0.25)), learned(1.0, (0.125, 0.0625)))
+    assert not torch.equal(learned(0.25, (0.5, 0.25)), learned(1.0, (0.125, 0.25)))
+
+
+class TestClipping:
+    """Against torch.nn.utils.clip_grad_norm_ in float64, and the definition."""
+
+    @given(
+        scale=st.floats(1e-3, 1e3),
+        clip_norm=st.floats(1e-2, 1e2),
+        shapes=st.lists(st.sampled_from([(), (3,), (2, 5), (4, 2, 3, 3)]), min_size=1, max_size=4),
+    )
+    def test_the_gradient_of_all_parameters_is_scaled_down_to_the_norm(
+        self, scale: float, clip_norm: float, shapes: list[tuple[int, ...]]
+    ):
+        generator = torch.Generator().manual_seed(0)
+        gradients = [
+            scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in shapes
+        ]
+        parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        recipe = Recipe(lr=1.0, weight_decay=0.0, clip_norm=clip_norm)
+        optimizer = optimizer_class("torch.optim:SGD")(parameters, recipe)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()  # a step of SGD with a learning rate of 1 is the gradient itself
+
+        expected = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(expected, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        nn.utils.clip_grad_norm_(expected, clip_norm)
+        norm = np.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        factor = min(1.0, clip_norm / (norm + 1e-6))
+        for parameter, other, gradient in zip(parameters, expected, gradients, strict=True):
+            assert other.grad is not None
+            assert torch.allclose(-parameter.detach(), other.grad, rtol=1e-12, atol=0)
+            assert torch.allclose(-parameter.detach(), factor * gradient, rtol=1e-9, atol=0)
+
+    def test_a_gradient_that_is_no_number_stays_none(self):
+        layer = CWConv(SPEC, 2)
+        optimizer = optimizer_class("adamw")(layer.parameters(), Recipe(clip_norm=1.0))
+        layer.weight.grad = torch.full_like(layer.weight, torch.inf)
+        optimizer.step()
+        assert layer.weight.isnan().all()

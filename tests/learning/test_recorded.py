@@ -1,6 +1,7 @@
 """A recorded step and evaluation against eager ones: the same bits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rayff.learning.analytic import analytic_forward, analytic_step
 from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
 from rayff.learning.layer_state import layer_state
+from rayff.learning.lr_schedule import layer_factor
 from rayff.learning.optimizers import optimizer_class
 from rayff.learning.recorded import RecordedEvaluation, RecordedStep
 from rayff.learning.step import ChainStep
@@ -27,7 +29,9 @@ IMAGES = 6
 class Trained:
     """A slice of a narrow resnet that begins inside a block, with its optimizers."""
 
-    def __init__(self, device: torch.device, optimizer: str, loss: LossConfig = GOODNESS) -> None:
+    def __init__(
+        self, device: torch.device, optimizer: str, loss: LossConfig = GOODNESS, **recipe: Any
+    ) -> None:
         set_deterministic()
         self.device = device
         # on a GPU bfloat16 and 20 channels, whose memory has gaps
@@ -38,7 +42,11 @@ class Trained:
         chain = chain.to(device)
         self.chain = chain.to(memory_format=torch.channels_last)
         self.optimizers = {
-            layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.01))
+            layer.spec.index: optimizer_class(optimizer)(
+                layer.parameters(),
+                Recipe(lr=0.01, **recipe),
+                layer_factor(recipe.get("lr_scale", 1.0), layer.spec.index, len(whole)),
+            )
             for layer in self.chain.cwconvs()
         }
 
@@ -102,16 +110,26 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "loss"),
-    [("adamw", "goodness"), ("adam", "goodness"), ("adamw", "linear_similarity")],
+    ("optimizer", "loss", "recipe"),
+    [
+        *(("adamw", "goodness", {}), ("adam", "goodness", {}), ("muon", "goodness", {})),
+        *(("adamw", "linear_similarity", {}), ("adamw", "goodness", {"clip_norm": 1e-3})),
+        ("muon", "linear_similarity", {"clip_norm": 1e-3, "lr_scale": 0.5}),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize(("device", "record"), CASES)
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_replays_give_the_bits_of_eager_steps(
-    device: torch.device, record: Record, optimizer: str, loss: str, steps_before: int
+    device: torch.device,
+    record: Record,
+    optimizer: str,
+    loss: str,
+    recipe: dict[str, Any],
+    steps_before: int,
 ):
     config = LossConfig(name=loss)
-    eager, replayed = (Trained(device, optimizer, config) for _ in range(2))
+    eager, replayed = (Trained(device, optimizer, config, **recipe) for _ in range(2))
     for number in range(steps_before):
         eager.learn(number)
         replayed.learn(number)

@@ -1,6 +1,7 @@
 """Immediate, all-reduced and side-stream updates: strategies of one step with the same bits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rayff.learning.autograd import LayerStep, autograd_step
 from rayff.learning.chain import Activations, Chain, normalise
 from rayff.learning.generators import Share
 from rayff.learning.layer_state import layer_state
+from rayff.learning.lr_schedule import layer_factor
 from rayff.learning.optimizers import optimizer_class
 from rayff.learning.step import ChainStep
 from rayff.learning.updates import (
@@ -50,6 +52,9 @@ class Replicas:
         return wait
 
 
+CLIPPED = {"lr_scale": 0.5, "clip_norm": 1e-3}
+"""Learning rates that differ and a norm below that of the gradients."""
+
 Make = Callable[[Optimizers], Updates]
 WAYS: dict[str, Make] = {
     "immediate": ImmediateUpdates,
@@ -58,12 +63,19 @@ WAYS: dict[str, Make] = {
 }
 
 
-def train(make: Make, layer_step: LayerStep, loss: str, optimizer: str) -> dict[str, Tensor]:
+def train(
+    make: Make, layer_step: LayerStep, loss: str, optimizer: str, **recipe: Any
+) -> dict[str, Tensor]:
     """Return the losses, the features and the state of all layers after a few batches."""
+    lr_scale = recipe.get("lr_scale", 1.0)
     chain = Chain.build(NETWORK, dropout=0.2, seed=3, loss=LossConfig(name=loss))
     chain = chain.to(memory_format=torch.channels_last)
     optimizers = {
-        layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.05))
+        layer.spec.index: optimizer_class(optimizer)(
+            layer.parameters(),
+            Recipe(lr=0.05, **recipe),
+            layer_factor(lr_scale, layer.spec.index, len(NETWORK)),
+        )
         for layer in chain.cwconvs()
     }
     step = ChainStep(chain, layer_step, make(optimizers))
@@ -89,11 +101,17 @@ def train(make: Make, layer_step: LayerStep, loss: str, optimizer: str) -> dict[
         *((autograd_step, "goodness"), (autograd_step, LINEAR)),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "recipe"),
+    [("adamw", {}), ("sgd", {}), ("muon", {}), ("adamw", CLIPPED), ("muon", CLIPPED)],
+    ids=str,
+)
 @pytest.mark.parametrize("way", ["all-reduced", "side stream"])
-def test_all_ways_give_the_same_bits(way: str, layer_step: LayerStep, loss: str, optimizer: str):
-    expected = train(WAYS["immediate"], layer_step, loss, optimizer)
-    found = train(WAYS[way], layer_step, loss, optimizer)
+def test_all_ways_give_the_same_bits(
+    way: str, layer_step: LayerStep, loss: str, optimizer: str, recipe: dict[str, Any]
+):
+    expected = train(WAYS["immediate"], layer_step, loss, optimizer, **recipe)
+    found = train(WAYS[way], layer_step, loss, optimizer, **recipe)
     assert found.keys() == expected.keys()
     different = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert different == []
@@ -140,3 +158,30 @@ def test_a_share_without_images_adds_zero_gradients(loss: str):
     assert [loss.item() for loss in losses] == [0.0] * len(NETWORK)
     assert [each.shape for each in gradients] == [p.shape for p in chain.parameters()]
     assert not any(each.any() for each in gradients)
+
+
+@pytest.mark.parametrize("loss", ["goodness", LINEAR])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_clipped_step_of_plain_sgd_is_as_long_as_the_learning_rate_allows(way: str, loss: str):
+    """Of a layer's parameters together, those of its loss included."""
+    chain = Chain.build(NETWORK, seed=3, loss=LossConfig(name=loss)).to(
+        memory_format=torch.channels_last
+    )
+    optimizers = {
+        layer.spec.index: optimizer_class("sgd")(
+            layer.parameters(), Recipe(lr=0.5, weight_decay=0.0, clip_norm=1e-4)
+        )
+        for layer in chain.cwconvs()
+    }
+    before = {name: value.clone() for name, value in chain.state_dict().items()}
+    step = ChainStep(chain, autograd_step, WAYS[way](optimizers))
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    step(Activations(features=images), torch.tensor([0, 1, 1, 1]), 4, {})
+    for place in range(len(NETWORK)):
+        moved = [
+            (value - before[name]).double().square().sum()
+            for name, value in chain.state_dict().items()
+            if name.startswith(f"layers.{place}.")
+        ]
+        assert len(moved) == (1 if loss == "goodness" else 3)
+        assert torch.stack(moved).sum().sqrt().item() == pytest.approx(0.5e-4, rel=0.02)

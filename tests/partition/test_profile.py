@@ -77,7 +77,7 @@ class TestTimes:
             assert time.forward_s > 0
             assert (time.pointwise_s > 0) == (rule == "fast")
 
-    @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "torch.optim:RMSprop"])
+    @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", "torch.optim:RMSprop"])
     def test_any_optimizer_is_timed(self, optimizer: str):
         recipe = Recipe(batch_size=1, optimizer=optimizer)
         times = time_layers(TINYCNN, replace(CONDITIONS, recipe=recipe), CONV)
@@ -129,6 +129,7 @@ class TestCache:
             {"recipe": Recipe(batch_size=3)},
             {"recipe": Recipe(batch_size=2, optimizer="sgd")},
             {"recipe": Recipe(batch_size=2, dropout=0.0)},
+            {"recipe": Recipe(batch_size=2, clip_norm=1.0)},
             {"dtype": torch.bfloat16},
             {"rule": "plain"},
             {"loss": LossConfig(name=LINEAR)},
@@ -152,8 +153,10 @@ class TestCache:
 
     def test_the_schedule_of_learning_rates_does_not_matter(self, timed: list[int]):
         time_layers(TINYCNN, CONDITIONS, CONV)
-        recipe = Recipe(batch_size=2, epochs=3, lr=0.5, lr_min=0.1)
+        recipe = Recipe(batch_size=2, epochs=3, lr=0.5, lr_min=0.1, warmup_epochs=2, lr_scale=0.5)
         time_layers(TINYCNN, replace(CONDITIONS, recipe=recipe), CONV)
+        steps: Any = {"lr_schedule": "step", "lr_min": None, "lr_steps": (0.5,), "lr_decay": 0.1}
+        time_layers(TINYCNN, replace(CONDITIONS, recipe=replace(recipe, **steps)), CONV)
         assert len(timed) == 4
 
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ray import tune
 
 from rayff.config.errors import UserError
 from rayff.distributed.placement import Node
-from rayff.tune.schedulers import check_strategy
+from rayff.tune.schedulers import check_strategy, explored
 from rayff.tune.search import check_resources, longest_trial
 from rayff.tune.space import SearchSpace, find_space, load_space
 
@@ -185,3 +185,10 @@ def test_pbt_changes_only_what_a_resumed_training_can(options: dict[str, Any], n
     check_strategy(SearchSpace(name="mine", param_space=drawn, scheduler="pbt"), "random")
     with pytest.raises(UserError, match=named):
         check_strategy(SearchSpace(name="mine", param_space=options, scheduler="pbt"), "random")
+
+
+def test_pbt_mutates_no_cosine_into_a_rising_one() -> None:
+    """It multiplies values by 0.8 and 1.2, also beyond the ranges of the space."""
+    assert explored({"lr": 0.008, "lr_min": 0.01}) == {"lr": 0.008, "lr_min": 0.008}
+    for fits in ({"lr": 0.1, "lr_min": 0.01}, {"lr": 0.001}, {"lr_min": 0.5, "dropout": 0.1}):
+        assert explored(fits) == fits
