@@ -40,7 +40,8 @@ class TrainConfig:
     """Inputs of each layer's linear head at most: the map is pooled to as many cells as fit.
     Default: 2048."""
     similarity_weight: float | None = None
-    """Share of the similarity term in the loss, 0 to 1. Default: 0.9 for linear_similarity."""
+    """Share of the similarity term in the loss, 0 to 1. Default: 0.9 for linear_similarity, 0.99
+    for predsim."""
     temperature: float | None = None
     """Initial temperature of channel_matrix's softmax over the classes. Default: 1."""
     label_smoothing: float = 0.0
@@ -76,7 +77,8 @@ class TrainConfig:
     weight_decay: float | None = None
     """Weight decay. Default: 5e-4, for tinycnn 0.01, for vgg 0."""
     dropout: float | None = None
-    """Share of activations set to zero, in steps of 1/256. Default: the paper's 0.2."""
+    """Share of activations set to zero, in steps of 1/256; of layers that are modules, share of
+    the channels that they hand on. Default: the paper's 0.2."""
     optimizer: str | None = None
     """Optimizer of every layer: {optimizers}, or package.module:Class, a subclass of
     torch.optim.Optimizer. Default: adamw, for vgg adam."""
@@ -87,8 +89,8 @@ class TrainConfig:
     bf16 where the processor or GPU has units for it, else fp32."""
     rule: RuleName | None = None
     """How a layer finds its gradient: fast, in closed form, or plain, by autograd; the
-    results are the same up to rounding. Default: fast for losses of pooled moments, which all
-    built-in ones are, else plain."""
+    results are the same up to rounding. Default: plain for layers that are modules and for losses
+    that see the map, as predsim does, else fast."""
     kernels: str | None = None
     """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each one
     of {kernels}, such as conv/unfold,winograd,...; one entry counts for all layers.

@@ -39,7 +39,7 @@ class Trained:
         self.chain = chain.to(memory_format=torch.channels_last)
         self.optimizers = {
             layer.spec.index: optimizer_class(optimizer)(layer.parameters(), Recipe(lr=0.01))
-            for layer in self.chain.cwconvs()
+            for layer in self.chain.parts()
         }
 
     def set_lr(self, lr: float) -> None:
@@ -74,7 +74,7 @@ class Trained:
     def state(self) -> dict[str, Tensor]:
         return {
             f"{layer.spec.index} {name}": value.clone()
-            for layer in self.chain.cwconvs()
+            for layer in self.chain.parts()
             for name, value in layer_state(layer, self.optimizers[layer.spec.index]).items()
         }
 
