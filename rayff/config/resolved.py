@@ -178,7 +178,7 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
     if "method" in given and asked.method != saved.method:
         dropped |= {*PIPELINE_OPTIONS, "workers", *BACKPROPAGATION}
     if "arch" in given and asked.arch != saved.arch:
-        dropped |= {"rule", "kernels", "autotune"}
+        dropped |= {"kernels", "autotune"} | ({"rule"} if saved.rule == "fast" else set())
     if "loss" in given and asked.loss != saved.loss:
         dropped |= {"rule", "kernels", "autotune", *OWN_LOSS_OPTIONS}
     if given & {"rule", "kernels", "autotune"}:

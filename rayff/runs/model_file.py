@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
@@ -24,7 +25,7 @@ from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
 from rayff.learning.layer_state import Layout, is_of_layer
 from rayff.learning.methods import build_network, layouts, num_classifiers
-from rayff.models.architecture import IMAGE_SIZE, Architecture
+from rayff.models.architecture import IMAGE_SIZE, Architecture, ModuleSource
 from rayff.runs.files import write_atomically
 from rayff.runs.run_directory import RunDirectory, read_json
 
@@ -141,6 +142,9 @@ def read_model(run_dir: Path) -> Classifier:
             names = held[spec.index].tensors
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in names}
             module.load_state_dict(own, strict=False)  # tied parameters are saved once
+        network.eval()
+        if about.architecture.source is not None:
+            _check_modules(network, about.architecture.source)
     except ImportPathError as error:
         raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
@@ -148,7 +152,20 @@ def read_model(run_dir: Path) -> Classifier:
         raise UserError(
             f"the model in {run_dir} is damaged: {reason}; write it again with --resume"
         ) from error
-    return network.eval()
+    return network
+
+
+def _check_modules(network: Classifier, source: ModuleSource) -> None:
+    """Raise an ImportPathError where a network of modules does not classify an image."""
+    image = torch.zeros(1, source.image_channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    try:
+        network.logits(image)
+    except Exception as error:  # the user's code may raise anything
+        reason = " ".join(str(error).split())
+        raise ImportPathError(
+            f"--arch {source.function} does not classify an image with the saved shapes "
+            f"({type(error).__name__}: {reason}); use the code that it was trained with"
+        ) from error
 
 
 def _check_weights(

@@ -1,6 +1,7 @@
 """Whole runs of networks of modules: resumed, loaded, evaluated, planned and refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ from tests.helpers.runs import StopAfter, layer_files, timeless, train_locally
 from tests.helpers.tiny_task import BATCHES, tiny_config
 
 LAST = 2 * BATCHES
+
+
+class Upright(modules.Dense):
+    """A layer with the parameters of another one, and more features."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).repeat(1, 2)
+
+
+EVERY_KIND = modules.every_kind
 MODULES: dict[str, Any] = {"arch": f"{HERE}:every_kind", "loss": "predsim"}
 
 
@@ -115,8 +126,15 @@ def test_without_its_code_a_model_is_not_called_damaged(
             lambda **options: modules.per_image(**{**options, "width": 2}) * 2,
             "is damaged: weights and description differ in .*, or the code of .* has changed",
         ),
+        (
+            lambda **options: [
+                *EVERY_KIND(**options)[:4],
+                modules.ModuleRow(partial(Upright, 24, 8), modules.Flat),
+            ],
+            "needs your code: --arch .* does not classify an image with the saved shapes",
+        ),
     ],
-    ids=["fewer layers", "other parameters"],
+    ids=["fewer layers", "other parameters", "another output"],
 )
 def test_with_other_code_a_model_is_refused(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, change: Any, sentence: str
