@@ -41,8 +41,11 @@ class PlanCommand:
     """Images per batch. Default: the task's own, else the paper's 128."""
     precision: Precision | None = None
     """Number format of convolutions and features. Default: as in training."""
-    rule: RuleName = "fast"
-    """How a layer computes its gradient: fast (in closed form) or plain (by autograd)."""
+    loss: str = "goodness"
+    """Local loss of every layer: {losses}, or package.module:Class."""
+    rule: RuleName | None = None
+    """How a layer computes its gradient: fast (in closed form) or plain (by autograd). Default:
+    as in training."""
     kernels: str | None = None
     """How each layer's convolution is computed, FORWARD/GRADIENT, each one of {kernels}. Default:
     by a table for this kind of machine, as in training."""

@@ -20,7 +20,7 @@ from rayff.learning.chain import join, normalise
 from rayff.learning.classifier import Classifier
 from rayff.learning.generators import Share, head_seed
 from rayff.learning.layer import ConvLayer
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, LayerSpec, Spec
 
 
 class EndToEndLayer(ConvLayer):
@@ -88,16 +88,16 @@ class Backpropagation(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.checkpointing = checkpointing
-        last = architecture[len(architecture) - 1]
+        specs = architecture.convolutions
         self.layers = nn.ModuleList(
             EndToEndLayer(
                 spec,
                 architecture.num_classes,
                 dropout=dropout,
                 seed=seed,
-                has_head=deep_supervision or spec is last,
+                has_head=deep_supervision or spec is specs[-1],
             )
-            for spec in architecture.layers
+            for spec in specs
         )
 
     def parts(self) -> Sequence[EndToEndLayer]:
@@ -188,7 +188,7 @@ class EndToEndNetwork(Classifier):
         return cls(network, window, class_names, dtype)
 
     @property
-    def learned_layers(self) -> list[tuple[LayerSpec, nn.Module]]:
+    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
         """Each layer with the module that holds its parameters."""
         return [(layer.spec, layer) for layer in self.network.parts()]
 

@@ -131,7 +131,7 @@ class Worker:
         share = len(self.replica.rows(config.recipe.batch_size))
         images = max(1, min(share, _TIMED_IMAGES))
         pixels = torch.randn(
-            *(images, network.image_channels, network[0].in_size, network[0].in_size),
+            (images, *network[0].in_shape),
             device=self.device,
             dtype=DTYPES[config.precision],
         )

@@ -50,7 +50,7 @@ from rayff.kernels.device_class import device_class
 from rayff.kernels.precision import DTYPES, default_precision
 from rayff.kernels.table import PATH, read_table, table_kernels, write_table
 from rayff.models.architecture import Architecture
-from rayff.models.zoo import ARCHITECTURES, architecture
+from rayff.models.zoo import CONVOLUTIONAL, architecture
 
 T = TypeVar("T")
 
@@ -66,8 +66,8 @@ class KernelsCommand(DeviceOptions, BenchCommand):
 
     update: bool = False
     """Write the choices into the table instead of comparing them with it."""
-    arch: str = ",".join(ARCHITECTURES.names)
-    """Networks, with commas between them: {architectures}, or package.module:function."""
+    arch: str = ",".join(CONVOLUTIONAL)
+    """Networks of convolutions, with commas between them, or package.module:function."""
     batch_size: tuple[int, ...] | None = None
     """Images of a batch, with commas between several sizes. Default: 128,16."""
     precision: Precision | None = None
@@ -113,7 +113,7 @@ def update(command: KernelsCommand, results: Results, device: torch.device) -> N
         for arch in command.arch.split(",")
         for channels in (3, 1)
         for images in command.batch_size or BATCH_SIZES
-        for spec in network(arch, channels).layers
+        for spec in network(arch, channels).convolutions
     }
     rows = []
     for precision in (command.precision,) if command.precision else formats(device):
@@ -146,7 +146,7 @@ def compare(command: KernelsCommand, results: Results, device: torch.device) -> 
     for arch, images in progress(dict.fromkeys(pairs), "comparing"):
         made = network(arch)
         tuned = []
-        for spec in made.layers:
+        for spec in made.convolutions:
             key = timed_images(spec, images, device), shape_of(spec)
             if key not in chosen:
                 chosen[key] = fastest_kernels(spec, images, device, dtype, command.repeats)
@@ -202,7 +202,7 @@ def formats(device: torch.device) -> tuple[Precision, ...]:
 
 def step_images(made: Architecture, images: int, device: torch.device) -> int:
     """Return the batch size of a step that is timed: a CPU takes long for a large one."""
-    products = sum(layer.num_weights * layer.out_size**2 for layer in made.layers)
+    products = sum(layer.num_products for layer in made.layers)
     while device.type == "cpu" and images > 16 and images * products > _MAX_STEP_PRODUCTS:
         images //= 2
     return images

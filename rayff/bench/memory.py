@@ -16,6 +16,7 @@ Examples:
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import re
 import time
@@ -107,7 +108,7 @@ main = benchmark(MemoryCommand, measure)
 def largest_layer(network: Architecture) -> int:
     """Return the elements that enter, bypass and leave the largest layer, for an image."""
     return max(
-        network.boundary_elements(position) + spec.out_channels * spec.out_size**2
+        network.boundary_elements(position) + math.prod(spec.out_shape)
         for position, spec in enumerate(network.layers)
     )
 

@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -85,11 +86,11 @@ def _by_layer(results: Results, title: str, plain: Conditions, run: Run, repeats
     fast = conditions(run, plain.device)
     known: dict[str, dict[str, Any]] = {}
     rows = []
-    for spec, kernels in zip(run.architecture.layers, run.resolved.kernels, strict=True):
+    for spec, kernels in zip(run.architecture.convolutions, run.resolved.kernels, strict=True):
         key = fast.key(spec, kernels)
         if key not in known:
-            phases = time_layer(spec, fast, kernels, repeats)
-            plain_s = time_layer(spec, plain, Kernels(), repeats).total_s
+            phases = time_layer(spec, fast, kernels, repeats=repeats)
+            plain_s = time_layer(spec, plain, Kernels(), repeats=repeats).total_s
             floor = floor_s(spec, fast, repeats)
             known[key] = {
                 "kernels": str(kernels),
@@ -133,10 +134,10 @@ def _least(results: Results, title: str, fast: Conditions, run: Run) -> None:
     copy = torch.empty_like(memory)
     bytes_per_s = 2 * memory.numel() / seconds(lambda: copy.copy_(memory), device)
     total_s = 0.0
-    for spec in run.architecture.layers:
-        operations = 4 * images * spec.out_size**2 * spec.num_weights
-        x = images * spec.in_channels * spec.in_size**2
-        y = images * spec.out_channels * spec.out_size**2
+    for spec in run.architecture.convolutions:
+        operations = 4 * images * spec.num_products
+        x = images * math.prod(spec.in_shape)
+        y = images * math.prod(spec.out_shape)
         traffic = size * (2 * x + 5 * y) + 28 * spec.num_weights
         total_s += max(operations / operations_per_s, traffic / bytes_per_s)
     least = {

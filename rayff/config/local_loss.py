@@ -21,8 +21,12 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "channel_matrix": ("temperature",),
     "linear": ("head_dim",),
     "linear_similarity": ("head_dim", "similarity_weight"),
+    "predsim": ("head_dim", "similarity_weight"),
 }
 """Options that each built-in loss reads, besides those of every cross entropy."""
+
+_MAP_LOSSES = ("predsim",)
+"""Built-in losses that see the map itself."""
 
 OWN_LOSS_OPTIONS = ("head_dim", "similarity_weight", "temperature")
 """Options that only some losses read."""
@@ -94,7 +98,7 @@ def loss_tier(name: str) -> Tier:
         UserError: an unknown name, or an import path that leads nowhere.
     """
     if name in _OPTIONS:
-        return "pooled"
+        return "map" if name in _MAP_LOSSES else "pooled"
     return "pooled" if getattr(LOSSES.load(name), "tier", None) == "pooled" else "map"
 
 

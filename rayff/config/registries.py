@@ -13,6 +13,7 @@ LOSSES.add("squared_goodness", "rayff.learning.losses.goodness:SquaredGoodness")
 LOSSES.add("channel_matrix", "rayff.learning.losses.channel_matrix:ChannelMatrix")
 LOSSES.add("linear", "rayff.learning.losses.linear:Linear")
 LOSSES.add("linear_similarity", "rayff.learning.losses.linear:LinearSimilarity")
+LOSSES.add("predsim", "rayff.learning.losses.predsim:Predsim")
 
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "--optimizer")
 """Subclasses of LayerOptimizer, or of torch.optim.Optimizer; see rayff.learning.optimizers."""

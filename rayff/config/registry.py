@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ImportPathError(UserError):
-    """An import path does not lead to an object, on this machine."""
+    """An import path does not lead to an object on this machine, or not to one that works."""
 
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -75,6 +75,8 @@ def resolve(
     precision: Precision,
     kernels: tuple[Kernels, ...],
     class_weights: tuple[float, ...] | None = None,
+    *,
+    of_modules: bool = False,
 ) -> ResolvedConfig:
     """Return the resolved config.
 
@@ -84,6 +86,7 @@ def resolve(
         precision: the user's, or the best of the devices.
         kernels: of each layer.
         class_weights: of the training images, where the config asks for them.
+        of_modules: whether the network's layers are modules.
     """
     return ResolvedConfig(
         method=config.method,
@@ -91,26 +94,34 @@ def resolve(
         augment=config.augment,
         seed=config.seed,
         recipe=recipe,
-        rule=resolve_rule(config),
+        rule=resolve_rule(config, of_modules=of_modules),
         precision=precision,
         kernels=kernels,
     )
 
 
-def resolve_rule(config: TrainConfig) -> RuleName:
-    """Return the rule: the user's, or fast where the loss sees pooled moments.
+def resolve_rule(config: TrainConfig, *, of_modules: bool = False) -> RuleName:
+    """Return the rule: the user's, or fast for convolutions whose loss sees pooled moments.
+
+    Args:
+        config: the user's.
+        of_modules: whether the network's layers are modules.
 
     Raises:
-        UserError: the fast rule, or its kernels, for a loss that sees the map.
+        UserError: the fast rule, or its kernels, for modules or for a loss that sees the map.
     """
-    if loss_tier(config.loss) == "pooled":
+    if not of_modules and loss_tier(config.loss) == "pooled":
         return config.rule or "fast"
+    why = (
+        f"convolutions, and the layers of --arch {config.arch} are modules"
+        if of_modules
+        else f"losses of pooled moments, and --loss {config.loss} sees the map itself"
+    )
     for name in ("rule", "kernels", "autotune"):
         value = getattr(config, name)
         if value and value != "plain":
             raise UserError(
-                f"{as_option(name, value)}: the fast rule trains losses of pooled moments, and "
-                f"--loss {config.loss} sees the map itself: leave --{name} out"
+                f"{as_option(name, value)}: the fast rule trains {why}: leave --{name} out"
             )
     return "plain"
 
@@ -173,9 +184,9 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
 
     Of stages, cuts, replicas and elastic the given ones replace the others; but a number of actors
     and `auto`, which groups them, go together. Another method begins without what only the one
-    before it has. Another loss or rule leaves the kernels behind. Another method or loss begins
-    with its own values where its recipe differs. Another schedule begins without what it has no
-    use for.
+    before it has. Another network, loss or rule leaves the kernels behind. Another method or loss
+    begins with its own values where its recipe differs. Another schedule begins without what it
+    has no use for.
 
     Args:
         saved: of a file or a run.
@@ -185,6 +196,8 @@ def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) ->
     dropped: set[str] = set()
     if "method" in given and asked.method != saved.method:
         dropped |= {*PIPELINE_OPTIONS, "workers", "lr_scale"}
+    if "arch" in given and asked.arch != saved.arch:
+        dropped |= {"kernels", "autotune"} | ({"rule"} if saved.rule == "fast" else set())
     if "loss" in given and asked.loss != saved.loss:
         dropped |= {"rule", "kernels", "autotune", *OWN_LOSS_OPTIONS}
     dropped |= _changed_defaults(saved, asked, given)

@@ -40,7 +40,8 @@ class TrainConfig:
     """Inputs of each layer's linear head at most: the map is pooled to as many cells as fit.
     Default: 2048."""
     similarity_weight: float | None = None
-    """Share of the similarity term in the loss, 0 to 1. Default: 0.9 for linear_similarity."""
+    """Share of the similarity term in the loss, 0 to 1. Default: 0.9 for linear_similarity, 0.99
+    for predsim."""
     temperature: float | None = None
     """Initial temperature of channel_matrix's softmax over the classes. Default: 1."""
     label_smoothing: float = 0.0
@@ -92,7 +93,8 @@ class TrainConfig:
     """Weight decay. Default: for goodness, squared_goodness and bp 5e-4, on tinycnn 0.01, on vgg
     0; for other losses 0."""
     dropout: float | None = None
-    """Share of activations set to zero, in steps of 1/256. Default: the paper's 0.2."""
+    """Share of activations set to zero, in steps of 1/256; of layers that are modules, share of
+    the channels that they hand on. Default: the paper's 0.2."""
     clip_norm: float | None = None
     """Largest norm of the gradient of a layer and its loss, for bp of the whole network; a longer
     one is scaled down. Default: any."""
@@ -107,8 +109,8 @@ class TrainConfig:
     bf16 where the processor or GPU has units for it, else fp32."""
     rule: RuleName | None = None
     """How a layer finds its gradient: fast, in closed form, or plain, by autograd; the
-    results are the same up to rounding. Default: fast for losses of pooled moments, which all
-    built-in ones are, else plain."""
+    results are the same up to rounding. Default: plain for layers that are modules and for losses
+    that see the map, as predsim does, else fast."""
     kernels: str | None = None
     """How each layer's convolution is computed with the fast rule, FORWARD/GRADIENT, each one
     of {kernels}, such as conv/unfold,winograd,...; one entry counts for all layers.

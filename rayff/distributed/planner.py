@@ -67,10 +67,11 @@ def ask_capabilities(
     """Return what the device of each actor can do, once it can import what the run names.
 
     Raises:
-        UserError: a node cannot import the loss, the optimizer or an augmentation.
+        UserError: a node cannot import the loss, the optimizer, an augmentation or the function
+            that makes the modules.
     """
-    config = prepared.config
-    names = config.loss, prepared.recipe.optimizer, config.augment
+    config, source = prepared.config, prepared.architecture.source
+    names = config.loss, prepared.recipe.optimizer, config.augment, source and source.function
     calls = [actor.capabilities.remote(*names) for actor in actors]
     return wait_for(calls, "described its device")
 

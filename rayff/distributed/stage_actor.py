@@ -41,6 +41,7 @@ from rayff.kernels.device_class import device_class
 from rayff.kernels.precision import DTYPES, configure_torch, default_precision
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
+from rayff.models.zoo import ARCHITECTURES
 from rayff.partition.plan import StageResources
 from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, time_layers
 
@@ -84,12 +85,16 @@ class StageActor:
         which = f", replica {replica.index} of {replica.count}" if replica.count > 1 else ""
         return f"StageActor({layer_range(layers[0].index, layers[-1].index)}{which})"
 
-    def capabilities(self, loss: str, optimizer: str, augment: str) -> Capabilities:
+    def capabilities(
+        self, loss: str, optimizer: str, augment: str, modules: str | None
+    ) -> Capabilities:
         """Return what the device can do, once what the run names can be imported on its node.
 
         Raises:
             UserError: it cannot; the node is named.
         """
+        if modules is not None:
+            ARCHITECTURES.load(modules)
         LOSSES.load(loss)
         optimizer_class(optimizer)
         parse_augmentations(augment)

@@ -21,8 +21,9 @@ from rayff.kernels.cuda_graph import Record, cuda_graph
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
-from rayff.learning.layer import ConvLayer
-from rayff.learning.layer_state import layer_state, restore_layer
+from rayff.learning.layer import ConvLayer, CWConv
+from rayff.learning.layer_state import layer_state, learned_parameters, restore_layer
+from rayff.learning.local_layer import LocalLayer
 from rayff.learning.lr_schedule import layer_factor
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.recorded import RecordedEvaluation, RecordedStep
@@ -102,9 +103,10 @@ def make_learner(
     return learner
 
 
-def make_optimizers(
-    layers: Sequence[ConvLayer], recipe: Recipe, num_layers: int
-) -> dict[int, LayerOptimizer]:
+Layers = Sequence[ConvLayer | LocalLayer]
+
+
+def make_optimizers(layers: Layers, recipe: Recipe, num_layers: int) -> dict[int, LayerOptimizer]:
     """Return an optimizer a layer, by global number.
 
     Args:
@@ -116,12 +118,12 @@ def make_optimizers(
     made: dict[int, LayerOptimizer] = {}
     for layer in layers:
         factor = layer_factor(recipe.lr_scale, layer.spec.index, num_layers)
-        made[layer.spec.index] = kind(layer.parameters(), recipe, factor)
+        made[layer.spec.index] = kind(learned_parameters(layer).values(), recipe, factor)
     return made
 
 
 def restore(
-    layers: Sequence[ConvLayer], optimizers: Mapping[int, LayerOptimizer], states: States | None
+    layers: Layers, optimizers: Mapping[int, LayerOptimizer], states: States | None
 ) -> None:
     """Load the layers of a snapshot; None leaves them as they are."""
     if states is None:
@@ -163,12 +165,12 @@ class LocalLearner:
             loss=config.loss,
         )
         self.chain = chain.to(device).to(memory_format=self.rule.memory_format)
-        for layer in self.chain.cwconvs():
-            if config.kernels:
+        for layer in self.chain.parts():
+            if config.kernels and isinstance(layer, CWConv):
                 layer.kernels = config.kernels[layer.spec.index]
-        self.loss_layers = [layer.spec.index for layer in self.chain.cwconvs()]
-        self.optimizers = make_optimizers(self.chain.cwconvs(), config.recipe, config.num_layers)
-        restore(self.chain.cwconvs(), self.optimizers, states)
+        self.loss_layers = [layer.spec.index for layer in self.chain.parts()]
+        self.optimizers = make_optimizers(self.chain.parts(), config.recipe, config.num_layers)
+        restore(self.chain.parts(), self.optimizers, states)
         capturable = optimizer_class(config.recipe.optimizer).capturable
         recordable = config.rule == "fast" and all_reduce is None and capturable
         if record is None and recordable and device.type == "cuda":
@@ -201,7 +203,8 @@ class LocalLearner:
             return self._recorded_step(activations, labels, share)
         drawn = self.chain.dropout_states(share, self.device)
         states = {index: state.to(self.device) for index, state in drawn.items()}
-        return self.step(activations, labels, share.batch_size, states)
+        seeded = share.step if self.spec.config.rule == "plain" else None
+        return self.step(activations, labels, share.batch_size, states, seeded)
 
     def classify(self, activations: Activations) -> tuple[Activations, list[Tensor]]:
         """Return what goes on, and each layer's logits, (B, C) each; no dropout."""
@@ -218,5 +221,5 @@ class LocalLearner:
         """Return each layer's parameters and its optimizer's state."""
         return {
             layer.spec.index: layer_state(layer, self.optimizers[layer.spec.index])
-            for layer in self.chain.cwconvs()
+            for layer in self.chain.parts()
         }

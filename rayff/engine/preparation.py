@@ -20,7 +20,8 @@ from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
 from rayff.learning.losses import loss_class, try_loss
 from rayff.learning.losses.goodness import Goodness
-from rayff.learning.methods import parameter_shapes
+from rayff.learning.methods import layouts
+from rayff.learning.module_trial import try_modules
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
@@ -90,7 +91,13 @@ def assemble(
     check_plan_options(config, len(network), recipe.batch_size)
     optimizer_class(recipe.optimizer)
     if config.method == "ff":
-        check_loss(config, network)
+        last_batch = len(data.train.first(config.limit)) % recipe.batch_size or recipe.batch_size
+        check_learning(config, network, last_batch)
+    elif network.source is not None:
+        raise UserError(
+            f"--method {config.method} trains networks of convolutions, and the layers of --arch "
+            f"{config.arch} are modules: leave --method out, or use another --arch"
+        )
     try_augmentations(config.augment, data.train.images.shape[1:])
     prepared = PreparedRun(
         config=with_recipe(config, recipe),
@@ -121,9 +128,9 @@ def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:
             "or start a new --run-dir"
         )
     config = prepared.config
-    shapes = parameter_shapes(config.method, prepared.architecture, loss_config(config))
+    held = layouts(config.method, prepared.architecture, loss_config(config))
     optimizer = optimizer_class(prepared.recipe.optimizer)
-    for index, own in shapes.items():
+    for index, own in held.items():
         state = load(checkpoint.states[index].tobytes())
         try:
             check_state(index, own, optimizer, state)
@@ -144,15 +151,25 @@ def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:
                 )
 
 
-def check_loss(config: TrainConfig, network: Architecture) -> None:
-    """Raise a UserError where the local loss does not fit rule, network or replicas, or fails."""
-    resolve_rule(config)
+def check_learning(config: TrainConfig, network: Architecture, last_batch: int) -> None:
+    """Raise a UserError where loss or modules do not fit rule, network or replicas, or fail.
+
+    Args:
+        config: the user's.
+        network: all layers.
+        last_batch: images of the last batch of an epoch.
+    """
+    of_modules = network.source is not None
+    resolve_rule(config, of_modules=of_modules)
     kind = loss_class(config.loss)
+    replicated = config.replicas == "auto" or max(config.replica_counts or (1,)) > 1
+    if of_modules:
+        try_modules(network, loss_config(config), replicated=replicated, smallest_batch=last_batch)
+        return
     if issubclass(kind, Goodness):
         network.check_groups()
-    for spec in network.layers:
+    for spec in network.convolutions:
         try_loss(loss_config(config), spec, network.num_classes)
-    replicated = config.replicas == "auto" or max(config.replica_counts or (1,)) > 1
     if replicated and getattr(kind, "couples_images", False):
         raise UserError(
             f"--replicas {config.replicas}: --loss {config.loss} compares the images of a whole "

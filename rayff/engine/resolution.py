@@ -31,7 +31,8 @@ def resolve_run(
     """
     config, network = prepared.config, prepared.architecture
     precision = config.precision or default_precision
-    if config.method != "ff" or resolve_rule(config) == "plain":
+    of_modules = network.source is not None
+    if config.method != "ff" or resolve_rule(config, of_modules=of_modules) == "plain":
         kernels = (Kernels(),) * len(network)
     elif config.kernels is not None:
         kernels = parse_kernels(config.kernels, len(network))

@@ -39,7 +39,14 @@ class PreparedRun:
 
     def resolve(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Run:
         """Return the run with nothing left open."""
-        resolved = resolve(self.config, self.recipe, precision, kernels, self.class_weights)
+        resolved = resolve(
+            self.config,
+            self.recipe,
+            precision,
+            kernels,
+            self.class_weights,
+            of_modules=self.architecture.source is not None,
+        )
         fields = {name: getattr(self, name) for name in PreparedRun.__dataclass_fields__}
         fields["config"] = written_out(self.config, resolved)
         return Run(**fields, resolved=resolved)

@@ -30,7 +30,7 @@ from rayff.engine.learner import Learner, StageSpec
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
-from rayff.learning.layer_state import is_parameter
+from rayff.learning.layer_state import is_of_layer
 from rayff.learning.readout import window_hits
 
 
@@ -196,7 +196,7 @@ class Stage:
         """
         states: dict[int, NDArray[np.uint8]] = {}
         for index, state in self.learner.states().items():
-            if not all(value.isfinite().all() for n, value in state.items() if is_parameter(n)):
+            if not all(value.isfinite().all() for n, value in state.items() if is_of_layer(n)):
                 raise TrainingDiverged(index, self.next_step, math.nan)
             states[index] = np.frombuffer(save(state), dtype=np.uint8)
         if self.spec.replica.count == 1:

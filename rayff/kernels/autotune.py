@@ -44,11 +44,11 @@ def autotune(
         repeats: rounds of which the median counts.
     """
     chosen: dict[Shape, Kernels] = {}
-    for spec in architecture.layers:
+    for spec in architecture.convolutions:
         shape = shape_of(spec)
         if shape not in chosen:
             chosen[shape] = fastest_kernels(spec, images, device, dtype, repeats)
-    return tuple(chosen[shape_of(spec)] for spec in architecture.layers)
+    return tuple(chosen[shape_of(spec)] for spec in architecture.convolutions)
 
 
 def shape_of(spec: LayerSpec) -> Shape:
@@ -63,7 +63,7 @@ def timed_images(spec: LayerSpec, images: int, device: torch.device) -> int:
         return images
     images = min(images, _MAX_CPU_IMAGES)
     while images > _MIN_CPU_IMAGES:
-        if images * spec.num_weights * spec.out_size**2 <= _MAX_CPU_PRODUCTS:
+        if images * spec.num_products <= _MAX_CPU_PRODUCTS:
             break
         images //= 2
     return images

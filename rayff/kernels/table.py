@@ -44,11 +44,11 @@ def table_kernels(
     """
     rows = _rows(device_class, str(dtype).removeprefix("torch."))
     found: dict[Shape, Kernels] = {}
-    for spec in architecture.layers:
+    for spec in architecture.convolutions:
         shape = shape_of(spec)
         if shape not in found:
             found[shape] = _nearest(spec, images, rows, device_class, dtype)
-    return tuple(found[shape_of(spec)] for spec in architecture.layers)
+    return tuple(found[shape_of(spec)] for spec in architecture.convolutions)
 
 
 def _nearest(

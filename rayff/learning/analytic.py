@@ -18,8 +18,9 @@ from rayff.kernels.convolution import Convolution
 from rayff.kernels.pointwise import PointwiseResult, pointwise
 from rayff.kernels.pooled import Pooled, pool
 from rayff.kernels.pooled import gradient as pooled_gradient
-from rayff.learning.autograd import Backward
+from rayff.learning.autograd import Backward, gradient_of
 from rayff.learning.layer import CWConv
+from rayff.learning.local_layer import LocalLayer
 from rayff.learning.losses import Moments, PooledLoss, local_loss, scores
 from rayff.learning.losses.goodness import Goodness
 
@@ -32,7 +33,8 @@ class AnalyticStep:
         x: its input, (B, K', H, W).
     """
 
-    def __init__(self, layer: CWConv, x: Tensor) -> None:
+    def __init__(self, layer: LocalLayer, x: Tensor) -> None:
+        assert isinstance(layer, CWConv), "the fast rule trains convolutions"
         self.layer = layer
         x = x.detach().to(layer.dtype)
         if gpu.usable(x):
@@ -92,7 +94,11 @@ class AnalyticStep:
 
 
 def analytic_step(
-    layer: CWConv, x: Tensor, labels: Tensor, batch_size: int, dropout_state: Tensor | None = None
+    layer: LocalLayer,
+    x: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    dropout_state: Tensor | None = None,
 ) -> tuple[Tensor, Backward]:
     """Compute what `autograd_step` computes, up to rounding."""
     step = AnalyticStep(layer, x)
@@ -126,19 +132,15 @@ def pooled_step(
             loss = losses.sum() / batch_size
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in layer.loss.parameters():
-            parameter.grad = gradient_of(parameter)
+            if parameter.requires_grad:
+                parameter.grad = gradient_of(parameter)
         step.weight_gradient(pooled_gradient(pooled, *map(gradient_of, leaves)))
         return loss.detach()
 
     return pooled.features, backward
 
 
-def gradient_of(leaf: Tensor) -> Tensor:
-    """Return the gradient of a leaf; zeros where the loss does not read it."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
+def analytic_forward(layer: LocalLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return features (B, K, H, W) and scores (B, C), without dropout, as the layer does."""
     step = AnalyticStep(layer, x)
     if type(layer.loss) is Goodness:
@@ -150,6 +152,6 @@ def analytic_forward(layer: CWConv, x: Tensor) -> tuple[Tensor, Tensor]:
     return pooled.features, scores(layer.loss, logits)
 
 
-def in_closed_form(layer: CWConv) -> bool:
+def in_closed_form(layer: LocalLayer) -> bool:
     """Whether one fused kernel computes the layer's loss and its gradient."""
     return type(layer.loss) is Goodness and layer.loss.in_closed_form

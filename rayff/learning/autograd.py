@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from rayff.learning.layer import CWConv
-from rayff.learning.losses import local_loss
+from rayff.learning.local_layer import LocalLayer
 
 Backward = Callable[[], Tensor]
 """Leaves the gradient of the loss in the layer's parameters; returns the loss, detached."""
 
-LayerStep = Callable[[CWConv, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Backward]]
-"""One local step of one layer: takes the layer, its input (B, K, H, W), labels (B,), the number of
+LayerStep = Callable[[LocalLayer, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Backward]]
+"""One local step of one layer: takes the layer, its input (B, ...), labels (B,), the number of
 images of the whole batch and the state of its dropout; returns the features for the next layer and
 `Backward`."""
 
 
 def autograd_step(
-    layer: CWConv, x: Tensor, labels: Tensor, batch_size: int, dropout_state: Tensor | None = None
+    layer: LocalLayer,
+    x: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    dropout_state: Tensor | None = None,
 ) -> tuple[Tensor, Backward]:
     """Compute one layer's features and loss (DeeperForward, equations 5 to 8).
 
@@ -29,7 +33,7 @@ def autograd_step(
 
     Args:
         layer: the layer that learns.
-        x: its input, (B, K, H, W).
+        x: its input, (B, K, H, W) or of another shape that it takes.
         labels: classes, (B,).
         batch_size: images of the whole batch.
         dropout_state: of the layer's dropout, on the device; None for no dropout.
@@ -37,14 +41,22 @@ def autograd_step(
     Returns:
         the features for the next layer, detached, and the backward pass of the loss.
     """
-    h = layer.activation(x, dropout_state)
-    _, losses = local_loss(layer.loss, h, labels, layer.num_classes)
+    h, features = layer.outputs(x, dropout_state)
+    _, losses = layer.losses(h, labels)
     assert losses is not None, "labels give losses"
-    loss = losses.sum() / batch_size
+    loss: Tensor = losses.sum() / batch_size
 
     def backward() -> Tensor:
         layer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                parameter.grad = gradient_of(parameter)
         return loss.detach()
 
-    return layer.features(h), backward
+    return features, backward
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros where the loss does not read it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

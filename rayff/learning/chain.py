@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,12 @@ from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.kernels import gpu
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
+from rayff.learning.local_layer import LocalLayer
+from rayff.learning.module_layer import ModuleLayer
 from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.zoo import module_rows
 
-Visit = Callable[[CWConv, Tensor], Tensor]
+Visit = Callable[[LocalLayer, Tensor], Tensor]
 """Called for each layer of a walk: takes the layer and its input, returns the next one's input."""
 
 
@@ -24,7 +28,7 @@ class Activations:
     """What goes from one layer to the next, and over a boundary between stages."""
 
     features: Tensor
-    """(B, K, H, W)."""
+    """(B, K, H, W); of modules also (B, F) or (B, T, D)."""
     shortcut: Tensor | None = None
     """The open block's input, (B, K', H', W'); None where no block is open."""
 
@@ -53,7 +57,7 @@ def join(features: Tensor, shortcut: Tensor, spec: LayerSpec) -> Tensor:
 class Chain(nn.Module):
     """Consecutive layers of a network, in order."""
 
-    def __init__(self, architecture: Architecture, layers: Iterable[CWConv]) -> None:
+    def __init__(self, architecture: Architecture, layers: Iterable[LocalLayer]) -> None:
         super().__init__()
         self.architecture = architecture
         self.layers = nn.ModuleList(layers)
@@ -68,49 +72,57 @@ class Chain(nn.Module):
         dtype: torch.dtype = torch.float32,
         loss: LossConfig = GOODNESS,
     ) -> Chain:
-        """Return a chain with initial weights; the arguments are those of CWConv."""
+        """Return a chain with initial weights; the arguments are those of its layers.
+
+        Raises:
+            ImportPathError: the function that makes its modules is not here, or is another one.
+            UserError: a module or a loss cannot be made.
+        """
         classes = architecture.num_classes
-        return cls(
-            architecture,
-            (
-                CWConv(spec, classes, dropout=dropout, seed=seed, dtype=dtype, loss=loss)
-                for spec in architecture.layers
-            ),
-        )
+        options: dict[str, Any] = {"dropout": dropout, "seed": seed, "dtype": dtype, "loss": loss}
+        layers: list[LocalLayer] = [
+            CWConv(spec, classes, **options) for spec in architecture.convolutions
+        ]
+        if architecture.source is not None:
+            rows = module_rows(architecture.source, classes)
+            options["arch"] = f"--arch {architecture.source.function}"
+            layers = [ModuleLayer(rows, spec, classes, **options) for spec in architecture.modules]
+        return cls(architecture, layers)
 
     def __len__(self) -> int:
         return len(self.architecture)
 
     def __getitem__(self, key: slice) -> Chain:
         """Return a slice that shares its layers with this chain."""
-        return Chain(self.architecture[key], self.cwconvs()[key])
+        return Chain(self.architecture[key], self.parts()[key])
 
-    def cwconvs(self) -> Sequence[CWConv]:
+    def parts(self) -> Sequence[LocalLayer]:
         """Return the layers with their own type."""
-        return [layer for layer in self.layers if isinstance(layer, CWConv)]
+        return [layer for layer in self.layers if isinstance(layer, LocalLayer)]
 
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the features."""
-        return self.cwconvs()[0].dtype
+        return self.parts()[0].dtype
 
     def dropout_states(self, share: Share, device: torch.device) -> dict[int, Tensor]:
         """Return the dropout state of each layer that drops, by number, in host memory."""
         return {
             layer.spec.index: layer.dropout_state(share, device)
-            for layer in self.cwconvs()
+            for layer in self.parts()
             if layer.dropped
         }
 
     def walk(self, activations: Activations, visit: Visit) -> Activations:
         """Take a batch through all layers, shortcuts included."""
         features, shortcut = activations.features, activations.shortcut
-        for layer in self.cwconvs():
+        for layer in self.parts():
             if layer.spec.opens_block:
                 shortcut = features
             features = visit(layer, features)
             if layer.spec.join != "none":
                 assert shortcut is not None, "a block that joins was opened before"
+                assert isinstance(layer.spec, LayerSpec), "modules join no shortcut"
                 features, shortcut = join(features, shortcut.detach(), layer.spec), None
         return Activations(features=features, shortcut=shortcut)
 
@@ -118,12 +130,13 @@ class Chain(nn.Module):
     def evaluate(
         self,
         activations: Activations,
-        classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]] = CWConv.forward,
+        classify: Callable[[LocalLayer, Tensor], tuple[Tensor, Tensor]] = LocalLayer.forward,
     ) -> tuple[Activations, list[Tensor]]:
         """Return what leaves the chain and each layer's logits, (B, C) each; no dropout."""
+        self.eval()
         logits: list[Tensor] = []
 
-        def visit(layer: CWConv, x: Tensor) -> Tensor:
+        def visit(layer: LocalLayer, x: Tensor) -> Tensor:
             features, layer_logits = classify(layer, x)
             logits.append(layer_logits)
             return features

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, Spec
 
 
 class Classifier(nn.Module, ABC):
@@ -31,7 +31,7 @@ class Classifier(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def learned_layers(self) -> list[tuple[LayerSpec, nn.Module]]:
+    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
         """Each layer with the module that holds its parameters."""
 
     @abstractmethod
@@ -59,10 +59,12 @@ class Classifier(nn.Module, ABC):
         return True
 
     @property
-    def first_weight(self) -> Tensor:
-        """The filters of the first layer, (K, channels, height, width)."""
-        weight = self.learned_layers[0][1].get_parameter("weight")
-        return weight
+    def first_weight(self) -> Tensor | None:
+        """The filters of the first layer, (K, channels, height, width); None without any."""
+        _, first = self.learned_layers[0]
+        channels = self.architecture.image_channels
+        filters = (p for p in first.parameters() if p.dim() == 4 and p.shape[1] == channels)
+        return next(filters, None)
 
     @torch.no_grad()
     def logits(self, images: Tensor, num_classifiers: int | None = None) -> Tensor:

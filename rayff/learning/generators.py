@@ -6,13 +6,15 @@ boundary, chunk, window or resumption changes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_WEIGHTS, _DROPOUT, _HEAD = 0, 1, 2
+_WEIGHTS, _DROPOUT, _HEAD, _STEP = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,14 @@ def _seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
+def weight_seed(seed: int, layer_index: int) -> int:
+    """Return the seed of a layer's initial weights."""
+    return _seed(seed, layer_index, _WEIGHTS)
+
+
 def weight_generator(seed: int, layer_index: int) -> torch.Generator:
     """Return the generator of a layer's initial weights, on the CPU for every device."""
-    return torch.Generator().manual_seed(_seed(seed, layer_index, _WEIGHTS))
+    return torch.Generator().manual_seed(weight_seed(seed, layer_index))
 
 
 def head_seed(seed: int, layer_index: int) -> int:
@@ -65,3 +72,27 @@ def dropout_state(
     halves = (*divmod(numbers["state"], 2**64), *divmod(numbers["inc"], 2**64))
     state = np.array([*halves, share.first * elements], dtype=np.uint64)
     return torch.from_numpy(state.view(np.int64))
+
+
+@contextmanager
+def seeded_generators(
+    seed: int, layer_index: int, step: int, device: torch.device
+) -> Iterator[None]:
+    """Seed torch's own generators for one layer's step, and give them back as they were.
+
+    What modules draw by themselves, such as torch.nn.Dropout, follows from the numbers alone then.
+
+    Args:
+        seed: of the run.
+        layer_index: of the layer.
+        step: number of the batch over the whole run.
+        device: where the layer computes.
+    """
+    own = _seed(seed, layer_index, _STEP, step)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(own)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(own)
+        yield

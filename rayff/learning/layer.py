@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rayff.config.kernels import Kernels
 from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.kernels.dropout_bits import drawn_bytes
-from rayff.learning.generators import Share, dropout_state, head_seed, weight_generator
-from rayff.learning.losses import local_loss, make_loss, scores
+from rayff.learning.generators import Share, dropout_state, weight_generator
+from rayff.learning.local_layer import LocalLayer
 from rayff.models.architecture import LayerSpec
 
 
@@ -94,8 +94,8 @@ class ConvLayer(nn.Module):
         return F.group_norm(h.detach(), self.groups).to(self.dtype)
 
 
-class CWConv(ConvLayer):
-    """A layer that learns from a local loss of its activation.
+class CWConv(ConvLayer, LocalLayer):
+    """A convolution that learns from a local loss of its activation.
 
     Args:
         spec: channels, kernel, stride and pool.
@@ -104,16 +104,15 @@ class CWConv(ConvLayer):
         options: those of ConvLayer.
     """
 
+    spec: LayerSpec
+
     def __init__(
         self, spec: LayerSpec, num_classes: int, *, loss: LossConfig = GOODNESS, **options: Any
     ) -> None:
         super().__init__(spec, num_classes, **options)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(head_seed(self.seed, spec.index))
-            self.loss = make_loss(loss, spec, num_classes)
+        self.add_loss(loss)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, K, H, W) and scores (B, C), without dropout."""
-        h = self.activation(x)
-        logits, _ = local_loss(self.loss, h, None, self.num_classes)
-        return self.features(h), scores(self.loss, logits)
+    def outputs(self, x: Tensor, dropout_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the activation and the features for the next layer, (B, K, H, W) each."""
+        h = self.activation(x, dropout_state)
+        return h, self.features(h)

@@ -10,6 +10,7 @@ import torch
 from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
 from rayff.learning.classifier import Classifier
+from rayff.learning.layer_state import Layout
 from rayff.models.architecture import Architecture
 
 NETWORKS: dict[Method, str] = {
@@ -42,19 +43,14 @@ def build_network(
     return network
 
 
-def parameter_shapes(
-    method: Method, architecture: Architecture, loss: LossConfig
-) -> dict[int, dict[str, tuple[int, ...]]]:
-    """Return the shapes of the parameters of each layer, by number and name.
+def layouts(method: Method, architecture: Architecture, loss: LossConfig) -> dict[int, Layout]:
+    """Return what the state of each layer holds, by number.
 
-    The layers themselves say them: they are built without memory.
+    The layers themselves say it: they are built without memory.
     """
     with torch.device("meta"):
         network = build_network(method, architecture, loss=loss, window=(0, 0), class_names=())
-    return {
-        spec.index: {name: tuple(p.shape) for name, p in module.named_parameters()}
-        for spec, module in network.learned_layers
-    }
+    return {spec.index: Layout.of(module) for spec, module in network.learned_layers}
 
 
 def num_classifiers(method: Method, architecture: Architecture) -> int:

@@ -11,7 +11,7 @@ from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
 from rayff.learning.chain import Activations, Chain, normalise
 from rayff.learning.classifier import Classifier
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, Spec
 
 
 class LocalNetwork(Classifier):
@@ -44,9 +44,9 @@ class LocalNetwork(Classifier):
         return cls(Chain.build(architecture, dtype=dtype, loss=loss), window, class_names)
 
     @property
-    def learned_layers(self) -> list[tuple[LayerSpec, nn.Module]]:
+    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
         """Each layer with the module that holds its parameters."""
-        return [(layer.spec, layer) for layer in self.chain.cwconvs()]
+        return [(layer.spec, layer) for layer in self.chain.parts()]
 
     def layers_computed(self, classifier: int) -> int:
         """Return how many layers must be computed for a layer's logits."""

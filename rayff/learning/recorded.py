@@ -11,8 +11,13 @@ from rayff.kernels import gpu
 from rayff.kernels.cuda_graph import Record, cuda_graph
 from rayff.learning.chain import Activations, Chain
 from rayff.learning.generators import Share
-from rayff.learning.layer import CWConv
-from rayff.learning.layer_state import layer_state, state_key
+from rayff.learning.layer_state import (
+    fixed_tensors,
+    layer_state,
+    learned_parameters,
+    state_key,
+)
+from rayff.learning.local_layer import LocalLayer
 from rayff.learning.step import ChainStep
 from rayff.learning.updates import Optimizers
 
@@ -106,16 +111,18 @@ class RecordedStep:
     def _states(self) -> dict[int, dict[str, Tensor]]:
         return {
             layer.spec.index: layer_state(layer, self.optimizers[layer.spec.index])
-            for layer in self.step.chain.cwconvs()
+            for layer in self.step.chain.parts()
         }
 
     @torch.no_grad()
     def _restore(self, before: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Undo what the recording learned, in the memory that it refers to."""
-        for layer in self.step.chain.cwconvs():
+        for layer in self.step.chain.parts():
             was = before[layer.spec.index]
             optimizer = self.optimizers[layer.spec.index]
-            for name, parameter in layer.named_parameters():
+            for name, tensor in fixed_tensors(layer).items():
+                tensor.copy_(was[name])
+            for name, parameter in learned_parameters(layer).items():
                 parameter.copy_(was[name])
                 for key, value in optimizer.state[parameter].items():
                     old = was.get(state_key(name, key))
@@ -135,7 +142,7 @@ class RecordedEvaluation:
     def __init__(
         self,
         chain: Chain,
-        classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]],
+        classify: Callable[[LocalLayer, Tensor], tuple[Tensor, Tensor]],
         activations: Activations,
         record: Record = cuda_graph,
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayff.learning.analytic import analytic_forward, analytic_step
 from rayff.learning.autograd import LayerStep, autograd_step
-from rayff.learning.layer import CWConv
+from rayff.learning.local_layer import LocalLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,14 @@ class Rule:
     """How a layer learns and classifies, and the memory format of its weights."""
 
     step: LayerStep
-    classify: Callable[[CWConv, Tensor], tuple[Tensor, Tensor]]
+    classify: Callable[[LocalLayer, Tensor], tuple[Tensor, Tensor]]
     """Takes a layer and its input to its features and logits, without dropout."""
     memory_format: torch.memory_format
 
 
 RULES = {
     "plain": Rule(
-        step=autograd_step, classify=CWConv.forward, memory_format=torch.contiguous_format
+        step=autograd_step, classify=LocalLayer.forward, memory_format=torch.contiguous_format
     ),
     "fast": Rule(step=analytic_step, classify=analytic_forward, memory_format=torch.channels_last),
 }

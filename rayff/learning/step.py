@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from rayff.learning.autograd import LayerStep
 from rayff.learning.chain import Activations, Chain
-from rayff.learning.layer import CWConv
+from rayff.learning.generators import seeded_generators
+from rayff.learning.local_layer import LocalLayer
 from rayff.learning.updates import Updates
 
 
@@ -33,6 +35,7 @@ class ChainStep:
         labels: Tensor,
         batch_size: int,
         dropout_states: Mapping[int, Tensor],
+        step: int | None = None,
     ) -> tuple[Activations, list[Tensor]]:
         """Let every layer learn from a batch, or a replica's share of one.
 
@@ -42,32 +45,43 @@ class ChainStep:
                 replicas sum theirs.
             batch_size: images of the whole batch.
             dropout_states: by number of the layer, on the device; layers without dropout lack one.
+            step: number of the batch over the whole run, which seeds torch's own generators for
+                each layer; None leaves them.
 
         Returns:
             what leaves the chain, computed from the weights before the step, and each layer's
             loss.
         """
         losses: list[Tensor] = []
+        self.chain.train()
 
-        def visit(layer: CWConv, x: Tensor) -> Tensor:
-            state = dropout_states.get(layer.spec.index)
-            features, backward = self.layer_step(layer, x, labels, batch_size, state)
+        def visit(layer: LocalLayer, x: Tensor) -> Tensor:
+            index = layer.spec.index
+            state = dropout_states.get(index)
+            with (
+                nullcontext()
+                if step is None
+                else seeded_generators(layer.seed, index, step, x.device)
+            ):
+                features, backward = self.layer_step(layer, x, labels, batch_size, state)
             self.updates.add(layer, backward, losses)
             return features
 
         if len(labels):
             activations = self.chain.walk(activations, visit)
         else:
-            for layer in self.chain.cwconvs():
+            for layer in self.chain.parts():
                 self.updates.add(layer, _no_images(layer), losses)
         self.updates.finish()
         return activations, losses
 
 
-def _no_images(layer: CWConv) -> Callable[[], Tensor]:
+def _no_images(layer: LocalLayer) -> Callable[[], Tensor]:
+    learned = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+
     def backward() -> Tensor:
-        for parameter in layer.parameters():
+        for parameter in learned:
             parameter.grad = torch.zeros_like(parameter)
-        return torch.zeros((), device=layer.weight.device)
+        return torch.zeros((), device=learned[0].device)
 
     return backward

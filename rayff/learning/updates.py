@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rayff.kernels.cuda_graph import SideStream
-from rayff.learning.layer import CWConv
+from rayff.learning.local_layer import LocalLayer
 from rayff.learning.optimizers import LayerOptimizer, step_together
 
 Optimizers = Mapping[int, LayerOptimizer]
@@ -27,7 +27,7 @@ _GROUPED_WEIGHTS = 2_000_000
 class Updates(Protocol):
     """Called for each layer of a step, in order, once its features are known."""
 
-    def add(self, layer: CWConv, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
+    def add(self, layer: LocalLayer, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
         """Compute the layer's gradient, append its loss, and step sooner or later."""
         ...
 
@@ -36,7 +36,7 @@ class Updates(Protocol):
         ...
 
 
-def _step(layer: CWConv, optimizer: LayerOptimizer) -> None:
+def _step(layer: LocalLayer, optimizer: LayerOptimizer) -> None:
     optimizer.step()
     layer.zero_grad()
 
@@ -47,7 +47,7 @@ class ImmediateUpdates:
     def __init__(self, optimizers: Optimizers) -> None:
         self.optimizers = optimizers
 
-    def add(self, layer: CWConv, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
+    def add(self, layer: LocalLayer, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
         """Compute the gradient and step."""
         losses.append(backward())
         _step(layer, self.optimizers[layer.spec.index])
@@ -65,12 +65,13 @@ class AllReducedUpdates:
     def __init__(self, optimizers: Optimizers, all_reduce: AllReduce) -> None:
         self.optimizers = optimizers
         self.all_reduce = all_reduce
-        self.waiting: list[tuple[CWConv, list[Callable[[], None]]]] = []
+        self.waiting: list[tuple[LocalLayer, list[Callable[[], None]]]] = []
 
-    def add(self, layer: CWConv, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
+    def add(self, layer: LocalLayer, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
         """Compute the gradient and start to sum it."""
         losses.append(backward())
-        self.waiting.append((layer, [self.all_reduce(p) for p in layer.parameters()]))
+        learned = (p for p in layer.parameters() if p.requires_grad)
+        self.waiting.append((layer, [self.all_reduce(p) for p in learned]))
 
     def finish(self) -> None:
         """Wait for each layer's sum, and step."""
@@ -87,9 +88,9 @@ class SideStreamUpdates:
     def __init__(self, optimizers: Optimizers, device: torch.device) -> None:
         self.optimizers = optimizers
         self.side_stream = SideStream(device)
-        self.ready: list[CWConv] = []
+        self.ready: list[LocalLayer] = []
 
-    def add(self, layer: CWConv, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
+    def add(self, layer: LocalLayer, backward: Callable[[], Tensor], losses: list[Tensor]) -> None:
         """Enqueue the gradient, and the step of the layers that are ready if they are enough."""
 
         def work() -> None:

@@ -1,6 +1,9 @@
 """Architectures as plain data: an ordered chain of layers.
 
-Shape legend: K channels, C classes, S pixels a side (images are square).
+The layers of a network are convolutions (LayerSpec), or modules of any kind (ModuleSpec).
+
+Shape legend: K channels, C classes, S pixels a side (images are square), F single features,
+T tokens of D features.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, overload
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, overload
 
 from rayff.config.errors import UserError
 
@@ -17,6 +20,7 @@ IMAGE_SIZE = 32
 """Pixels a side of every network's input (DeeperForward, section 4)."""
 
 Join = Literal["none", "add", "concat"]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,21 @@ class LayerSpec:
         return self.out_channels + (self.shortcut_channels if self.join == "concat" else 0)
 
     @property
+    def in_shape(self) -> Shape:
+        """Shape of the features of an image that enter, (K, S, S)."""
+        return self.in_channels, self.in_size, self.in_size
+
+    @property
+    def out_shape(self) -> Shape:
+        """Shape of an image's activation, which the loss sees, (K, S, S)."""
+        return self.out_channels, self.out_size, self.out_size
+
+    @property
+    def feature_shape(self) -> Shape:
+        """Shape of the features of an image that the next layer receives, (K, S, S)."""
+        return self.feature_channels, self.out_size, self.out_size
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """Shape of the convolution's weights."""
         return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
@@ -91,6 +110,95 @@ class LayerSpec:
         """Number of weights of the convolution."""
         return math.prod(self.weight_shape)
 
+    @property
+    def num_products(self) -> int:
+        """Multiply-adds of the convolution of an image."""
+        return self.num_weights * self.out_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSpec:
+    """One layer that is a module of any kind, by the shapes of an image: it joins no shortcut.
+
+    A shape is (K, H, W) for a map, (F,) for single features and (T, D) for tokens.
+    """
+
+    index: int
+    """Number of the layer in the whole network, from 0; the same in a slice of it."""
+    in_shape: Shape
+    """Of the features that enter."""
+    out_shape: Shape
+    """Of the activation, which the loss sees."""
+    feature_shape: Shape
+    """Of the features that the next layer receives."""
+    num_weights: int
+    """Number of parameters that learn, those of the loss aside."""
+    num_products: int
+    """Multiply-adds of an image in the forward pass, as counted by torch; an estimate."""
+
+    opens_block: ClassVar[bool] = False
+    join: ClassVar[Join] = "none"
+    shortcut_channels: ClassVar[int] = 0
+    shortcut_size: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("index", "num_weights", "num_products"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise self._refused(name, "a whole number of 0 or more")
+        for name in ("in_shape", "out_shape", "feature_shape"):
+            shape = getattr(self, name)
+            whole = isinstance(shape, tuple) and all(type(n) is int and n > 0 for n in shape)
+            if not (whole and 1 <= len(shape) <= 3):
+                raise self._refused(name, "1 to 3 whole numbers of 1 or more")
+
+    def _refused(self, name: str, expected: str) -> UserError:
+        value = getattr(self, name)
+        return UserError(f"layer {self.index!r}: {name} must be {expected}, not {value!r}")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the features that enter: K, F or D."""
+        return _channels(self.in_shape)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the activation: K, F or D."""
+        return _channels(self.out_shape)
+
+    @property
+    def out_size(self) -> int:
+        """Pixels a side of the activation's map, which a loss may divide into cells.
+
+        1 for single features, and for tokens, which count as the pixels of a row; of a map that is
+        not square the greatest common divisor of its sides.
+        """
+        return math.gcd(*self.out_shape[1:]) if len(self.out_shape) == 3 else 1
+
+
+def _channels(shape: Shape) -> int:
+    return shape[-1] if len(shape) == 2 else shape[0]
+
+
+Spec: TypeAlias = LayerSpec | ModuleSpec
+"""A layer of either kind. Both have index, in_shape, out_shape, feature_shape, in_channels,
+out_channels, out_size, num_weights and num_products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSource:
+    """How the modules of a network are made, wherever it is built: by calling its function."""
+
+    function: str
+    """Registered name or import path."""
+    image_channels: int
+    width: int | None
+
+    def __post_init__(self) -> None:
+        numbers = [self.image_channels, *([] if self.width is None else [self.width])]
+        if type(self.function) is not str or not all(type(n) is int and n > 0 for n in numbers):
+            raise UserError(f"{self!r} does not say how modules are made")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -98,22 +206,28 @@ class Architecture:
 
     name: str
     num_classes: int
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[Spec, ...]
+    source: ModuleSource | None = None
+    """How the modules of the layers are made; None for convolutions."""
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise UserError(f"architecture {self.name!r} has no layers")
+        if len(self.convolutions if self.source is None else self.modules) != len(self):
+            raise UserError(
+                f"architecture {self.name!r}: its layers are either all modules, which a "
+                "function makes, or all convolutions"
+            )
         if type(self.num_classes) is not int or self.num_classes < 2:
             raise UserError(
                 f"architecture {self.name!r} needs 2 classes or more, not {self.num_classes}"
             )
         for before, after in zip(self.layers, self.layers[1:], strict=False):
-            if (before.feature_channels, before.out_size) != (after.in_channels, after.in_size):
+            if before.feature_shape != after.in_shape:
                 raise UserError(
                     f"architecture {self.name!r}: layer {before.index} gives "
-                    f"{before.feature_channels} channels of {before.out_size}x{before.out_size} "
-                    f"pixels, but layer {after.index} expects {after.in_channels} of "
-                    f"{after.in_size}x{after.in_size}"
+                    f"{_shown(before.feature_shape, 'channels')}, but layer {after.index} expects "
+                    f"{_shown(after.in_shape)}"
                 )
             if before.index + 1 != after.index:
                 raise UserError(
@@ -136,9 +250,10 @@ class Architecture:
 
     def _check_shortcuts(self) -> None:
         """Raise a UserError where a shortcut comes from nowhere or does not fit what it joins."""
-        first = self.layers[0]  # a slice may begin inside a block
-        carried = first.shortcut_channels, first.shortcut_size
-        for layer in self.layers:
+        layers = self.convolutions
+        # a slice may begin inside a block
+        carried = (layers[0].shortcut_channels, layers[0].shortcut_size) if layers else (0, 0)
+        for layer in layers:
             if layer.opens_block:
                 carried = layer.in_channels, layer.in_size
             channels, size = carried
@@ -161,13 +276,23 @@ class Architecture:
         return len(self.layers)
 
     @overload
-    def __getitem__(self, key: int) -> LayerSpec: ...
+    def __getitem__(self, key: int) -> Spec: ...
     @overload
     def __getitem__(self, key: slice) -> Architecture: ...
-    def __getitem__(self, key: int | slice) -> LayerSpec | Architecture:
+    def __getitem__(self, key: int | slice) -> Spec | Architecture:
         if isinstance(key, slice):
             return dataclasses.replace(self, layers=self.layers[key])
         return self.layers[key]
+
+    @property
+    def convolutions(self) -> tuple[LayerSpec, ...]:
+        """The layers that are convolutions: all or none."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LayerSpec))
+
+    @property
+    def modules(self) -> tuple[ModuleSpec, ...]:
+        """The layers that are modules: none or all."""
+        return tuple(layer for layer in self.layers if isinstance(layer, ModuleSpec))
 
     @property
     def image_channels(self) -> int:
@@ -186,7 +311,7 @@ class Architecture:
         tensor and cross once.
         """
         layer = self.layers[position]
-        elements = layer.in_channels * layer.in_size**2
+        elements = math.prod(layer.in_shape)
         if layer.shortcut_channels and not layer.opens_block:
             elements += layer.shortcut_channels * layer.shortcut_size**2
         return elements
@@ -204,7 +329,28 @@ class Architecture:
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
         """Return the architecture of such data; UserError where a key is missing or unknown."""
         try:
-            layers = tuple(LayerSpec(**layer) for layer in data["layers"])
-            return cls(name=str(data["name"]), num_classes=data["num_classes"], layers=layers)
-        except (KeyError, TypeError) as error:
+            made = data.get("source")
+            source = None if made is None else ModuleSource(**made)
+            layers: list[Spec] = []
+            for layer in data["layers"]:
+                if source is None:
+                    layers.append(LayerSpec(**layer))
+                else:
+                    listed = {name: v for name, v in layer.items() if isinstance(v, list)}
+                    shapes = {name: tuple(v) for name, v in listed.items()}
+                    layers.append(ModuleSpec(**{**layer, **shapes}))
+            return cls(
+                name=str(data["name"]),
+                num_classes=data["num_classes"],
+                layers=tuple(layers),
+                source=source,
+            )
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"this is no description of an architecture: {error}") from error
+
+
+def _shown(shape: Shape, unit: str = "") -> str:
+    """Return the shape of an image's features in words."""
+    if len(shape) == 3:
+        return f"{shape[0]} {unit}{' ' if unit else ''}of {shape[1]}x{shape[2]} pixels"
+    return f"{shape[0]} features" if len(shape) == 1 else f"{shape[0]} tokens of {shape[1]}"

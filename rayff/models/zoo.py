@@ -3,17 +3,20 @@
 A row is one layer; channels are multiples of the network's width, which is the number of
 channels of its first layer. Names follow the ResNet that a network mirrors, whose number counts
 a linear head that a Forward-Forward network does not have: `resnet34` has 33 layers.
+
+Networks of modules are made by a function, which is called again wherever layers are built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rayff.config.errors import UserError
-from rayff.config.registry import Registry, is_import_path
-from rayff.models.architecture import IMAGE_SIZE, Architecture, Join, LayerSpec
+from rayff.config.registry import ImportPathError, Registry
+from rayff.models.architecture import IMAGE_SIZE, Architecture, Join, LayerSpec, ModuleSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,16 @@ class Row:
     pool: bool = False
     opens_block: bool = False
     join: Join = "none"
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One layer of a network of modules; a function may give `make` alone where loss is None."""
+
+    make: Callable[[], Any]
+    """Returns the layer's torch.nn.Module with initial weights, a new one in each call."""
+    loss: Any = None
+    """Its local loss, by name or as the class itself; None for that of `--loss`."""
 
 
 def chain(name: str, rows: Iterable[Row], num_classes: int, image_channels: int) -> Architecture:
@@ -165,8 +178,9 @@ class Entry:
 
 
 ARCHITECTURES: Registry[Any] = Registry("architecture", "--arch")
-"""Entries by name; by import path a function `(num_classes, image_channels, width)` that returns
-an Architecture, or the rows of one."""
+"""By name, entries of convolutions and functions of modules; by import path a function
+`(num_classes, image_channels, width)` that returns an Architecture, or a list of Row, ModuleRow or
+callables."""
 ARCHITECTURES.add("resnet", Entry(rows=resnet, width=100))
 ARCHITECTURES.add("vgg", Entry(rows=vgg, width=70))
 ARCHITECTURES.add("tinycnn", Entry(rows=tinycnn, width=100))
@@ -179,6 +193,13 @@ ARCHITECTURES.add(
 )
 ARCHITECTURES.add("resnet_large", Entry(rows=resnet, width=300))
 ARCHITECTURES.add("plain17", Entry(rows=plain, width=100))
+CONVOLUTIONAL = ARCHITECTURES.names
+"""Those that the fast rule trains."""
+ARCHITECTURES.add("vgg8b", "rayff.learning.vggb:vgg8b")
+ARCHITECTURES.add("vgg11b", "rayff.learning.vggb:vgg11b")
+
+DESCRIBE = "rayff.learning.modules:describe"
+"""Import path of what finds the shapes of modules: it needs torch."""
 
 
 def architecture(
@@ -194,7 +215,7 @@ def architecture(
 
     Raises:
         UserError: an unknown name, channels that the classes do not divide, other input channels,
-            or a function that does not return an architecture.
+            a function that does not return an architecture, or modules that do not fit each other.
     """
     entry = ARCHITECTURES.load(name)
     if image_channels not in (1, 3):
@@ -204,30 +225,66 @@ def architecture(
         )
     if width is not None and width < 1:
         raise UserError(f"--width must be 1 or more, not {width}")
-    if is_import_path(name):
-        return _call(entry, name, num_classes, image_channels, width)
-    rows = entry.rows(entry.width if width is None else width)
-    return chain(name, rows, num_classes, image_channels)
-
-
-def _call(
-    function: Any, name: str, num_classes: int, image_channels: int, width: int | None
-) -> Architecture:
-    """Return the architecture that a user's function returns."""
-    try:
-        made = function(num_classes=num_classes, image_channels=image_channels, width=width)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(
-            f"--arch {name}: calling it with num_classes={num_classes}, "
-            f"image_channels={image_channels}, width={width} failed ({type(error).__name__}: "
-            f"{error})"
-        ) from error
+    if isinstance(entry, Entry):
+        rows = entry.rows(entry.width if width is None else width)
+        return chain(name, rows, num_classes, image_channels)
+    source = ModuleSource(function=name, image_channels=image_channels, width=width)
+    made = _call(entry, source, num_classes)
     if isinstance(made, Architecture):
         return made
     if isinstance(made, list) and made and all(isinstance(row, Row) for row in made):
         return chain(name, made, num_classes, image_channels)
+    describe: Callable[..., Architecture] = pkgutil.resolve_name(DESCRIBE)
+    return describe(source, _module_rows(made, source), num_classes)
+
+
+def module_rows(source: ModuleSource, num_classes: int) -> list[ModuleRow]:
+    """Call the function of a network of modules again, and return one row a layer.
+
+    Raises:
+        ImportPathError: it cannot be imported, fails, or does not return modules any more.
+    """
+    function = ARCHITECTURES.load(source.function)
+    try:
+        return _module_rows(_call(function, source, num_classes), source)
+    except UserError as error:
+        raise ImportPathError(str(error)) from error
+
+
+def _module_rows(made: Any, source: ModuleSource) -> list[ModuleRow]:
+    """Return what a function returned as rows."""
+    if isinstance(made, Sequence) and made and all(map(_is_module_row, made)):
+        return [row if isinstance(row, ModuleRow) else ModuleRow(row) for row in made]
     raise UserError(
-        f"--arch {name} returned {type(made).__name__}: return an Architecture, or a list of Row"
+        f"--arch {source.function} returned {_kinds(made)}: return an Architecture, a list of "
+        "Row, or a list of ModuleRow or callables that each make a module"
     )
+
+
+def _is_module_row(row: Any) -> bool:
+    return callable(row.make if isinstance(row, ModuleRow) else row)
+
+
+def _kinds(made: Any) -> str:
+    """Return what a value is made of, such as `list of Row and int`."""
+    kinds = dict.fromkeys(type(row).__name__ for row in made) if isinstance(made, list) else {}
+    return type(made).__name__ + (f" of {' and '.join(kinds)}" if kinds else "")
+
+
+def _call(function: Any, source: ModuleSource, num_classes: int) -> Any:
+    """Return what an architecture function returns."""
+    options = {
+        "num_classes": num_classes,
+        "image_channels": source.image_channels,
+        "width": source.width,
+    }
+    try:
+        return function(**options)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise UserError(
+            f"--arch {source.function}: calling it with {shown} failed ({type(error).__name__}: "
+            f"{error})"
+        ) from error

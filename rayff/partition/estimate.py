@@ -13,8 +13,5 @@ and decides the length of chunks alone."""
 def estimated_costs(architecture: Architecture, batch_size: int, device: str) -> Costs:
     """Return the costs of a batch: two products a layer, forward and weight gradient."""
     rate = _PRODUCTS_PER_S[device]
-    layer_s = [
-        2 * batch_size * layer.num_weights * layer.out_size**2 / rate
-        for layer in architecture.layers
-    ]
+    layer_s = [2 * batch_size * layer.num_products / rate for layer in architecture.layers]
     return Costs(layer_s=layer_s, boundary_s=[0.0] * len(architecture))

@@ -30,9 +30,13 @@ from rayff.learning.analytic import AnalyticStep, in_closed_form
 from rayff.learning.autograd import Backward
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
+from rayff.learning.layer_state import learned_parameters
+from rayff.learning.local_layer import LocalLayer
+from rayff.learning.module_layer import ModuleLayer, identity
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.rules import RULES
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, ModuleSource, ModuleSpec, Spec
+from rayff.models.zoo import module_rows
 from rayff.partition.boundaries import Costs
 
 FORMAT = 7
@@ -71,7 +75,7 @@ _TIMED = ("batch_size", "optimizer", "weight_decay", "dropout", "clip_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What decides the times of a layer besides its shape and kernels."""
+    """What decides the times of a layer besides its shape, kernels and module."""
 
     recipe: Recipe
     num_classes: int
@@ -82,15 +86,36 @@ class Conditions:
     neighbours: int = 0
     """Other stages that time at the same moment: they share caches and memory."""
 
-    def key(self, spec: LayerSpec, kernels: Kernels) -> str:
-        """Return a name for the timing of one shape of layer."""
+    def layer(self, spec: Spec, source: ModuleSource | None) -> LocalLayer:
+        """Return a layer with initial weights, on the CPU."""
+        options: dict[str, Any] = {
+            "dropout": self.recipe.dropout,
+            "dtype": self.dtype,
+            "loss": self.loss,
+        }
+        if isinstance(spec, ModuleSpec):
+            assert source is not None, "modules have a source"
+            rows = module_rows(source, self.num_classes)
+            arch = f"--arch {source.function}"
+            return ModuleLayer(rows, spec, self.num_classes, arch=arch, **options)
+        return CWConv(spec, self.num_classes, **options)
+
+    def key(self, spec: Spec, kernels: Kernels, source: ModuleSource | None = None) -> str:
+        """Return a name for the timing of one shape of layer, and of one module."""
         where = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
             else f"{native.processor()}, {torch.get_num_threads()} threads"
         )
-        shape = dataclasses.replace(spec, index=0, opens_block=False, join="none")
-        shape = dataclasses.replace(shape, shortcut_channels=0, shortcut_size=0)
+        shape: Spec | str
+        if isinstance(spec, ModuleSpec):
+            with torch.device("meta"):
+                layer = self.layer(spec, source)
+            assert isinstance(layer, ModuleLayer)
+            shape = f"{dataclasses.replace(spec, index=0)} {identity(layer)}"
+        else:
+            shape = dataclasses.replace(spec, index=0, opens_block=False, join="none")
+            shape = dataclasses.replace(shape, shortcut_channels=0, shortcut_size=0)
         recipe = {name: getattr(self.recipe, name) for name in _TIMED}
         known = (FORMAT, torch.__version__, where, shape, recipe, self.num_classes)
         compiled = (native.missing() is None, amx.missing() is None)
@@ -116,9 +141,9 @@ def time_layers(
     cache = _Cache(native.cache_dir() / "timings.json")
     found: list[LayerTime] = []
     for spec, own in zip(architecture.layers, kernels, strict=True):
-        key = conditions.key(spec, own)
+        key = conditions.key(spec, own, architecture.source)
         if key not in cache.times:
-            cache.times[key] = time_layer(spec, conditions, own)
+            cache.times[key] = time_layer(spec, conditions, own, architecture.source)
             cache.changed = True
         found.append(cache.times[key])
     cache.write()
@@ -132,7 +157,7 @@ def check_kernels(
     dtype: torch.dtype,
 ) -> None:
     """Raise a UserError where a device cannot compute a layer with its kernels."""
-    for spec, own in zip(architecture.layers, kernels, strict=True):
+    for spec, own in zip(architecture.convolutions, kernels, strict=True):
         known = ("conv", *backends(spec, device, dtype))
         for backend in own.backends:
             if backend not in known:
@@ -147,20 +172,19 @@ def check_kernels(
 
 
 def time_layer(
-    spec: LayerSpec, conditions: Conditions, kernels: Kernels, repeats: int = _REPEATS
+    spec: Spec,
+    conditions: Conditions,
+    kernels: Kernels,
+    source: ModuleSource | None = None,
+    repeats: int = _REPEATS,
 ) -> LayerTime:
     """Time one layer; of a few repetitions the fastest phases, which others disturbed least."""
-    layer = CWConv(
-        spec,
-        conditions.num_classes,
-        dropout=conditions.recipe.dropout,
-        dtype=conditions.dtype,
-        loss=conditions.loss,
-    ).to(conditions.device)
+    layer = conditions.layer(spec, source).to(conditions.device)
     layer = layer.to(memory_format=RULES[conditions.rule].memory_format)
-    layer.kernels = kernels
+    if isinstance(layer, CWConv):
+        layer.kernels = kernels
     kind = optimizer_class(conditions.recipe.optimizer)
-    optimizer = kind(layer.parameters(), conditions.recipe)
+    optimizer = kind(learned_parameters(layer).values(), conditions.recipe)
     fused = conditions.rule == "fast" and in_closed_form(layer)
     time_pass = _time_fused_pass if fused else _time_pass
     passes = [time_pass(layer, optimizer, conditions) for _ in range(1 + repeats)][1:]
@@ -176,7 +200,7 @@ Phases = tuple[float, float, float, float]
 """Seconds of forward pass, pointwise pass, gradient and optimizer."""
 
 
-def _time_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+def _time_pass(layer: LocalLayer, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
     images = conditions.recipe.batch_size
     x, labels = random_batch(layer.spec, conditions, images)
     step, state = RULES[conditions.rule].step, _dropout_state(layer, x)
@@ -191,7 +215,9 @@ def _time_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions)
     return forward_s, 0.0, gradient_s, measure(optimizer.step, x.device)
 
 
-def _time_fused_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Conditions) -> Phases:
+def _time_fused_pass(
+    layer: LocalLayer, optimizer: LayerOptimizer, conditions: Conditions
+) -> Phases:
     images = conditions.recipe.batch_size
     x, labels = random_batch(layer.spec, conditions, images)
     steps: list[AnalyticStep] = []
@@ -219,18 +245,18 @@ def _time_fused_pass(layer: CWConv, optimizer: LayerOptimizer, conditions: Condi
     )
 
 
-def _dropout_state(layer: CWConv, x: Tensor) -> Tensor | None:
+def _dropout_state(layer: LocalLayer, x: Tensor) -> Tensor | None:
     if not layer.dropped:
         return None
     share = Share(step=0, batch_size=len(x))
     return layer.dropout_state(share, x.device).to(x.device)
 
 
-def random_batch(spec: LayerSpec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:
+def random_batch(spec: Spec, conditions: Conditions, images: int) -> tuple[Tensor, Tensor]:
     """Return features that could enter a layer, and labels."""
-    shape = (images, spec.in_channels, spec.in_size, spec.in_size)
+    shape = (images, *spec.in_shape)
     x = torch.randn(shape, dtype=conditions.dtype, device=conditions.device)
-    x = x.to(memory_format=RULES[conditions.rule].memory_format)
+    x = x.to(memory_format=RULES[conditions.rule].memory_format) if x.dim() == 4 else x
     if conditions.rule == "fast" and gpu.usable(x):
         x = gpu.pitched(x)
     labels = torch.arange(images, device=conditions.device) % conditions.num_classes

@@ -91,8 +91,11 @@ def filter_picture(run: Run) -> Block:
         model = read_model(run.path)
     except UserError as error:
         return Note(title="Filters", text=f"Not drawn: {error}.")
+    if model.first_weight is None:
+        return Note(title="Filters", text="Not drawn: the first layer is no convolution.")
     weight = model.first_weight.detach().float().numpy()
-    shown, columns, names = filter_layout(weight, model.class_names)
+    grouped = run.config.loss in ("goodness", "squared_goodness")
+    shown, columns, names = filter_layout(weight, model.class_names if grouped else ())
     num_filters, channels, *kernel = weight.shape
     caption = f"{len(shown)} of {num_filters} filters of {kernel[0]}x{kernel[1]} pixels"
     if names:
@@ -116,10 +119,10 @@ def filter_layout(
 ) -> tuple[NDArray[np.float32], int, list[str]]:
     """Return the filters to draw out of (K, in, H, W), how many in a row, and the rows' names.
 
-    Each class has a row, unless there are too many classes or too few filters.
+    Each class has a row, unless there are none, too many classes or too few filters.
     """
     num_classes = len(class_names)
-    if num_classes <= MAX_NAMED_CLASSES and len(weight) >= 4 * num_classes:
+    if 0 < num_classes <= MAX_NAMED_CLASSES and len(weight) >= 4 * num_classes:
         groups = weight.reshape(num_classes, -1, *weight.shape[1:])[:, :MAX_FILTERS_PER_ROW]
         return groups.reshape(-1, *weight.shape[1:]), groups.shape[1], list(class_names)
     shown = weight[:MAX_FILTERS]

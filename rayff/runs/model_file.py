@@ -23,9 +23,9 @@ from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
 from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
-from rayff.learning.layer_state import is_parameter
-from rayff.learning.methods import build_network, num_classifiers, parameter_shapes
-from rayff.models.architecture import IMAGE_SIZE, Architecture
+from rayff.learning.layer_state import Layout, is_of_layer
+from rayff.learning.methods import build_network, layouts, num_classifiers
+from rayff.models.architecture import IMAGE_SIZE, Architecture, ModuleSource
 from rayff.runs.files import write_atomically
 from rayff.runs.run_directory import RunDirectory, read_json
 
@@ -103,7 +103,7 @@ def write_model(
         f"layers.{index}.{name}": value
         for index in sorted(states)
         for name, value in load(states[index].tobytes()).items()
-        if is_parameter(name)
+        if is_of_layer(name)
     }
     write_atomically(directory / WEIGHTS, save(weights))
     text = json.dumps(description.to_dict(), indent=1)
@@ -115,7 +115,7 @@ def read_model(run_dir: Path) -> Classifier:
 
     Raises:
         UserError: no run directory, no model in it yet, a damaged one, or one whose local loss
-            cannot be imported here.
+            or modules cannot be imported here.
     """
     RunDirectory(run_dir).read_config()
     description, weights = run_dir / DESCRIPTION, run_dir / WEIGHTS
@@ -128,8 +128,8 @@ def read_model(run_dir: Path) -> Classifier:
         about = ModelDescription.from_dict(read_json(description))
         tensors = load_file(weights)
         # before the network takes the memory that a description claims
-        shapes = parameter_shapes(about.method, about.architecture, about.loss)
-        _check_weights(about.architecture, shapes, tensors)
+        held = layouts(about.method, about.architecture, about.loss)
+        _check_weights(about.architecture, held, tensors)
         network = build_network(
             about.method,
             about.architecture,
@@ -139,8 +139,12 @@ def read_model(run_dir: Path) -> Classifier:
             dtype=DTYPES[about.precision],
         )
         for spec, module in network.learned_layers:
-            own = {name: tensors[f"layers.{spec.index}.{name}"] for name in shapes[spec.index]}
-            module.load_state_dict(own)
+            names = held[spec.index].tensors
+            own = {name: tensors[f"layers.{spec.index}.{name}"] for name in names}
+            module.load_state_dict(own, strict=False)  # tied parameters are saved once
+        network.eval()
+        if about.architecture.source is not None:
+            _check_modules(network, about.architecture.source)
     except ImportPathError as error:
         raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
@@ -148,34 +152,47 @@ def read_model(run_dir: Path) -> Classifier:
         raise UserError(
             f"the model in {run_dir} is damaged: {reason}; write it again with --resume"
         ) from error
-    return network.eval()
+    return network
+
+
+def _check_modules(network: Classifier, source: ModuleSource) -> None:
+    """Raise an ImportPathError where a network of modules does not classify an image."""
+    image = torch.zeros(1, source.image_channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    try:
+        network.logits(image)
+    except Exception as error:  # the user's code may raise anything
+        reason = " ".join(str(error).split())
+        raise ImportPathError(
+            f"--arch {source.function} does not classify an image with the saved shapes "
+            f"({type(error).__name__}: {reason}); use the code that it was trained with"
+        ) from error
 
 
 def _check_weights(
     architecture: Architecture,
-    shapes: Mapping[int, Mapping[str, tuple[int, ...]]],
+    held: Mapping[int, Layout],
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Raise a ValueError where the weights are not those of a whole network for images."""
     first = architecture[0]
-    if (first.index, first.in_size) != (0, IMAGE_SIZE) or first.in_channels not in (1, 3):
-        raise ValueError(
-            f"its first layer takes {first.in_channels} channels of {first.in_size}x"
-            f"{first.in_size} pixels, which are no images"
-        )
+    images = [(channels, IMAGE_SIZE, IMAGE_SIZE) for channels in (1, 3)]
+    if first.index != 0 or first.in_shape not in images:
+        raise ValueError(f"its first layer takes {first.in_shape}, which are no images")
     expected = {
-        f"layers.{index}.{name}": shape
-        for index, own in shapes.items()
-        for name, shape in own.items()
+        f"layers.{index}.{name}": shape_and_dtype
+        for index, own in held.items()
+        for name, shape_and_dtype in own.tensors.items()
     }
+    made_by = architecture.source
+    changed = "" if made_by is None else f", or the code of --arch {made_by.function} has changed"
     if odd := expected.keys() ^ tensors.keys():
-        raise ValueError(f"weights and description differ in {min(odd)!a}")
-    for name, shape in expected.items():
+        raise ValueError(f"weights and description differ in {min(odd)!a}{changed}")
+    for name, (shape, dtype) in expected.items():
         found = tensors[name]
-        if tuple(found.shape) != shape or found.dtype != torch.float32:
+        if tuple(found.shape) != shape or found.dtype != dtype:
             raise ValueError(
                 f"{name} is of shape {tuple(found.shape)} and {found.dtype}, expected {shape} "
-                "and torch.float32"
+                f"and {dtype}{changed}"
             )
         if not found.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite")

@@ -11,7 +11,7 @@ from rayff.baselines.model import Backpropagation, EndToEndNetwork, blocks
 from rayff.config.recipe import Method
 from rayff.learning.chain import Chain, normalise
 from rayff.learning.generators import Share
-from rayff.learning.methods import num_classifiers, parameter_shapes
+from rayff.learning.methods import layouts, num_classifiers
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 
@@ -31,8 +31,8 @@ def test_parameters_and_logits_have_the_shapes_of_the_method(arch: str, method: 
     network = Backpropagation(spec, deep_supervision=method == "bp-deepsup")
     assert parameters(network) == {
         f"layers.{index}.{name}": shape
-        for index, own in parameter_shapes(method, spec, "goodness").items()
-        for name, shape in own.items()
+        for index, own in layouts(method, spec, "goodness").items()
+        for name, shape in own.learned.items()
     }
     logits = network(torch.randn(3, 3, 32, 32))
     assert logits.shape == (num_classifiers(method, spec), 3, 2)
@@ -43,7 +43,7 @@ def test_initial_weights_are_those_of_forward_forward_and_heads_follow_from_the_
     one, same, other = (
         Backpropagation(spec, seed=seed, deep_supervision=True) for seed in (3, 3, 4)
     )
-    for own, layer in zip(one.parts(), Chain.build(spec, seed=3).cwconvs(), strict=True):
+    for own, layer in zip(one.parts(), Chain.build(spec, seed=3).parts(), strict=True):
         assert torch.equal(own.weight, layer.weight)
     heads = [[part.head.weight for part in n.parts()] for n in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(heads[0], heads[1], strict=True))

@@ -90,6 +90,19 @@ class TestRule:
         with pytest.raises(UserError, match=f"^--{next(iter(options))}.*--loss {LINEAR} sees the"):
             resolve_rule(config)
 
+    @pytest.mark.parametrize("loss", ["goodness", "linear", "predsim"])
+    def test_modules_have_the_plain_one_whatever_the_loss(self, loss: str):
+        assert resolve_rule(TrainConfig(loss=loss), of_modules=True) == "plain"
+        assert resolve_rule(TrainConfig(loss=loss, rule="plain"), of_modules=True) == "plain"
+
+    @pytest.mark.parametrize(
+        "options", [{"rule": "fast"}, {"kernels": "conv"}, {"autotune": True}], ids=str
+    )
+    def test_the_fast_one_is_refused_for_modules(self, options: dict[str, Any]):
+        config = TrainConfig(arch="vgg8b", **options)
+        with pytest.raises(UserError, match="convolutions, and the layers of --arch vgg8b are"):
+            resolve_rule(config, of_modules=True)
+
 
 class TestResolve:
     KERNELS = parse_kernels("conv/unfold,conv,unfold,winograd")
@@ -280,6 +293,13 @@ class TestOverride:
                 {"rule": "fast", "kernels": "conv"},
                 {"loss": "my_package.losses:Mine"},
                 {"loss": "my_package.losses:Mine"},
+            ),
+            ({"rule": "fast", "kernels": "conv"}, {"arch": "vgg8b"}, {"arch": "vgg8b"}),
+            ({"rule": "plain"}, {"arch": "vgg8b"}, {"arch": "vgg8b", "rule": "plain"}),
+            (
+                {"rule": "fast", "kernels": "conv"},
+                {"arch": "tinycnn"},
+                {"rule": "fast", "kernels": "conv"},
             ),
         ],
         ids=str,

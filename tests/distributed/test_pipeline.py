@@ -150,12 +150,12 @@ def sum_in_own_order(actor: Any) -> tuple[list[float], bool]:
 
 def break_layer(actor: Any) -> None:
     with torch.no_grad():
-        actor.stage.learner.chain.cwconvs()[0].weight.fill_(float("nan"))
+        actor.stage.learner.chain.parts()[0].weight.fill_(float("nan"))
 
 
 def change_slightly(actor: Any) -> None:
     with torch.no_grad():
-        actor.stage.learner.chain.cwconvs()[1].weight.mul_(1 + 1e-6)
+        actor.stage.learner.chain.parts()[1].weight.mul_(1 + 1e-6)
 
 
 @pytest.mark.ray

@@ -11,6 +11,7 @@ from rayff import TrainConfig
 from rayff.engine.evaluation import evaluate
 from rayff.engine.run import TrainResult
 from rayff.tune.__main__ import main as tune
+from tests.helpers.modules import HERE
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import (
     RecordingCallback,
@@ -48,6 +49,22 @@ def test_two_stages_train_with_the_bits_of_one_process(
     options: dict[str, Any], alone: TrainResult, tmp_path: Path
 ) -> None:
     result = train_on_ray(TrainConfig(**options, stages=2, run_dir=str(tmp_path / "run")))
+    assert [len(record.stage_busy) for record in result.metrics] == [2, 2, 2]
+    assert timeless(result.metrics) == timeless(alone.metrics)
+    assert layer_files(result.run_dir) == layer_files(alone.run_dir)
+    accuracy = evaluate(result.run_dir).accuracy
+    assert accuracy == pytest.approx(result.metrics[-1].test_accuracy)
+
+
+def test_modules_train_on_two_stages_with_the_bits_of_one_process(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Batch norm, what modules draw, and heads: with a stage that is killed on the way."""
+    how = {**options, "arch": f"{HERE}:every_kind", "loss": "predsim", "kernels": None}
+    alone = train_locally(TrainConfig(**how, run_dir=str(tmp_path / "alone")))
+    config = TrainConfig(**how, stages=2, run_dir=str(tmp_path / "run"))
+    kill = once("train 10", lambda: kill_actor("stage-1"))
+    result = train_on_ray(config, RecordingCallback(kill))
     assert [len(record.stage_busy) for record in result.metrics] == [2, 2, 2]
     assert timeless(result.metrics) == timeless(alone.metrics)
     assert layer_files(result.run_dir) == layer_files(alone.run_dir)

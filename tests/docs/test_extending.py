@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {
 OPTIONS = {
     "my_losses": {"loss": "my_losses:MeanAndSpread"},
     "my_nets": {"arch": "my_nets:build"},
+    "my_blocks": {"arch": "my_blocks:build", "loss": "linear", "stages": 2},
+    "my_vit": {"arch": "my_vit:build", "loss": "linear", "width": 1, "stages": 2},
     "my_optimizers": {"optimizer": "my_optimizers:NAdam"},
     "my_data": {"task": "my_data:load", "batch_size": 16},
     "my_augment": {"augment": "my_augment:flip"},

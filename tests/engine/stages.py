@@ -81,7 +81,7 @@ def make_stage(
 def weight_of(stage: Stage, layer: int) -> torch.Tensor:
     """Return the weights of one of the stage's layers, counted within the stage."""
     assert isinstance(stage.learner, LocalLearner)
-    return stage.learner.chain.cwconvs()[layer].weight.data
+    return stage.learner.chain.parts()[layer].weight.data
 
 
 def train(*batches: Sequence[int], step: int = 0, lr: float = LR) -> Train:

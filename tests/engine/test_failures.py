@@ -119,7 +119,7 @@ class BrokenAfterSnapshot(LocalPipeline):
         for command, reports in super().stream(commands):
             yield command, reports
             if isinstance(command, Snapshot):
-                learner_of(self).chain.cwconvs()[self.layer].weight.data[0, 0, 0, 0] = float("nan")
+                learner_of(self).chain.parts()[self.layer].weight.data[0, 0, 0, 0] = float("nan")
 
 
 def learner_of(pipeline: LocalPipeline) -> LocalLearner:

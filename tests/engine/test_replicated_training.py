@@ -17,7 +17,9 @@ from rayff.engine.commands import Command, Evaluate, Report, Snapshot
 from rayff.engine.replicas import merge
 from rayff.engine.stage import Stage
 from rayff.models.architecture import Architecture
+from rayff.models.zoo import architecture
 from tests.engine.stages import (
+    CLASSES,
     RESNET,
     all_replicas,
     exchange,
@@ -27,6 +29,9 @@ from tests.engine.stages import (
 )
 from tests.helpers.augmentations import DARKEN
 from tests.helpers.losses import LINEAR
+from tests.helpers.modules import HERE
+
+MODULES = architecture(f"{HERE}:per_image", num_classes=CLASSES, image_channels=3)
 
 
 class ThreadSum:
@@ -183,6 +188,12 @@ class TestTraining:
         assert_alike(trained(ThreadPipeline(RESNET, (6,), (3, 2), **how)), whole)
         free = trained(ThreadPipeline(RESNET, (), (1,), **{**how, "clip_norm": None}))
         assert min((free[0][name] - whole[0][name]).abs().max() for name in whole[0]) > 1e-5
+
+    def test_modules_that_compute_each_image_by_itself_too(self) -> None:
+        how = {"rule": "plain", "loss": LossConfig(name="linear"), "dropout": 0.25}
+        whole = trained(ThreadPipeline(MODULES, (), (1,), **how))
+        assert (2, "module.scale") in whole[0]
+        assert_alike(trained(ThreadPipeline(MODULES, (1,), (3, 2), **how)), whole)
 
     @pytest.mark.parametrize("replicas", [(2, 3), (3, 12)])
     def test_hits_are_those_of_one_actor(self, replicas: tuple[int, ...]) -> None:

@@ -9,9 +9,12 @@ import pytest
 from rayff.config.local_loss import LossConfig
 from rayff.engine.commands import Report
 from rayff.engine.pipeline import LocalPipeline
-from tests.engine.stages import RESNET, evaluate, make_stage, states_of, train
+from rayff.models.architecture import Architecture
+from rayff.models.zoo import architecture
+from tests.engine.stages import CLASSES, RESNET, evaluate, make_stage, states_of, train
 from tests.helpers.augmentations import DARKEN
 from tests.helpers.losses import LINEAR
+from tests.helpers.modules import HERE
 
 Result = tuple[dict[int, bytes], list[Report]]
 
@@ -30,9 +33,9 @@ RECIPE = {**HEADS, "optimizer": "muon", "clip_norm": 0.01, "lr_scale": 0.25}
 """All that a recipe does to a layer's step."""
 
 
-def run(cuts: tuple[int, ...], **how: Any) -> Result:
+def run(cuts: tuple[int, ...], network: Architecture = RESNET, **how: Any) -> Result:
     """Train, evaluate, train; return all bits of the states and the reports of the whole."""
-    slices = RESNET.stages(cuts)
+    slices = network.stages(cuts)
     stages = [
         make_stage(part, first=part is slices[0], last=part is slices[-1], **how)
         for part in slices
@@ -106,3 +109,36 @@ def test_every_chunk_gives_the_same_bits_of_augmented_images() -> None:
         list(LocalPipeline(stages).stream(commands))
         found.append(states_of(*stages))
     assert found == [found[0]] * 3
+
+
+MODULES = {
+    name: architecture(name, num_classes=CLASSES, image_channels=3, width=4)
+    for name in (f"{HERE}:every_kind", "vgg8b")
+}
+PREDSIM = {"loss": LossConfig(name="predsim")}
+
+
+@pytest.fixture(scope="module")
+def modules_in_one_stage() -> dict[str, Result]:
+    return {name: run((), network, **PREDSIM) for name, network in MODULES.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [(name, cut) for name, network in MODULES.items() for cut in range(1, len(network))],
+)
+def test_every_cut_between_modules_gives_the_same_bits(
+    name: str, cut: int, modules_in_one_stage: dict[str, Result]
+) -> None:
+    assert_same(run((cut,), MODULES[name], **PREDSIM), modules_in_one_stage[name])
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("how", [{}, {"precision": "bf16"}], ids=str)
+def test_each_module_by_itself_gives_the_same_bits(
+    name: str, how: dict[str, Any], modules_in_one_stage: dict[str, Result]
+) -> None:
+    network = MODULES[name]
+    whole = run((), network, **PREDSIM, **how)
+    assert (whole[0] == modules_in_one_stage[name][0]) == (not how)
+    assert_same(run(tuple(range(1, len(network))), network, **PREDSIM, **how), whole)

@@ -302,10 +302,10 @@ def test_a_chain_learns_as_by_the_autograd_step(
 ):
     network = architecture(name, num_classes=2, image_channels=3, width=6)[first:end]
     chain = Chain.build(network, seed=1, loss=LossConfig(name=loss)).to(DEVICE)
-    for layer in chain.cwconvs():
+    for layer in chain.parts():
         for parameter in layer.loss.parameters():
             torch.nn.init.normal_(parameter.data)  # a head of zeros hands no gradient on
-    for layer in chain.cwconvs():
+    for layer in chain.parts():
         layer.kernels = parse_kernels(kernels)[0]
     entering, labels = batch_for(network), torch.tensor([1, 0], device=DEVICE)
 
@@ -349,7 +349,7 @@ def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str,
         chain = chain.to(memory_format=torch.channels_last)
         optimizers = {
             layer.spec.index: optimizer_class("adamw")(layer.parameters(), Recipe(lr=0.01))
-            for layer in chain.cwconvs()
+            for layer in chain.parts()
         }
         step = ChainStep(chain, analytic_step, ImmediateUpdates(optimizers))
         if way == "recorded":
@@ -358,7 +358,7 @@ def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str,
         else:
             pitched = activations.map(gpu.pitched)
             step(pitched if way == "pitched" else activations, labels, 2, {})
-        return [layer.weight.detach() for layer in chain.cwconvs()]
+        return [layer.weight.detach() for layer in chain.parts()]
 
     for one, other in zip(learned(way), learned("without gaps"), strict=True):
         assert torch.equal(one, other)

@@ -74,7 +74,7 @@ class TestJoins:
 
     def test_the_blocks_of_the_resnet_written_out(self):
         layers = Chain.build(narrow("resnet"), seed=2)[:13]
-        w = [layer.weight.detach() for layer in layers.cwconvs()]
+        w = [layer.weight.detach() for layer in layers.parts()]
         images = pixels()
         x = F.layer_norm(images.float() / 255, (3, 32, 32))
         stem = cw(x, w[0])
@@ -91,7 +91,7 @@ class TestJoins:
 
     def test_a_block_that_widens_and_shrinks_concatenates_the_pooled_shortcut(self):
         layers = Chain.build(narrow("resnet20"), seed=2)
-        w = [layer.weight.detach() for layer in layers.cwconvs()]
+        w = [layer.weight.detach() for layer in layers.parts()]
         x = torch.randn(2, 4, 32, 32)
         out, _ = layers[7:9].evaluate(Activations(features=x))
         expected = torch.cat((cw(cw(x, w[7], 2), w[8]), F.avg_pool2d(x, 2)), dim=1)
@@ -104,7 +104,7 @@ def test_a_batch_has_the_shapes_of_the_architecture_at_every_boundary(name: str)
     activations = Activations(features=normalise(pixels()))
     layers = Chain.build(network)
     for position, spec in enumerate(network.layers):
-        assert activations.features.shape == (2, spec.in_channels, spec.in_size, spec.in_size)
+        assert activations.features.shape == (2, *spec.in_shape)
         sizes: list[int] = []
         activations.map(lambda tensor, sizes=sizes: sizes.append(tensor[0].numel()))
         assert network.boundary_elements(position) == sum(sizes), f"before layer {position}"
@@ -142,14 +142,14 @@ class TestSlices:
     def test_a_slice_built_on_its_own_has_the_weights_of_the_whole(self):
         network = narrow("resnet", 2)
         whole, part = Chain.build(network, seed=8), Chain.build(network[5:9], seed=8)
-        for one, other in zip(whole.cwconvs()[5:9], part.cwconvs(), strict=True):
+        for one, other in zip(whole.parts()[5:9], part.parts(), strict=True):
             assert torch.equal(one.weight, other.weight)
 
     def test_a_slice_shares_its_layers_with_the_whole(self):
         layers = Chain.build(narrow("tinycnn", 2))
         part = layers[1:3]
-        assert part.cwconvs() == layers.cwconvs()[1:3]
-        assert part.cwconvs()[0] is layers.cwconvs()[1]
+        assert part.parts() == layers.parts()[1:3]
+        assert part.parts()[0] is layers.parts()[1]
         assert len(part) == 2
 
     def test_evaluation_has_no_dropout_and_no_graph(self):

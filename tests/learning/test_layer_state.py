@@ -14,7 +14,7 @@ from rayff.config.recipe import Recipe
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.layer_state import check_state, layer_state, restore_layer
+from rayff.learning.layer_state import Layout, check_state, layer_state, restore_layer
 from rayff.learning.optimizers import OPTIMIZERS, LayerOptimizer, optimizer_class
 from rayff.models.architecture import LayerSpec
 from tests.helpers.layers import CPU
@@ -161,5 +161,5 @@ class TestMistakes:
         assert same(layer_state(layer, its_optimizer), before)
 
     def test_a_state_before_the_first_step_has_parameters_alone(self):
-        shapes = {"weight": (4, 2, 3, 3)}
-        check_state(7, shapes, optimizer_class("adamw"), {"weight": torch.ones(4, 2, 3, 3)})
+        layout = Layout(learned={"weight": (4, 2, 3, 3)})
+        check_state(7, layout, optimizer_class("adamw"), {"weight": torch.ones(4, 2, 3, 3)})

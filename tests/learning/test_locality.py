@@ -51,7 +51,7 @@ def train(
     recipe = Recipe(lr=0.05)
     optimizers = {
         layer.spec.index: optimizer_class("adamw")(layer.parameters(), recipe)
-        for layer in layers.cwconvs()
+        for layer in layers.parts()
     }
     generator = torch.Generator().manual_seed(0)
     entered: list[list[Tensor]] = []
@@ -70,7 +70,7 @@ def train(
         states = layers.dropout_states(Share(step=number, batch_size=4), CPU)
         entered.append([])
         step(Activations(features=images), torch.tensor([0, 1, 1, 1]), 4, states)
-    return [[p.detach() for p in layer.parameters()] for layer in layers.cwconvs()], entered
+    return [[p.detach() for p in layer.parameters()] for layer in layers.parts()], entered
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> list[bool]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayff.config.errors import UserError
 from rayff.config.local_loss import GOODNESS, LossConfig
@@ -11,11 +11,11 @@ from rayff.config.recipe import Recipe
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
-from rayff.learning.layer_state import layer_state
+from rayff.learning.layer_state import Layout, layer_state, restore_layer
 from rayff.learning.losses import LOSSES, make_loss, try_loss
 from rayff.learning.losses.goodness import Goodness
-from rayff.learning.methods import build_network, parameter_shapes
-from rayff.learning.optimizers import optimizer_class
+from rayff.learning.methods import build_network, layouts
+from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.models.architecture import LayerSpec
 from rayff.models.zoo import architecture
 from tests.helpers.layers import CPU
@@ -124,13 +124,13 @@ class TestLossWithParameters:
 
     def test_the_layers_of_a_network_give_the_shapes_of_their_parameters(self):
         network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
-        shapes = parameter_shapes("ff", network, LossConfig(name=LINEAR))
-        assert shapes[1] == {
+        held = layouts("ff", network, LossConfig(name=LINEAR))
+        assert held[1].learned == {
             "weight": (4, 2, 5, 5),
             "loss.head.weight": (2, 4),
             "loss.head.bias": (2,),
         }
-        assert {**parameter_shapes("ff", network, GOODNESS)[1]} == {"weight": (4, 2, 5, 5)}
+        assert layouts("ff", network, GOODNESS)[1] == Layout(learned={"weight": (4, 2, 5, 5)})
 
     def test_a_network_sums_its_logits(self):
         network = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
@@ -180,13 +180,51 @@ def test_trying_a_loss_leaves_the_random_numbers_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class WithBuffers(nn.Module):
+class Centred(LinearHead):
+    """Logits around their running mean, a buffer."""
+
     def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
-        super().__init__()
+        super().__init__(spec, num_classes, config)
         self.register_buffer("mean", torch.zeros(num_classes))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, losses = super().forward(h, labels)
+        if self.training:
+            self.mean += 0.1 * (logits.detach().mean(dim=0) - self.mean)
+        return logits - self.mean, losses
 
 
-def test_buffers_are_refused_as_no_checkpoint_saves_them():
-    spec = LayerSpec(index=0, in_channels=1, out_channels=4, kernel_size=3, in_size=8)
-    with pytest.raises(UserError, match="has the buffers mean, which a checkpoint does not save"):
-        make_loss(LossConfig(name=f"{__name__}:WithBuffers"), spec, 2)
+def test_buffers_are_part_of_the_state():
+    def make(seed: int) -> tuple[CWConv, LayerOptimizer]:
+        layer = CWConv(SPEC, 2, seed=seed, loss=LossConfig(name=f"{__name__}:Centred"))
+        return layer, optimizer_class("adamw")(layer.parameters(), Recipe(lr=0.05))
+
+    layer, optimizer = make(0)
+    for _ in range(3):
+        autograd_step(layer, torch.randn(3, 2, 6, 6), LABELS, 3)[1]()
+        optimizer.step()
+    assert layer.loss.mean.abs().min() > 0
+    state = {name: value.clone() for name, value in layer_state(layer, optimizer).items()}
+    assert torch.equal(state["loss.mean"], layer.loss.mean)
+    assert "loss.scratch" not in state
+    assert Layout.of(layer).fixed == {"loss.mean": ((2,), torch.float32)}
+
+    other, its_optimizer = make(1)
+    restore_layer(7, other, its_optimizer, state)
+    assert torch.equal(other.loss.mean, layer.loss.mean)
+    assert torch.equal(
+        other.eval()(torch.ones(3, 2, 6, 6))[1], layer.eval()(torch.ones(3, 2, 6, 6))[1]
+    )
+
+
+class Unsavable(LinearHead):
+    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+        super().__init__(spec, num_classes, config)
+        self.register_buffer("mask", torch.full((2,), float("-inf")))
+
+
+def test_buffers_that_a_checkpoint_refuses_are_found_before_the_start():
+    sentence = "Unsavable: mask holds numbers that are not finite.*persistent=False"
+    with pytest.raises(UserError, match=sentence):
+        try_loss(LossConfig(name=f"{__name__}:Unsavable"), SPEC, 2)

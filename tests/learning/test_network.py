@@ -38,7 +38,7 @@ class TestWindow:
         model = LocalNetwork(layers, (0, 3), CLASSES)
         whole = model.logits(images)
         assert whole.shape == (4, 3, 2)
-        layers.cwconvs()[2].register_forward_hook(lambda *_: pytest.fail("not needed"))
+        layers.parts()[2].register_forward_hook(lambda *_: pytest.fail("not needed"))
         assert torch.equal(model.logits(images, 2), whole[:2])
         assert torch.equal(LocalNetwork(layers, (1, 1), CLASSES)(images), whole[1])
 
@@ -63,7 +63,7 @@ class TestEarlyExit:
         rows = [Row(channels=2, kernel=1)] * 3
         layers = Chain.build(chain("known", rows, num_classes=2, image_channels=1))
         with torch.no_grad():
-            for layer, (one, other) in zip(layers.cwconvs(), self.GOODNESS, strict=True):
+            for layer, (one, other) in zip(layers.parts(), self.GOODNESS, strict=True):
                 layer.weight.zero_()
                 layer.weight[0, 0] = 2 * one
                 layer.weight[1, -1] = 2 * other
@@ -116,7 +116,7 @@ class TestEarlyExit:
     def test_the_threshold_itself_is_enough(self, layers: Chain):
         even = torch.full((1, 32, 32), 9, dtype=torch.uint8)  # normalised to zero everywhere
         with torch.no_grad():
-            for layer in layers.cwconvs():
+            for layer in layers.parts():
                 layer.weight.zero_()
         probabilities, computed = LocalNetwork(layers, (0, 2), CLASSES).early_exit(even, 0.5)
         assert (probabilities.tolist(), computed) == ([0.5, 0.5], 1)

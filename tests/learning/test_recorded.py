@@ -47,7 +47,7 @@ class Trained:
                 Recipe(lr=0.01, **recipe),
                 layer_factor(recipe.get("lr_scale", 1.0), layer.spec.index, len(whole)),
             )
-            for layer in self.chain.cwconvs()
+            for layer in self.chain.parts()
         }
 
     def set_lr(self, lr: float) -> None:
@@ -82,7 +82,7 @@ class Trained:
     def state(self) -> dict[str, Tensor]:
         return {
             f"{layer.spec.index} {name}": value.clone()
-            for layer in self.chain.cwconvs()
+            for layer in self.chain.parts()
             for name, value in layer_state(layer, self.optimizers[layer.spec.index]).items()
         }
 

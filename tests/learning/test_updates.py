@@ -76,7 +76,7 @@ def train(
             Recipe(lr=0.05, **recipe),
             layer_factor(lr_scale, layer.spec.index, len(NETWORK)),
         )
-        for layer in chain.cwconvs()
+        for layer in chain.parts()
     }
     step = ChainStep(chain, layer_step, make(optimizers))
     generator, found = torch.Generator().manual_seed(0), {}
@@ -87,7 +87,7 @@ def train(
         left, losses = step(entering, torch.tensor([0, 1, 1, 1]), 4, states)
         assert all(parameter.grad is None for parameter in chain.parameters())
         found[f"losses {number}"], found[f"features {number}"] = torch.stack(losses), left.features
-    for layer in chain.cwconvs():
+    for layer in chain.parts():
         index = layer.spec.index
         for name, value in layer_state(layer, optimizers[index]).items():
             found[f"layer {index} {name}"] = value
@@ -149,7 +149,7 @@ def test_a_share_without_images_adds_zero_gradients(loss: str):
 
     optimizers = {
         layer.spec.index: optimizer_class("sgd")(layer.parameters(), Recipe())
-        for layer in chain.cwconvs()
+        for layer in chain.parts()
     }
     step = ChainStep(chain, autograd_step, AllReducedUpdates(optimizers, all_reduce))
     nothing = Activations(features=torch.zeros(0, 1, 32, 32))

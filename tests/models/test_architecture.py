@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rayff.config.errors import UserError
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, LayerSpec, ModuleSpec
 from rayff.models.zoo import architecture
 
 
@@ -191,3 +191,87 @@ class TestMistakes:
     def test_a_number_of_classes_of_another_type(self, resnet: Architecture, value: object):
         with pytest.raises(UserError, match="needs 2 classes or more, not"):
             Architecture.from_dict({**as_json(resnet), "num_classes": value})
+
+
+RESNET = architecture("resnet", num_classes=4, image_channels=3, width=4)
+MODULES = architecture("vgg8b", num_classes=4, image_channels=3, width=4)
+
+
+class TestModules:
+    def test_they_survive_json(self):
+        for each in (MODULES, MODULES[2:5]):
+            assert Architecture.from_dict(as_json(each)) == each
+            assert each.convolutions == ()
+            assert each.modules == each.layers
+
+    def test_they_join_no_shortcuts(self):
+        for layer in MODULES.layers:
+            assert (layer.opens_block, layer.join, layer.shortcut_channels) == (False, "none", 0)
+
+    @pytest.mark.parametrize(
+        ("shape", "channels", "size"),
+        [((8, 6, 6), 8, 6), ((8, 6, 4), 8, 2), ((8,), 8, 1), ((16, 8), 8, 1), ((3, 1, 5), 3, 1)],
+    )
+    def test_channels_and_sizes(self, shape: tuple[int, ...], channels: int, size: int):
+        layer = ModuleSpec(
+            **{"index": 0, "in_shape": shape, "out_shape": shape, "feature_shape": (1,)},
+            **{"num_weights": 0, "num_products": 0},
+        )
+        assert (layer.in_channels, layer.out_channels, layer.out_size) == (
+            channels,
+            channels,
+            size,
+        )
+
+    @pytest.mark.parametrize(
+        ("at", "name", "value", "sentence"),
+        [
+            *(
+                (3, name, value, f"{name} must be a whole number of 0 or more, not ")
+                for name in ("num_weights", "num_products", "index")
+                for value in (-1, 1.0, True, None)
+            ),
+            *(
+                (3, name, value, f"{name} must be 1 to 3 whole numbers of 1 or more, not ")
+                for name in ("in_shape", "out_shape", "feature_shape")
+                for value in ([], [0], [1.0], [1, 2, 3, 4], [True], "abc", 3, None)
+            ),
+            (3, "in_shape", [8, 16, 15], "layer 2 gives .*, but layer 3 expects 8 of 16x15"),
+            (6, "in_shape", [64], "layer 5 gives 16 channels of 2x2 .* expects 64 features"),
+            (3, "index", 7, "layer 2 is followed by layer 7; number"),
+        ],
+    )
+    def test_a_wrong_value_of_a_layer(self, at: int, name: str, value: object, sentence: str):
+        data = as_json(MODULES)
+        data["layers"][at][name] = value
+        with pytest.raises(UserError, match=sentence):
+            Architecture.from_dict(data)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data.update(source=None),
+            lambda data: data.pop("source"),
+            lambda data: data.update(source=[1]),
+            lambda data: data["source"].pop("function"),
+            lambda data: data["source"].update(function=3),
+            lambda data: data["source"].update(width=0),
+            lambda data: data["source"].update(width=2.5),
+            lambda data: data["source"].update(image_channels=None),
+            lambda data: data["layers"][0].pop("in_shape"),
+            lambda data: data["layers"][0].update(kernel_size=3),
+            lambda data: data.update(layers=[5]),
+            lambda data: data.update(layers=as_json(RESNET)["layers"]),
+        ],
+    )
+    def test_a_damaged_description(self, damage: Callable[[dict[str, Any]], object]):
+        data = as_json(MODULES)
+        damage(data)
+        with pytest.raises(UserError):
+            Architecture.from_dict(data)
+
+    def test_convolutions_are_made_by_no_function(self):
+        with pytest.raises(UserError, match="either all modules, .* or all convolutions"):
+            dataclasses.replace(RESNET, source=MODULES.source)
+        with pytest.raises(UserError, match="either all modules, .* or all convolutions"):
+            dataclasses.replace(MODULES, source=None)

@@ -245,7 +245,11 @@ class TestImportPaths:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            ("returns_something_else", "returned dict: return an Architecture, or a list of Row"),
+            (
+                "returns_something_else",
+                "returned dict: return an Architecture, a list of Row, or a list of ModuleRow or "
+                "callables that each make a module",
+            ),
             (
                 "fails",
                 ": calling it with num_classes=3, image_channels=1, width=None failed "

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,26 @@ from rayff.partition.profile import (
     costs,
     time_layers,
 )
+from tests.helpers import modules
 from tests.helpers.layers import CPU
 from tests.helpers.losses import LINEAR
+from tests.helpers.modules import HERE
 
 TINYCNN = architecture("tinycnn", num_classes=2, image_channels=1, width=2)
 RESNET = architecture("resnet", num_classes=2, image_channels=3, width=2)
+MODULES = architecture(f"{HERE}:every_kind", num_classes=2, image_channels=3)
 CONDITIONS = Conditions(
     recipe=Recipe(batch_size=2), num_classes=2, device=CPU, dtype=torch.float32
 )
 CONV = (Kernels(),) * 4
 SECONDS = LayerTime(forward_s=1.0, pointwise_s=2.0, gradient_s=4.0, optimizer_s=8.0)
+
+
+class OtherAttention(modules.Attention):
+    """Of the same parts, with other code."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
 
 
 @pytest.fixture
@@ -56,8 +67,19 @@ def timed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return layers
 
 
+PLAIN = replace(CONDITIONS, rule="plain", loss=LossConfig(name="predsim"))
+
+
 @pytest.mark.usefixtures("cache")
 class TestTimes:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_every_module_has_its_times(self, dtype: torch.dtype):
+        times = time_layers(MODULES, replace(PLAIN, dtype=dtype), (Kernels(),) * 5)
+        assert len(times) == 5
+        for time in times:
+            assert min(time.forward_s, time.gradient_s, time.optimizer_s) > 0
+            assert time.pointwise_s == 0
+
     @pytest.mark.parametrize("network", [TINYCNN, RESNET], ids=lambda network: network.name)
     @pytest.mark.parametrize(
         ("rule", "loss"), [("fast", "goodness"), ("plain", "goodness"), ("plain", LINEAR)]
@@ -142,6 +164,27 @@ class TestCache:
         for conditions in (CONDITIONS, replace(CONDITIONS, **change)):
             time_layers(TINYCNN, conditions, CONV)
         assert timed == [0, 1, 2, 3, 0, 1, 2, 3]
+
+    def test_modules_of_one_kind_are_timed_once_wherever_they_are(
+        self, timed: list[int], monkeypatch: pytest.MonkeyPatch
+    ):
+        def blocks(kind: Any, loss: Any = None) -> Any:
+            monkeypatch.setattr(
+                modules,
+                "per_image",
+                lambda **options: [
+                    partial(modules.Tokens, 1, 6, 8),
+                    *[modules.ModuleRow(partial(kind, 6), loss)] * 3,
+                ],
+            )
+            made = architecture(f"{HERE}:per_image", num_classes=2, image_channels=1)
+            time_layers(made, PLAIN, CONV)
+            return list(timed)
+
+        assert blocks(modules.Attention) == [0, 1]
+        assert blocks(modules.Attention) == [0, 1]
+        assert blocks(modules.Attention, "linear") == [0, 1, 1]
+        assert blocks(OtherAttention) == [0, 1, 1, 1]
 
     def test_other_kernels_and_threads_are_timed_anew(self, timed: list[int]):
         time_layers(TINYCNN, CONDITIONS, CONV)

@@ -9,6 +9,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rayff import TrainConfig
+from rayff.config.local_loss import LossConfig
+from rayff.learning.chain import Chain
 from rayff.models.architecture import Architecture
 from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
@@ -56,6 +58,28 @@ def write_weights(
         )
     }
     write_model(run_dir, description, states)
+
+
+def write_modules(run_dir: Path, network: Architecture) -> Path:
+    """Write config.json and the model of a network of modules with initial weights."""
+    RunDirectory(run_dir).create(CONFIG)
+    loss = LossConfig(name="predsim")
+    states = {
+        layer.spec.index: np.frombuffer(
+            save({name: value.contiguous() for name, value in layer.state_dict().items()}),
+            np.uint8,
+        )
+        for layer in Chain.build(network, loss=loss).parts()
+    }
+    description = ModelDescription(
+        architecture=network,
+        sip_window=(1, 2),
+        class_names=CLASSES,
+        precision="fp32",
+        loss=loss,
+    )
+    write_model(run_dir, description, states)
+    return run_dir
 
 
 def write_run(run_dir: Path, **model: Any) -> Path:

@@ -1,18 +1,20 @@
 """Local losses: what a layer minimises on its own output, and the logits that it gives.
 
-A local loss is a module of one layer, made with the layer's LayerSpec, the number of classes C and
-the run's LossConfig. Its `forward(seen, labels)` takes what its tier says, a layer's pooled
-Moments or its map h (B, K, H, W), and the labels (B,), and returns logits (B, C) and the loss of
-each image (B,). In evaluation labels and losses are None. Its parameters, if it has any, are
-learned with the layer's weights and saved with them.
+A local loss is a module of one layer, made with the layer's spec, the number of classes C and the
+run's LossConfig. Its `forward(seen, labels)` takes what its tier says, a layer's pooled Moments or
+its activation h, (B, K, H, W) of a convolution, and the labels (B,), and returns logits (B, C) and
+the loss of each image (B,). In evaluation labels and losses are None. Its parameters, if it has
+any, are learned with the layer's weights; they and its buffers are saved with them.
 
 Shape legend: B batch, K channels, C classes, H x W pixels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import traceback
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 from rayff.config.errors import UserError
 from rayff.config.local_loss import LossConfig
 from rayff.config.registries import LOSSES
-from rayff.learning.losses.local_loss import LocalLoss, Moments, PooledLoss
-from rayff.models.architecture import LayerSpec
+from rayff.learning.layer_state import check_savable
+from rayff.learning.losses.local_loss import LocalLoss, Moments, PooledLoss, as_map
+from rayff.models.architecture import LayerSpec, Spec
 
 __all__ = ["LocalLoss", "Moments", "PooledLoss", "loss_class", "make_loss", "try_loss"]
 
@@ -38,35 +41,39 @@ def loss_class(name: str) -> type[nn.Module]:
     return found
 
 
-def make_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> nn.Module:
+def make_loss(config: LossConfig, spec: Spec, num_classes: int, own: Any = None) -> nn.Module:
     """Return the loss of one layer.
+
+    Args:
+        config: the loss of the run and its options.
+        spec: the layer.
+        num_classes: C.
+        own: the loss of this layer alone, by name, or what makes it; None for that of the run.
 
     Raises:
         UserError: what `loss_class` raises, or a loss that cannot be made of these arguments.
     """
+    if isinstance(own, str):
+        config, own = dataclasses.replace(config, name=own), None
+    name = config.name if own is None else getattr(own, "__qualname__", repr(own))
     try:
-        loss = loss_class(config.name)(spec, num_classes, config)
+        loss = (own or loss_class(name))(spec, num_classes, config)
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"--loss {config.name} cannot be made for layer {spec.index} "
-            f"({type(error).__name__}: {reason}): its constructor takes the layer's LayerSpec, "
-            "the number of classes and the LossConfig"
+            f"--loss {name} cannot be made for layer {spec.index} "
+            f"({type(error).__name__}: {_one_line(error)}): its constructor takes the layer's "
+            f"{type(spec).__name__}, the number of classes and the LossConfig"
         ) from error
+    if not isinstance(loss, nn.Module):
+        raise UserError(f"--loss {name} made {loss!r} for layer {spec.index}, which is no module")
     if isinstance(loss, PooledLoss) and not (
         type(loss.cells) is int and loss.cells > 0 and spec.out_size % loss.cells == 0
     ):
         raise UserError(
-            f"--loss {config.name} divides the {spec.out_size}x{spec.out_size} map of layer "
+            f"--loss {name} divides the {spec.out_size}x{spec.out_size} map of layer "
             f"{spec.index} into {loss.cells!r} cells a side: choose a divisor of {spec.out_size}"
-        )
-    parameters = {name for name, _ in loss.named_parameters()}
-    if buffers := sorted(loss.state_dict().keys() - parameters):
-        raise UserError(
-            f"--loss {config.name} has the buffers {', '.join(buffers)}, which a checkpoint does "
-            "not save: make them parameters, or leave them out"
         )
     return loss
 
@@ -78,7 +85,7 @@ def local_loss(
 
     Args:
         loss: of a layer.
-        seen: the layer's activation h, (B, K, H, W), or the moments of it.
+        seen: the layer's activation h, (B, K, H, W), (B, F) or (B, T, D), or the moments of it.
         labels: (B,), or None.
         num_classes: C.
 
@@ -86,7 +93,7 @@ def local_loss(
         UserError: the loss returns other shapes.
     """
     if isinstance(loss, PooledLoss) and isinstance(seen, Tensor):
-        seen = loss.moments(seen)
+        seen = loss.moments(as_map(seen))
     returned = loss(seen, labels)
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise UserError(
@@ -132,22 +139,35 @@ def try_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         loss = make_loss(config, spec, num_classes)
-        h = torch.rand(2, spec.out_channels, spec.out_size, spec.out_size, requires_grad=True)
-    labels = torch.tensor([0, num_classes - 1])
-    try:
-        _, losses = local_loss(loss, h, labels, num_classes)
-        assert losses is not None, "labels give losses"
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        local_loss(loss, h.detach(), None, num_classes)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == inspect.getfile(type(loss))]
-        place = (own or frames)[-1]
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--loss {config.name} fails on the activation {tuple(h.shape)} of layer "
-            f"{spec.index}: {type(error).__name__}: {reason} ({place.filename}, line "
-            f"{place.lineno})"
-        ) from error
+        check_savable(loss, f"--loss {config.name}")
+        h = torch.rand(2, *spec.out_shape, requires_grad=True)
+        labels = torch.tensor([0, num_classes - 1])
+        try:
+            _, losses = local_loss(loss, h, labels, num_classes)
+            assert losses is not None, "labels give losses"
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            local_loss(loss.eval(), h.detach(), None, num_classes)
+        except UserError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise UserError(
+                f"--loss {config.name} fails on the activation {tuple(h.shape)} of layer "
+                f"{spec.index}: {describe_error(error, loss)}"
+            ) from error
+
+
+def describe_error(error: Exception, *modules: nn.Module) -> str:
+    """Return an error of a user's module with the line that it came from.
+
+    Args:
+        error: the error.
+        modules: of the user; the innermost line of their files counts, else of all.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    files = {inspect.getfile(type(module)) for module in modules}
+    place = ([frame for frame in frames if frame.filename in files] or frames)[-1]
+    return f"{type(error).__name__}: {_one_line(error)} ({place.filename}, line {place.lineno})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

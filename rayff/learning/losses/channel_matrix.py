@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rayff.config.local_loss import LossConfig
 from rayff.learning.losses.local_loss import Moments, PooledLoss
-from rayff.models.architecture import LayerSpec
+from rayff.models.architecture import Spec
 
 
 class ChannelMatrix(PooledLoss):
@@ -17,7 +17,7 @@ class ChannelMatrix(PooledLoss):
     both W and the temperature T are learned.
     """
 
-    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+    def __init__(self, spec: Spec, num_classes: int, config: LossConfig) -> None:
         super().__init__(spec, num_classes, config)
         self.weight = nn.Parameter(torch.randn(num_classes, spec.out_channels))
         start = torch.tensor(config.temperature or 1.0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from rayff.config.errors import UserError
 from rayff.config.local_loss import LossConfig
 from rayff.learning.losses.local_loss import Moments, PooledLoss
-from rayff.models.architecture import LayerSpec
+from rayff.models.architecture import Spec
 
 
 class Goodness(PooledLoss):
@@ -15,12 +15,13 @@ class Goodness(PooledLoss):
 
     sums_logits = True
 
-    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+    def __init__(self, spec: Spec, num_classes: int, config: LossConfig) -> None:
         super().__init__(spec, num_classes, config)
         if spec.out_channels % num_classes:
             raise UserError(
                 f"--loss {config.name}: the {spec.out_channels} channels of layer {spec.index} do "
-                f"not split into {num_classes} equal groups, one a class"
+                f"not split into {num_classes} equal groups, one a class; widen the layer, or use "
+                "a loss with a head, such as --loss linear"
             )
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rayff.config.local_loss import LossConfig
 from rayff.learning.losses.local_loss import Moments, PooledLoss, cells_within
 from rayff.learning.losses.similarity import similarity_losses
-from rayff.models.architecture import LayerSpec
+from rayff.models.architecture import Spec
 
 
 class Linear(PooledLoss):
@@ -20,7 +20,7 @@ class Linear(PooledLoss):
     The map has P x P cells, with P doubled while K * P * P <= `--head-dim`.
     """
 
-    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+    def __init__(self, spec: Spec, num_classes: int, config: LossConfig) -> None:
         super().__init__(spec, num_classes, config)
         self.cells = cells_within(spec, config.head_dim)
         self.head = nn.Linear(spec.out_channels * self.cells**2, num_classes)

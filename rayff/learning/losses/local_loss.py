@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayff.config.local_loss import LossConfig, Tier
-from rayff.models.architecture import LayerSpec
+from rayff.models.architecture import Spec
 
 
 class LocalLoss(nn.Module):
     """What a layer minimises, and its logits: `forward(h, labels) -> (logits, losses)`.
 
     Args:
-        spec: the layer.
+        spec: the layer; a convolution or a module, whose shapes have the same names.
         num_classes: C.
         config: the options of the loss.
     """
@@ -32,11 +32,14 @@ class LocalLoss(nn.Module):
     couples_images: ClassVar[bool] = False
     """Whether the loss of one image depends on the others of the batch; such a batch cannot be
     split among replicas."""
+    dtype: torch.dtype = torch.float32
+    """Number format in which the layer computes. The activation comes in float32 all the same; a
+    loss with convolutions of its own may compute them in this one."""
 
     class_weights: Tensor | None
     """(C,), float32."""
 
-    def __init__(self, spec: LayerSpec, num_classes: int, config: LossConfig) -> None:
+    def __init__(self, spec: Spec, num_classes: int, config: LossConfig) -> None:
         super().__init__()
         self.spec = spec
         self.num_classes = num_classes
@@ -94,12 +97,22 @@ class PooledLoss(LocalLoss):
 
     def moments(self, h: Tensor) -> Moments:
         """Return the moments of an activation (B, K, H, W); autograd passes through."""
-        side = h.shape[-1] // self.cells
-        mean = F.avg_pool2d(h, side)
-        return Moments(mean, F.avg_pool2d(h.square(), side) if self.squares else None)
+        cell = h.shape[-2] // self.cells, h.shape[-1] // self.cells
+        mean = F.avg_pool2d(h, cell)
+        return Moments(mean, F.avg_pool2d(h.square(), cell) if self.squares else None)
 
 
-def cells_within(spec: LayerSpec, head_dim: int) -> int:
+def as_map(h: Tensor) -> Tensor:
+    """Return an activation as a map (B, K, H, W).
+
+    Single features (B, F) are channels of one pixel, tokens (B, T, D) a row of T pixels.
+    """
+    if h.dim() == 2:
+        return h[:, :, None, None]
+    return h.transpose(1, 2)[:, :, None] if h.dim() == 3 else h
+
+
+def cells_within(spec: Spec, head_dim: int) -> int:
     """Return the cells a side, P, doubled while K * P * P stays within `head_dim`."""
     cells = 1
     while spec.out_size % (2 * cells) == 0:
