@@ -21,14 +21,24 @@ from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
 from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
+from rayff.learning.fusion import Fusion
 from rayff.learning.layer_state import is_parameter
 from rayff.learning.methods import build_network, num_classifiers, parameter_shapes
+from rayff.learning.readout import Readouts, Temperatures
 from rayff.models.architecture import IMAGE_SIZE, Architecture
 from rayff.runs.files import write_atomically
+from rayff.runs.readout_json import (
+    fusion_of,
+    temperatures_from_json,
+    temperatures_to_json,
+    window_from_json,
+)
 from rayff.runs.run_directory import RunDirectory, read_json
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "architecture.json"
+FUSION = "readout.fusion."
+"""How the names of fusion's tensors begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +52,16 @@ class ModelDescription:
     precision: str
     method: Method = "ff"
     loss: str = "goodness"
+    temperatures: Temperatures | None = None
+    """Of the window and of the last layer; None where they were not fitted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON can hold it."""
-        return {**vars(self), "architecture": self.architecture.to_dict()}
+        return {
+            **vars(self),
+            "architecture": self.architecture.to_dict(),
+            "temperatures": temperatures_to_json(self.temperatures),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelDescription:
@@ -63,35 +79,40 @@ class ModelDescription:
         if data["precision"] not in DTYPES or not isinstance(loss, str):
             raise ValueError(f"{DESCRIPTION} has an unknown precision or loss")
         architecture = Architecture.from_dict(data["architecture"])
-        first, last = data["sip_window"]
+        window = window_from_json(data["sip_window"], num_classifiers(method, architecture))
         names = data["class_names"]
         if (
-            not type(first) is type(last) is int
-            or not 0 <= first <= last < num_classifiers(method, architecture)
-            or type(names) is not list
+            type(names) is not list
             or len(names) != architecture.num_classes
             or not all(is_plain(name) for name in names)
         ):
-            raise ValueError("its window or class names do not fit the network")
+            raise ValueError("its class names do not fit the network")
         return cls(
             architecture=architecture,
-            sip_window=(first, last),
+            sip_window=window,
             class_names=tuple(names),
             precision=data["precision"],
             method=method,
             loss=loss,
+            temperatures=temperatures_from_json(data.get("temperatures"), window),
         )
 
 
 def write_model(
-    directory: Path, description: ModelDescription, states: Mapping[int, NDArray[np.uint8]]
+    directory: Path,
+    description: ModelDescription,
+    states: Mapping[int, NDArray[np.uint8]],
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the network of a snapshot: `layers.N.weight` and the like, without optimizer state.
+
+    Fusion is `readout.fusion.weight` and `readout.fusion.bias`.
 
     Args:
         directory: the run directory.
         description: of the network.
         states: the bytes of each layer's safetensors file, by number.
+        fusion: the readout of that name, where it was fitted.
 
     Raises:
         OSError: the disk is full or gone.
@@ -102,6 +123,8 @@ def write_model(
         for name, value in load(states[index].tobytes()).items()
         if is_parameter(name)
     }
+    if fusion is not None:
+        weights |= {FUSION + name: torch.tensor(v) for name, v in vars(fusion).items()}
     write_atomically(directory / WEIGHTS, save(weights))
     text = json.dumps(description.to_dict(), indent=1)
     write_atomically(directory / DESCRIPTION, text.encode() + b"\n")
@@ -124,6 +147,7 @@ def read_model(run_dir: Path) -> Classifier:
     try:
         about = ModelDescription.from_dict(read_json(description))
         tensors = load_file(weights)
+        fused = {n: tensors.pop(n).numpy() for n in [*tensors] if n.startswith(FUSION)}
         # before the network takes the memory that a description claims
         shapes = parameter_shapes(about.method, about.architecture, about.loss)
         _check_weights(about.architecture, shapes, tensors)
@@ -138,6 +162,16 @@ def read_model(run_dir: Path) -> Classifier:
         for spec, module in network.learned_layers:
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in shapes[spec.index]}
             module.load_state_dict(own)
+        classes = about.architecture.num_classes
+        network.load_readouts(
+            Readouts(
+                window=about.sip_window,
+                temperatures=about.temperatures,
+                fusion=fusion_of(fused, network.num_classifiers, classes, FUSION)
+                if fused
+                else None,
+            )
+        )
     except ImportPathError as error:
         raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rayff import TrainConfig
+from rayff.learning.fusion import Fusion
 from rayff.models.architecture import Architecture
 from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
@@ -27,6 +28,7 @@ def write_weights(
     run_dir: Path,
     layers: list[Tensor] | None = None,
     heads: list[dict[str, Tensor]] | None = None,
+    fusion: Fusion | None = None,
     **about: Any,
 ) -> None:
     """Write the model of a snapshot.
@@ -35,6 +37,7 @@ def write_weights(
         run_dir: the run directory.
         layers: the weights of each layer.
         heads: the parameters of each layer's loss.
+        fusion: the readout of that name.
         about: changes of the description.
     """
     layers = layers or weights()
@@ -55,7 +58,7 @@ def write_weights(
             zip(layers, heads or [{}] * len(layers), strict=True)
         )
     }
-    write_model(run_dir, description, states)
+    write_model(run_dir, description, states, fusion)
 
 
 def write_run(run_dir: Path, **model: Any) -> Path:
