@@ -124,20 +124,21 @@ def show(evaluation: Evaluation, split: str, console: Console) -> None:
 
 def readout_table(evaluation: Evaluation) -> Table:
     """Return a row for each readout; with one classifier they are all the same."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("readout", no_wrap=True)
+    table.add_column("of", no_wrap=True)
     for title in ("accuracy", "probability", "error", "temperature"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("of", no_wrap=True)
+    several = len(evaluation.layer_accuracy) > 1
     for name, score in evaluation.readouts.items():
         first, last = readout_layers(evaluation, name)
         table.add_row(
             name,
+            layer_range(first, last) if several else "all layers",
             f"{score.accuracy:.2f}",
             f"{100 * score.reliability.mean_probability:.2f}",
             f"{100 * score.reliability.calibration_error:.2f}",
             f"{score.temperature:.3g}",
-            layer_range(first, last),
         )
     return table
 

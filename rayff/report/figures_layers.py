@@ -90,10 +90,9 @@ def compared_layers(groups: Sequence[tuple[str, Sequence[EpochRecord]]]) -> list
     Args:
         groups: the name of each setting with a record of each of its runs.
     """
-    seeds = any(len(records) > 1 for _, records in groups)
     caption = "Each layer as the only classifier, after the last epoch."
-    if seeds:
-        caption += " A line is the mean over the seeds of one setting; the band has all of them."
+    if any(len(records) > 1 for _, records in groups):
+        caption += " A line is the mean over the runs of one setting; the band has all of them."
     return [
         picture("layers", "Test accuracy by layer", caption, 3.4, draw_layers, groups,
                 "layer_test_accuracy"),

@@ -66,7 +66,7 @@ def readout_blocks(run: Run, evaluation: Evaluation | None) -> list[Block]:
 def accuracy_table(record: EpochRecord, evaluation: Evaluation | None) -> Table:
     """Return the test accuracy of each readout, and the quality of its probabilities."""
     end = len(record.layer_loss) - 1
-    window = record.sip_first, record.sip_last
+    window = (record.sip_first, record.sip_last) if evaluation is None else evaluation.window
     layers = {"window": window, "last": (end, end), "fusion": (0, end)}
     cells: dict[str, list[str]] = {}
     if evaluation is None:
@@ -75,7 +75,10 @@ def accuracy_table(record: EpochRecord, evaluation: Evaluation | None) -> Table:
     else:
         for known, score in evaluation.readouts.items():
             cells[known] = _quality(score)
-    rows = [[name, layer_range(*layers[name]), *values] for name, values in cells.items()]
+    rows = [
+        [name, layer_range(*layers[name]) if record.has_window else "all", *values]
+        for name, values in cells.items()
+    ]
     return Table(
         title="Readouts",
         columns=(

@@ -173,6 +173,6 @@ def by_setting(
     found = []
     for places in groups.values():
         shown = (f"{name} {setting(settings[places[0]].get(name))}" for name in different)
-        seeds = f"{', '.join(shown) or 'all'} ({plural(len(places), 'seed')})"
-        found.append((names[places[0]] if len(places) == 1 else seeds, places))
+        shared = f"{', '.join(shown) or 'all'} ({plural(len(places), 'run')})"
+        found.append((names[places[0]] if len(places) == 1 else shared, places))
     return found

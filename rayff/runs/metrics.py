@@ -184,10 +184,10 @@ def read_metrics(path: Path) -> list[EpochRecord]:
 
 def _record(row: dict[str, Any]) -> EpochRecord:
     """Return the record of a row, which may lack the columns that were added."""
-    last = {
-        f"last_{split}_accuracy": row[f"layer_{split}_accuracy"][-1] for split in ("valid", "test")
-    }
-    return EpochRecord(**{**last, **row})
+    for split in ("valid", "test"):
+        if f"last_{split}_accuracy" not in row:
+            row[f"last_{split}_accuracy"] = row[f"layer_{split}_accuracy"][-1]
+    return EpochRecord(**row)
 
 
 def _check(record: EpochRecord, epoch_before: int) -> None:

@@ -26,9 +26,9 @@ def test_prints_accuracies_and_confusion(run: Path, capsys: pytest.CaptureFixtur
     assert lines[0] == "accuracy 85.71% on 7 test images with the readout window"
     # 85.71% of exp(sqrt(5)/2) / (exp(sqrt(5)/2) + 2), and 42.86% of exp(0.2) / (exp(0.2) + 2)
     table = [line.split() for line in lines]
-    assert ["readout", "accuracy", "probability", "error", "temperature", "of"] in table
-    assert ["window", "85.71", "60.47", "25.25", "1", "layer", "0"] in table
-    assert ["last", "42.86", "37.92", "4.94", "1", "layer", "3"] in table
+    assert ["readout", "of", "accuracy", "probability", "error", "temperature"] in table
+    assert ["window", "layer", "0", "85.71", "60.46", "25.25", "1"] in table
+    assert ["last", "layer", "3", "42.86", "37.91", "4.94", "1"] in table
     assert (
         "the model has no temperatures: its probabilities are those of the plain logits" in lines
     )
@@ -50,11 +50,11 @@ def test_a_readout_is_chosen_by_its_name(
     accuracy = {"last": "33.33", "fusion": "0.00"}
     assert lines[0] == f"accuracy {accuracy[name]}% on 3 valid images with the readout {name}"
     table = [line.split() for line in lines]
-    shown = {row[0]: (row[1], *row[4:]) for row in table if row and row[0] in READOUTS}
+    shown = {row[0]: (row[2], row[3], row[-1]) for row in table if row and row[0] in READOUTS}
     assert shown == {
-        "window": ("100.00", "2", "layer", "0"),
-        "last": ("33.33", "0.5", "layer", "3"),
-        "fusion": ("0.00", "1", "layers", "0-3"),
+        "window": ("0", "100.00", "2"),
+        "last": ("3", "33.33", "0.5"),
+        "fusion": ("0-3", "0.00", "1"),
     }
     assert "no temperatures" not in "".join(lines)
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayff.config.train_config import TrainConfig
-from rayff.engine.evaluation import Evaluation, ReadoutScore
+from rayff.engine.evaluation import Evaluation, Mistake, ReadoutScore
 from rayff.learning.calibration import EarlyExit, reliability
 from rayff.report.comparison import comparison_page, distinct_names
 from rayff.report.page import Page, Picture
@@ -67,6 +67,9 @@ EVALUATION = Evaluation(
     confusion=np.array([[100, 0], [59, 41]]),
     class_names=("cat", "dog"),
     num_images=200,
+    mistakes=(
+        Mistake(image=np.zeros((3, 32, 32), np.uint8), true=1, predicted=0, probability=0.75),
+    ),
     readouts={
         "window": score(70.5, 0.75, 2.0),
         "last": score(60.0, 0.5, 0.125),
