@@ -20,9 +20,11 @@ PENALTY = 20.0
 The weights are those of standardised inputs."""
 MAX_WEIGHTS = 10**6
 """Networks of more layers and classes get no fusion: fitting it would take minutes."""
-_MAX_STEPS = 500
+_MAX_STEPS = 200
 _GRADIENT = 1e-7
-_HISTORY = 20
+_HISTORY = 50
+_VARIES = 1e-4
+"""Deviation of an input, as a part of the largest one, below which it counts as constant."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +76,8 @@ def fit_fusion(
     inputs = fusion_inputs(logits)
     num_classes = logits.shape[2]
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0)
-    # rounding alone makes a constant input vary
-    scale = np.where(deviation > 1e-6 * np.abs(inputs).max(axis=0), deviation, 1.0)
+    # rounding alone makes a constant input vary, and must not be magnified
+    scale = np.where(deviation > _VARIES * deviation.max(), deviation, 1.0)
     with _one_thread(), torch.enable_grad():
         weight, bias = _minimise(
             torch.from_numpy((inputs - mean) / scale),

@@ -10,7 +10,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rayff.report.page import Block, Table, picture
-from rayff.report.style import BLUE, GREEN, INK, OTHERS, RED, SERIES, label_ends, marker, shorten
+from rayff.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    OTHERS,
+    RED,
+    SERIES,
+    label_ends,
+    marker,
+    shorten,
+)
 from rayff.runs.metrics import EpochRecord
 
 
@@ -64,7 +75,7 @@ def draw_gains(figure: Figure, record: EpochRecord) -> None:
     layers = np.arange(len(alone))
     curves, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     curves.plot(layers, total, color=BLUE, marker="o", label="sum up to it")
-    curves.plot(layers, alone, color=OTHERS, marker="o", label="alone")
+    curves.plot(layers, alone, color=MUTED, marker="o", label="alone")
     curves.set_ylabel("validation accuracy (%)")
     colours = [GREEN if value >= 0 else RED for value in gain]
     bars.bar(layers, gain, 0.7, color=colours)
@@ -79,7 +90,8 @@ def draw_gains(figure: Figure, record: EpochRecord) -> None:
         bars.annotate(f"{gain[0]:.1f}", (0, high + room), color="white", fontsize=7, **place)
     bars.set_ylabel("gain (points)")
     bars.set_xlabel("layer")
-    bars.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    ticks = MaxNLocator(nbins=9, integer=True, min_n_ticks=1).tick_values(0, layers[-1])
+    bars.set_xticks([tick for tick in ticks if 0 <= tick <= layers[-1]])
     bars.set_xlim(-0.6, len(layers) - 0.4 + 0.18 * len(layers))
     label_ends(curves)
 

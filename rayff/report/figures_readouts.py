@@ -17,7 +17,11 @@ from rayff.report.style import BLUE, MUTED, ORANGE, OTHERS
 from rayff.runs.metrics import EpochRecord
 
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
-"""Of early exit: marked on the curve, and in the table."""
+"""Of early exit, in the table."""
+MARKED_THRESHOLDS = (0.5, 0.9)
+"""Marked on the curve."""
+FEW = 0.01
+"""Share of the images below which a bin is drawn pale."""
 KINDS = {"calibrated": ("with temperatures", BLUE), "uncalibrated": ("plain logits", ORANGE)}
 
 
@@ -39,8 +43,9 @@ def readout_blocks(run: Run, evaluation: Evaluation | None) -> list[Block]:
             "reliability",
             "Reliability",
             f"Test images in {len(score.reliability.counts)} bins by the probability of their "
-            f"predicted class (readout {evaluation.readout}). A bar on the line means what it "
-            "says. Temperatures are fitted on the validation images.",
+            f"predicted class (readout {evaluation.readout}). Where a bar ends at the line, a "
+            "probability means what it says; pale bars are of few images. Temperatures are "
+            "fitted on the validation images.",
             3.6,
             draw_reliability,
             score,
@@ -53,7 +58,8 @@ def readout_blocks(run: Run, evaluation: Evaluation | None) -> list[Block]:
                 "early-exit",
                 "Early exit",
                 "Test accuracy against the mean number of layers computed: an image leaves at the "
-                "first layer of the window that gives a class the probability of the threshold.",
+                "first layer of the window that gives a class the probability of the threshold. "
+                "Marked: 0.5 and 0.9.",
                 3.4,
                 draw_early_exits,
                 evaluation.early_exits,
@@ -120,15 +126,15 @@ def draw_reliability(figure: Figure, score: ReadoutScore) -> None:
 
 
 def _draw_bins(bars: Axes, counts: Axes, found: Reliability) -> None:
-    """Draw accuracy and mean probability of the bins that have images, and the bins' shares."""
+    """Draw the accuracy of the bins that have images, and the share of all images in each."""
     bins = len(found.counts)
     width, middles = 100 / bins, 100 * (np.arange(bins) + 0.5) / bins
-    filled = found.counts > 0
-    bars.plot((0, 100), (0, 100), color=MUTED, lw=1, ls=":")
-    bars.bar(middles[filled], 100 * found.accuracy[filled], 0.9 * width, color=BLUE)
-    bars.plot(100 * found.probability[filled], 100 * found.probability[filled], "D", color=ORANGE,
-              ms=3)  # fmt: skip
-    counts.bar(middles, 100 * found.counts / found.counts.sum(), 0.9 * width, color=OTHERS)
+    bars.plot((0, 100), (0, 100), color=ORANGE, lw=1.2, ls="--", zorder=3)
+    shares = found.counts / found.counts.sum()
+    for bin_ in np.flatnonzero(found.counts):
+        alpha = 0.35 if shares[bin_] < FEW else 1.0
+        bars.bar(middles[bin_], 100 * found.accuracy[bin_], 0.9 * width, color=BLUE, alpha=alpha)
+    counts.bar(middles, 100 * shares, 0.9 * width, color=OTHERS)
     bars.set_xlim(0, 100)
     bars.set_ylim(0, 100)
 
@@ -142,7 +148,7 @@ def draw_early_exits(figure: Figure, exits: Mapping[str, Sequence[EarlyExit]]) -
         accuracy = [100 * point.accuracy for point in points]
         axes.plot(layers, accuracy, color=colour, label=label)
         for point in points:
-            if point.threshold in SHOWN_THRESHOLDS:
+            if point.threshold in MARKED_THRESHOLDS:
                 place = (point.mean_layers, 100 * point.accuracy)
                 axes.plot(*place, "o", color=colour, ms=4, label="_threshold")
                 axes.annotate(

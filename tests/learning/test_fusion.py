@@ -128,6 +128,14 @@ def test_an_input_that_never_changes_does_not_count(constant: float) -> None:
     np.testing.assert_allclose(fusion.weight[:, :12], without.weight, atol=1e-4)
 
 
+def test_nor_does_one_that_changes_by_rounding_alone() -> None:
+    logits, labels = sample()
+    leak = 1e-7 * np.eye(4, dtype=np.float32)[labels][None]
+    fusion = fit_fusion(np.concatenate([logits, leak]), labels)
+    assert fusion is not None
+    assert np.abs(fusion.weight[:, 12:]).max() < 1e-4, "it would tell the labels"
+
+
 def test_logits_that_are_not_finite_have_none() -> None:
     logits, labels = sample()
     logits[0, 0, 0] = np.inf
