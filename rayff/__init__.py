@@ -32,8 +32,10 @@ except PackageNotFoundError:  # a source tree that was not installed
 def load_model(run_dir: str | PathLike[str]) -> Classifier:
     """Return the trained network of a run, an nn.Module on the CPU in eval mode.
 
-    It takes uint8 images (B, K, H, W) of the run's size and returns logits (B, C): those of the
-    window of layers that was chosen on the validation images, summed.
+    It takes uint8 images (B, K, H, W) of the run's size and returns logits (B, C) of its readout:
+    by default those of the window of layers that was chosen on the validation images, summed.
+    `model.probabilities(images)` returns probabilities, (B, C), and `model.readout = "fusion"`
+    chooses another readout.
 
     Raises:
         UserError: no run directory, no model in it yet, or a damaged one.

@@ -27,9 +27,10 @@ Evaluate the trained network of a run on the data set it was trained on.
 
 Examples:
   rayff evaluate runs/first
-  rayff evaluate runs/first --no-prune --split valid --save tables
+  rayff evaluate runs/first --readout last --split valid --save tables
 
-Prints the accuracy of the network and of each layer, and the confusions.
+Prints accuracy and calibration of every readout, the accuracy of each layer, and
+the confusions.
 """
 
 MAX_MATRIX_CLASSES = 20
@@ -44,9 +45,9 @@ class EvaluateCommand:
     """The run directory, which holds config.json and model.safetensors."""
     data_dir: str | None = None
     """Folder of the data set. Default: the one that the run was trained on."""
-    no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Classify by the sum over all layers. Default: over the window of layers that was chosen on
-    the validation images (SIP)."""
+    readout: Literal["window", "last", "fusion"] = "window"
+    """Readout of the headline and the confusions: the window of layers that was chosen on the
+    validation images (SIP), the last layer alone, or the fusion of all layers."""
     split: Literal["test", "valid", "train"] = "test"
     """Images to classify."""
     limit: int | None = None
@@ -72,7 +73,7 @@ def main(args: Sequence[str]) -> int:
         Path(command.run),
         data_dir=None if command.data_dir is None else Path(command.data_dir),
         split=command.split,
-        prune=not command.no_prune,
+        readout=command.readout,
         device=command.device,
         batch_size=command.batch_size,
         limit=command.limit,
@@ -91,10 +92,18 @@ def show(evaluation: Evaluation, split: str, console: Console) -> None:
     by_layer = evaluation.layer_accuracy
     headline = f"accuracy {evaluation.accuracy:.2f}% on {evaluation.num_images:,} {split} images"
     if by_layer[1:]:
-        headline += f", with the goodness of {layer_range(first, last)} summed"
+        headline += f" with the readout {evaluation.readout}"
     console.print(headline, style="bold", soft_wrap=True)
+    console.print("\nreadouts in percent: accuracy, mean probability, calibration error")
+    console.print(readout_table(evaluation), crop=False, soft_wrap=not console.is_terminal)
+    if not evaluation.calibrated:
+        console.print(
+            "the model has no temperatures: its probabilities are those of the plain logits",
+            style="yellow",
+            soft_wrap=True,
+        )
     if by_layer[1:]:
-        console.print("\naccuracy by layer (* in the sum)")
+        console.print("\naccuracy by layer (* in the window)")
     for layer, accuracy in enumerate(by_layer if by_layer[1:] else ()):
         mark = "*" if first <= layer <= last else ""
         console.print(f"{layer:5d}  {accuracy:6.2f}%  {mark}".rstrip())
@@ -111,6 +120,33 @@ def show(evaluation: Evaluation, split: str, console: Console) -> None:
     for true, predicted, images in pairs:
         names = evaluation.class_names[true], evaluation.class_names[predicted]
         console.print(Text(f"{images:6d}  {names[0]}  as  {names[1]}"), soft_wrap=True)
+
+
+def readout_table(evaluation: Evaluation) -> Table:
+    """Return a row for each readout; with one classifier they are all the same."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("readout", no_wrap=True)
+    table.add_column("of", no_wrap=True)
+    for title in ("accuracy", "probability", "error", "temperature"):
+        table.add_column(title, justify="right", no_wrap=True)
+    several = len(evaluation.layer_accuracy) > 1
+    for name, score in evaluation.readouts.items():
+        first, last = readout_layers(evaluation, name)
+        table.add_row(
+            name,
+            layer_range(first, last) if several else "all layers",
+            f"{score.accuracy:.2f}",
+            f"{100 * score.reliability.mean_probability:.2f}",
+            f"{100 * score.reliability.calibration_error:.2f}",
+            f"{score.temperature:.3g}",
+        )
+    return table
+
+
+def readout_layers(evaluation: Evaluation, readout: str) -> tuple[int, int]:
+    """Return the first and the last layer whose logits a readout uses."""
+    end = len(evaluation.layer_accuracy) - 1
+    return {"window": evaluation.window, "last": (end, end), "fusion": (0, end)}[readout]
 
 
 def confusion_table(evaluation: Evaluation) -> Table:
@@ -133,11 +169,21 @@ def confusion_table(evaluation: Evaluation) -> Table:
 
 def save(evaluation: Evaluation, split: str, folder: Path) -> None:
     """Write the three CSV files, each of them whole or not at all."""
-    first, last = evaluation.window
+    columns = "split images readout first_layer last_layer accuracy mean_probability "
+    columns += "calibration_error temperature"
     tables: dict[str, list[Iterable[object]]] = {
         "accuracy.csv": [
-            ("split", "images", "window_first", "window_last", "accuracy"),
-            (split, evaluation.num_images, first, last, evaluation.accuracy),
+            columns.split(),
+            *(
+                (
+                    *(split, evaluation.num_images, name, *readout_layers(evaluation, name)),
+                    score.accuracy,
+                    100 * score.reliability.mean_probability,
+                    100 * score.reliability.calibration_error,
+                    score.temperature,
+                )
+                for name, score in evaluation.readouts.items()
+            ),
         ],
         "layer_accuracy.csv": [("layer", "accuracy"), *enumerate(evaluation.layer_accuracy)],
         "confusion.csv": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ Classify image files with the trained network of a run.
 Examples:
   rayff predict runs/first photo.png
   rayff predict runs/first scans/*.jpg --early-exit 0.9 --json
+  rayff predict runs/first photo.png --readout fusion
 
 Prints each image's class, its probability and the number of layers computed.
 """
@@ -36,9 +38,12 @@ class PredictCommand:
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE...")]
     ] = ()
     """Image files to classify, one or more."""
+    readout: Literal["window", "last", "fusion"] = "window"
+    """How the layers' logits become one classifier: the window of layers that was chosen on the
+    validation images (SIP), the last layer alone, or the fusion of all layers."""
     early_exit: float | None = None
-    """Stop at the first layer that gives a class this probability, above 0 and up to 1. Default:
-    compute every layer of the network's window."""
+    """Stop at the first layer of the window that gives a class this probability, above 0 and up
+    to 1. Default: compute every layer of the readout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto is a GPU where there is one."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -52,6 +57,11 @@ class PredictCommand:
                 f"--early-exit {self.early_exit:g} is no probability: choose one above 0 and up "
                 "to 1, such as 0.9"
             )
+        if self.early_exit is not None and self.readout != "window":
+            raise UserError(
+                f"--early-exit goes with --readout window alone, not with {self.readout}: leave "
+                "one of them out"
+            )
 
 
 def main(args: Sequence[str]) -> int:
@@ -62,7 +72,11 @@ def main(args: Sequence[str]) -> int:
 
     device = pick_device(command.device)
     model = read_model(Path(command.run)).to(device)
+    model.readout = command.readout
     predictions = list(predict(model, command.images, command.early_exit))
+    if not model.calibrated:
+        note = "note: the model has no temperatures, so its probabilities are uncalibrated"
+        print(note, file=sys.stderr)
     if command.json:
         print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=1))
         return 0

@@ -116,6 +116,7 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     """
     from rayff.config.errors import RunError
     from rayff.engine.run import TrainResult
+    from rayff.learning.readout import Readouts
     from rayff.runs.checkpoint_manager import reason
 
     elsewhere = prepared.storage is not None or set(prepared.config.loggers) - {"tensorboard"}
@@ -123,8 +124,9 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     if not records or prepared.checkpoint is None or prepared.config.precision is None:
         return None
     window = records[-1].sip_first, records[-1].sip_last
+    readouts = prepared.checkpoint.readouts or Readouts(window=window)
     try:
-        prepared.write_model(prepared.checkpoint, window, prepared.config.precision)
+        prepared.write_model(prepared.checkpoint, readouts, prepared.config.precision)
     except OSError as error:
         raise RunError(
             f"the model of the last checkpoint could not be written ({reason(error)}): make room "

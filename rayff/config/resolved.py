@@ -149,6 +149,12 @@ _FIXED = (
 """Options that decide a run's bits, and so stay when it is resumed."""
 
 
+def deciding_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the options that decide what a run learns, up to rounding; the seed aside."""
+    names = (name for name in (*_FIXED, "precision") if name != "seed")
+    return {name: getattr(config, name) for name in names}
+
+
 def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
     """Return the config with which a run goes on.
 

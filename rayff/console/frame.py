@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import chain
@@ -46,6 +47,14 @@ def duration(seconds: float | None) -> str:
 def percent(value: float | None) -> str:
     """Return 91.5 as 91.50%; - for None."""
     return "-" if value is None else f"{value:.2f}%"
+
+
+def mean_deviation(values: Sequence[float]) -> str:
+    """Return 97.50, or of several values 97.50 ± 0.31: mean and sample standard deviation."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def setting(value: object, digits: int = 4) -> str:

@@ -107,6 +107,8 @@ class ConsoleCallback(Callback):
         if self.live is not None:
             self.live.stop()
         self._print(self._summary(), "bold")
+        if readouts := self._readouts():
+            self._print(readouts)
         if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs:
             self._print(f"continue with: rayff train --run-dir {self._run_dir} --resume")
 
@@ -140,6 +142,14 @@ class ConsoleCallback(Callback):
             end = f"ended in {self._position()}"
         reached = f": {tracker.records[-1].reached}" if tracker.records else ""
         return f"{end}, after {duration(tracker.elapsed_s)}{reached}"
+
+    def _readouts(self) -> str:
+        """Return the test accuracy of the newest epoch by readout, where there are several."""
+        records = self.tracker.records
+        if not records or not records[-1].has_window:
+            return ""
+        shown = (f"{name} {value:.2f}%" for name, value in records[-1].readouts.items())
+        return f"test accuracy by readout: {', '.join(shown)}"
 
     def frame(self) -> RenderableType:
         """Return the display, cut to the height of the terminal; the newest epoch always fits."""

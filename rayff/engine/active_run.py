@@ -71,8 +71,9 @@ def start_run(run: Run, plan: Plan, callbacks: Sequence[Callback]) -> Iterator[A
 def make_recorder(run: Run, callbacks: Callback) -> RunRecorder:
     """Return the records of a run whose directory exists."""
 
-    def export(snapshot: Checkpoint, window: tuple[int, int]) -> None:
-        run.write_model(snapshot, window, run.resolved.precision)
+    def export(snapshot: Checkpoint) -> None:
+        assert snapshot.readouts is not None, "the recorder gives each snapshot its readouts"
+        run.write_model(snapshot, snapshot.readouts, run.resolved.precision)
 
     manager = CheckpointManager(
         run.checkpoints,

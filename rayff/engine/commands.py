@@ -38,6 +38,8 @@ class Evaluate:
     epoch: int
     split: Split
     batches: tuple[Indices, ...]
+    logits: bool = False
+    """Whether the last stage also returns the logits of all layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,10 @@ class Report:
     """Sum over the images of the loss of each layer of the stage (Train)."""
     hits: NDArray[np.int64] | None = None
     """Images that each window classifies correctly, (L, L) (Evaluate, last stage)."""
+    logits: tuple[NDArray[np.float32], ...] = ()
+    """Of all layers, (L, B, C), for each batch (Evaluate with logits, last stage)."""
+    labels: tuple[NDArray[np.int64], ...] = ()
+    """Classes, (B,), for each of those batches."""
     states: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The safetensors file of each layer of the stage, by global number (Snapshot, replica 0)."""
     digests: dict[int, str] = field(default_factory=dict)

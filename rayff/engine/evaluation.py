@@ -1,23 +1,43 @@
-"""Evaluation of a trained network: accuracies, confusion matrix and mistakes; without Ray."""
+"""Evaluation of a trained network: readouts, confusion matrix and mistakes; without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData, load_task
 from rayff.engine.prediction import pick_device
+from rayff.learning.calibration import EarlyExit, Reliability, early_exits, reliability
 from rayff.learning.classifier import Classifier
+from rayff.learning.readout import ReadoutName
 from rayff.runs.model_file import read_model
 from rayff.runs.run_directory import RunDirectory
+
+THRESHOLDS = (*(step / 100 for step in range(100)), 0.995, 0.999, 1.0)
+"""Of early exit, in an evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadoutScore:
+    """How one readout classifies the images, and what its probabilities are worth."""
+
+    accuracy: float
+    """In percent."""
+    temperature: float
+    reliability: Reliability
+    """Of its probabilities."""
+    uncalibrated: Reliability
+    """The same with a temperature of 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +45,7 @@ class Evaluation:
     """How a network classifies the images of one split; accuracies are in percent."""
 
     accuracy: float
-    """With the summed logits of the window."""
+    """With the readout."""
     layer_accuracy: tuple[float, ...]
     """Of each layer's own logits."""
     window: tuple[int, int]
@@ -36,6 +56,14 @@ class Evaluation:
     num_images: int
     mistakes: tuple[Mistake, ...] = ()
     """Those with the most probable wrong class, `num_mistakes` at most."""
+    readout: ReadoutName = "window"
+    """What the confusion matrix and the mistakes are of."""
+    readouts: Mapping[ReadoutName, ReadoutScore] = field(default_factory=dict)
+    """Of every readout that the network has."""
+    calibrated: bool = False
+    """Whether temperatures were fitted."""
+    early_exits: Mapping[str, list[EarlyExit]] = field(default_factory=dict)
+    """Of the window, at several thresholds, `calibrated` and `uncalibrated`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +83,7 @@ def evaluate(
     *,
     data_dir: Path | None = None,
     split: Split = "test",
-    prune: bool = True,
+    readout: ReadoutName = "window",
     device: Device = "auto",
     batch_size: int = 256,
     limit: int | None = None,
@@ -67,14 +95,15 @@ def evaluate(
         run_dir: the run directory.
         data_dir: where the task's data lies; by default where the run had it.
         split: test, valid or train.
-        prune: classify with the SIP window; otherwise with the sum of all layers.
+        readout: window, last or fusion; what the confusion matrix and the mistakes are of.
         device: auto, cpu or cuda.
         batch_size: images at a time; it changes memory and speed alone.
         limit: images to classify at most, the first ones; None for all.
         num_mistakes: mistakes to return with their images, at most.
 
     Raises:
-        UserError: no usable model or data, or a model that does not fit the data.
+        UserError: no usable model or data, a model that does not fit the data, or one without
+            the readout.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
@@ -82,6 +111,7 @@ def evaluate(
     directory = RunDirectory(Path(run_dir))
     config = directory.read_config()
     model = read_model(directory.path)
+    model.readout = readout
     folder = data_dir or config.data_dir
     data = load_task(
         config.task, data_dir=None if folder is None else Path(folder), download=config.download
@@ -90,56 +120,133 @@ def evaluate(
     if split not in data.splits:
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
     chosen = data.splits[split].first(limit)
-    images, labels = chosen.images, chosen.labels
-    window = model.window if prune else (0, model.num_classifiers - 1)
-    by_layer, logits = classify(model.to(where), images, window, batch_size)
-    summed = logits.argmax(axis=1)
+    labels = chosen.labels
+    found = classify(model.to(where), chosen.images, batch_size)
+    scores = {
+        name: _score(*of_readout, labels, model.temperature_of(name))
+        for name, of_readout in found.readouts.items()
+    }
+    predicted, probability, _ = found.readouts[readout]
     return Evaluation(
-        accuracy=_percent(summed == labels),
-        layer_accuracy=tuple(_percent(layer == labels) for layer in by_layer),
-        window=window,
-        confusion=confusion_matrix(labels, summed, len(data.class_names)),
+        accuracy=scores[readout].accuracy,
+        layer_accuracy=tuple(_percent(layer == labels) for layer in found.layers),
+        window=model.window,
+        confusion=confusion_matrix(labels, predicted, len(data.class_names)),
         class_names=data.class_names,
         num_images=len(labels),
-        mistakes=tuple(surest_mistakes(chosen, logits, num_mistakes)),
+        mistakes=tuple(surest_mistakes(chosen, predicted, probability, num_mistakes)),
+        readout=readout,
+        readouts=scores,
+        calibrated=model.calibrated,
+        early_exits=_early_exits(model, found.depths, labels),
     )
 
 
-def classify(
-    model: Classifier, images: NDArray[np.uint8], window: tuple[int, int], batch_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the classes that each layer alone chooses, (L, N), and the window's logits, (N, C).
+Predictions = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""The class of each image, its probability, and its probability with a temperature of 1."""
 
-    `images` are (N, K, 32, 32).
-    """
+
+@dataclass(frozen=True)
+class Classes:
+    """What a network predicts for images: small arrays, whatever the number of classes."""
+
+    layers: NDArray[np.int64]
+    """Of each layer alone, (L, N)."""
+    readouts: Mapping[ReadoutName, Predictions]
+    """Of each readout, (N,) each."""
+    depths: Predictions
+    """Of the window's sum up to each of its layers, (D, N) each."""
+
+
+def classify(model: Classifier, images: NDArray[np.uint8], batch_size: int) -> Classes:
+    """Classify images, (N, K, H, W), with every layer, readout and depth."""
     device = next(model.parameters()).device
-    first, last = window
-    by_layer, logits = [], []
+    first, last = model.window
+    layers, depths = [], []
+    readouts: dict[ReadoutName, list[list[NDArray[Any]]]] = {name: [] for name in model.readouts}
+    temperatures = torch.tensor(model.temperatures, device=device)[:, None, None]
     for start in range(0, len(images), batch_size):
         batch = torch.tensor(images[start : start + batch_size], device=device)
-        logits_by_layer = model.logits(batch)
-        by_layer.append(logits_by_layer.argmax(dim=2).cpu().numpy())
-        logits.append(logits_by_layer[first : last + 1].sum(dim=0).float().cpu().numpy())
-    return np.concatenate(by_layer, axis=1), np.concatenate(logits)
+        logits = model.logits(batch)
+        layers.append(logits.argmax(dim=2).cpu().numpy())
+        depths.append(_predictions(logits[first : last + 1].cumsum(dim=0), temperatures))
+        for name, parts in readouts.items():
+            temperature = torch.tensor(model.temperature_of(name), device=device)
+            parts.append(_predictions(model.read_out(logits, name), temperature))
+    return Classes(
+        np.concatenate(layers, axis=1),
+        {name: _joined(parts) for name, parts in readouts.items()},
+        _joined(depths),
+    )
+
+
+def _predictions(logits: Tensor, temperature: Tensor) -> list[NDArray[Any]]:
+    """Return classes, probabilities and those with a temperature of 1, of (..., B, C)."""
+    logits = logits.float()
+    calibrated, raw = (logits / temperature).softmax(dim=-1), logits.softmax(dim=-1)
+    tensors = (logits.argmax(dim=-1), calibrated.amax(dim=-1), raw.amax(dim=-1))
+    return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def _joined(batches: Sequence[Sequence[NDArray[Any]]]) -> Predictions:
+    classes, probability, raw = zip(*batches, strict=True)
+    return (
+        np.concatenate(classes, axis=-1),
+        np.concatenate(probability, axis=-1),
+        np.concatenate(raw, axis=-1),
+    )
+
+
+def _score(
+    predicted: NDArray[np.int64],
+    probability: NDArray[np.float32],
+    raw: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    temperature: float,
+) -> ReadoutScore:
+    correct = predicted == labels
+    return ReadoutScore(
+        accuracy=_percent(correct),
+        temperature=temperature,
+        reliability=reliability(probability, correct),
+        uncalibrated=reliability(raw, correct),
+    )
+
+
+def _early_exits(
+    model: Classifier, depths: Predictions, labels: NDArray[np.int64]
+) -> dict[str, list[EarlyExit]]:
+    predicted, probability, raw = depths
+    first, last = model.window
+    layers = [model.layers_computed(classifier) for classifier in range(first, last + 1)]
+    correct = predicted == labels
+    return {
+        "calibrated": early_exits(probability, correct, layers, THRESHOLDS),
+        "uncalibrated": early_exits(raw, correct, layers, THRESHOLDS),
+    }
 
 
 def surest_mistakes(
-    images: ImageSet, logits: NDArray[np.float32], limit: int
+    images: ImageSet,
+    predicted: NDArray[np.int64],
+    probability: NDArray[np.float32],
+    limit: int,
 ) -> Iterator[Mistake]:
     """Yield the wrongly classified images, that with the most probable wrong class first.
 
-    `logits` are (N, C).
+    Args:
+        images: with their labels.
+        predicted: classes, (N,).
+        probability: of those classes, (N,).
+        limit: mistakes to yield at most.
     """
-    probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
-    predicted = logits.argmax(axis=1)
     wrong = np.flatnonzero(predicted != images.labels)
-    sureness = probabilities[wrong, predicted[wrong]]
-    for row in wrong[np.argsort(-sureness, kind="stable")[:limit]]:
+    for row in wrong[np.argsort(-probability[wrong], kind="stable")[:limit]]:
         yield Mistake(
             image=images.images[row],
             true=int(images.labels[row]),
             predicted=int(predicted[row]),
-            probability=float(probabilities[row, predicted[row]]),
+            probability=float(probability[row]),
         )
 
 

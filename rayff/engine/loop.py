@@ -13,6 +13,7 @@ from rayff.data.images import Split
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Snapshot, Train
 from rayff.engine.pipeline import Pipeline
+from rayff.engine.readout_fit import ReadoutFit
 from rayff.engine.schedule import Schedule
 from rayff.learning.readout import best_window
 from rayff.runs.checkpoint import Checkpoint, Progress
@@ -63,6 +64,7 @@ class EpochTally:
     """(stages,)."""
     train_s: float = 0.0
     timed_images: int = 0
+    readout_fit: ReadoutFit = field(default_factory=ReadoutFit)
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report], seconds: float) -> None:
         """Add the result of a chunk, which the last stage left `seconds` after the one before."""
@@ -77,6 +79,7 @@ class EpochTally:
             hits = reports[-1].hits
             assert hits is not None, "the last stage counts the hits"
             self.hits[command.split] = self.hits.get(command.split, 0) + hits
+            self.readout_fit.add(command.split, reports[-1])
             self.evaluated += reports[0].images
 
 
@@ -112,7 +115,8 @@ class Loop:
             RunError: the last checkpoint cannot be written.
         """
         start = self.recorder.progress
-        tally, pace = EpochTally(images=start.images, loss_sums=np.array(start.loss_sums)), Pace()
+        tally, pace = self._tally(), Pace()
+        tally.images, tally.loss_sums = start.images, np.array(start.loss_sums)
         epoch_began = time.perf_counter()
         previous_end_s: float | None = None
         commands = self.schedule.commands(start.epoch, start.batch, stop=self.should_stop)
@@ -141,10 +145,14 @@ class Loop:
             self.recorder.poll()
             if tally.evaluated == self._num_evaluated:
                 record = self._record(command.epoch, tally, now - epoch_began)
-                self.recorder.add_epoch(record)
+                window = record.sip_first, record.sip_last
+                self.recorder.add_epoch(record, tally.readout_fit.readouts(window))
                 self.callbacks.on_epoch_end(record)
-                tally, epoch_began = EpochTally(), now
+                tally, epoch_began = self._tally(), now
         return True
+
+    def _tally(self) -> EpochTally:
+        return EpochTally(readout_fit=ReadoutFit(self.schedule.sample_size))
 
     @property
     def _num_evaluated(self) -> int:
@@ -155,6 +163,7 @@ class Loop:
         test = 100 * tally.hits["test"] / self.schedule.num_images["test"]
         window = best_window(tally.hits["valid"])
         layer_loss = tally.loss_sums / tally.images
+        fit, num_test = tally.readout_fit, self.schedule.num_images["test"]
         return EpochRecord(
             epoch=epoch + 1,
             step=(epoch + 1) * self.schedule.batches_per_epoch,
@@ -162,6 +171,9 @@ class Loop:
             train_loss=float(layer_loss.mean()),
             valid_accuracy=float(valid[window]),
             test_accuracy=float(test[window]),
+            last_valid_accuracy=float(valid[-1, -1]),
+            last_test_accuracy=float(test[-1, -1]),
+            fusion_test_accuracy=100 * fit.fusion_hits / num_test if fit.fusion else None,
             sip_first=window[0],
             sip_last=window[1],
             images_per_s=tally.timed_images / tally.train_s if tally.train_s else 0.0,

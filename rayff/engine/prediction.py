@@ -40,7 +40,7 @@ def predict(
     images = [torch.tensor(read_image(Path(file), channels), device=device) for file in files]
     for file, image in zip(files, images, strict=True):
         if early_exit is None:
-            probabilities = model(image[None])[0].softmax(dim=0)
+            probabilities = model.probabilities(image[None])[0]
             layers_used = model.depth
         else:
             probabilities, layers_used = model.early_exit(image, early_exit)

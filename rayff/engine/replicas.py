@@ -17,8 +17,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rayff.config.errors import RunError
 from rayff.engine.commands import Batch, Chunk, Report
@@ -113,4 +116,14 @@ def merge(reports: Sequence[Report]) -> Report:
         sent_bytes=sum(report.sent_bytes for report in reports),
         loss_sums=tuple(map(sum, zip(*(report.loss_sums for report in reports), strict=True))),
         hits=sum(hits[1:], start=hits[0]) if hits else None,
+        logits=_whole([report.logits for report in reports], axis=1),
+        labels=_whole([report.labels for report in reports], axis=0),
+    )
+
+
+def _whole(shares: Sequence[tuple[NDArray[Any], ...]], axis: int) -> tuple[NDArray[Any], ...]:
+    """Return the array of each batch, whose images several replicas have, in their order."""
+    return tuple(
+        np.concatenate([piece for piece in pieces if piece.size], axis=axis)
+        for pieces in zip(*shares, strict=True)
     )

@@ -15,7 +15,9 @@ from rayff.config.train_config import Precision, TrainConfig
 from rayff.data.images import ImageSet, Split
 from rayff.data.tasks import TaskData
 from rayff.engine.schedule import Schedule
+from rayff.learning.fusion import can_fuse
 from rayff.learning.methods import num_classifiers
+from rayff.learning.readout import Readouts, sample_size
 from rayff.models.architecture import Architecture
 from rayff.runs.checkpoint import Checkpoint, CheckpointStore, Progress
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
@@ -105,6 +107,8 @@ class PreparedRun:
             num_images={split: len(images) for split, images in self.splits.items()},
             chunk=chunk,
             checkpoint_every=self.config.checkpoint_every,
+            sample_size=sample_size(self.num_classifiers, self.data.num_classes),
+            fusion=can_fuse(self.num_classifiers, self.data.num_classes),
         )
 
     def complete_records(self) -> list[EpochRecord]:
@@ -116,21 +120,22 @@ class PreparedRun:
         records = read_metrics(metrics)
         return records if [record.epoch for record in records] == [*range(1, epochs + 1)] else []
 
-    def write_model(self, snapshot: Checkpoint, window: tuple[int, int], precision: str) -> None:
-        """Write the network of a snapshot with the window of layers that classify.
+    def write_model(self, snapshot: Checkpoint, readouts: Readouts, precision: str) -> None:
+        """Write the network of a snapshot with its readouts.
 
         Raises:
             OSError: the disk is full or gone.
         """
         description = ModelDescription(
             architecture=self.architecture,
-            sip_window=window,
+            sip_window=readouts.window,
+            temperatures=readouts.temperatures,
             class_names=self.data.class_names,
             precision=precision,
             method=self.config.method,
             loss=loss_config(self.config),
         )
-        write_model(self.directory.path, description, snapshot.states)
+        write_model(self.directory.path, description, snapshot.states, readouts.fusion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +158,11 @@ class TrainResult:
     """Of the whole run."""
     stopped_by: int | None = None
     """Number of the signal that stopped it early, or None."""
+
+    @property
+    def readouts(self) -> dict[str, float]:
+        """Test accuracy of the newest epoch in percent, by the name of the readout."""
+        return self.metrics[-1].readouts if self.metrics else {}
 
     @property
     def complete(self) -> bool:

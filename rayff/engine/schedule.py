@@ -29,6 +29,10 @@ class Schedule:
     """Batches in a command."""
     checkpoint_every: int
     """Epochs from one snapshot to the next."""
+    sample_size: int = 0
+    """Validation images whose logits come to the driver before a snapshot, to fit readouts."""
+    fusion: bool = False
+    """Whether the logits of the test images come to the driver after the last epoch."""
 
     def __post_init__(self) -> None:
         if self.recipe.batch_size > self.num_images["train"]:
@@ -73,21 +77,27 @@ class Schedule:
                     lrs=tuple(self.lr(current, position + n) for n in range(len(chunk))),
                     batches=chunk,
                 )
-            for evaluation in self._evaluations(current):
+            last = current + 1 == self.recipe.epochs
+            due = last or (current + 1) % self.checkpoint_every == 0
+            for evaluation in self._evaluations(current, due=due, last=last):
                 if stop():
                     yield Snapshot(epoch=current, batch=len(todo), final=True)
                     return
                 yield evaluation
-            last = current + 1 == self.recipe.epochs
-            if last or (current + 1) % self.checkpoint_every == 0:
+            if due:
                 yield Snapshot(epoch=current + 1, batch=0, final=last)
 
-    def _evaluations(self, epoch: int) -> Iterator[Evaluate]:
+    def _evaluations(self, epoch: int, *, due: bool, last: bool) -> Iterator[Evaluate]:
+        """Yield the evaluations of an epoch; `due` says whether a snapshot follows."""
         size = max(self.recipe.batch_size, EVALUATION_BATCH)
-        splits: tuple[Split, ...] = ("valid", "test")
-        for split in splits:
+        splits: tuple[tuple[Split, int], ...] = (
+            ("valid", self.sample_size if due else 0),
+            ("test", self.num_images["test"] if last and self.fusion else 0),
+        )
+        for split, num_logits in splits:
             for chunk in _chunks(batches(np.arange(self.num_images[split]), size), self.chunk):
-                yield Evaluate(epoch=epoch, split=split, batches=chunk)
+                logits = int(chunk[0][0]) < num_logits
+                yield Evaluate(epoch=epoch, split=split, batches=chunk, logits=logits)
 
 
 def _chunks(items: Sequence[Indices], size: int) -> Iterator[tuple[Indices, ...]]:

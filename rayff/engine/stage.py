@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from rayff.engine.commands import (
     Batch,
     Chunk,
     Command,
+    Evaluate,
     Indices,
     Report,
     Snapshot,
@@ -100,7 +101,7 @@ class Stage:
             batches = self._load(command.split, command.batches, None)
         if isinstance(command, Train):
             return self._train(command, batches)
-        return self._evaluate(batches)
+        return self._evaluate(command, batches)
 
     def _load(
         self, split: Split, batches: tuple[Indices, ...], first_step: int | None
@@ -166,12 +167,16 @@ class Stage:
             index = self.learner.loss_layers[position]
             raise TrainingDiverged(index, step + offset, losses[offset, position].item())
 
-    def _evaluate(self, batches: Iterator[Batch]) -> tuple[Chunk | None, dict[str, Any]]:
+    def _evaluate(
+        self, command: Evaluate, batches: Iterator[Batch]
+    ) -> tuple[Chunk | None, dict[str, Any]]:
         onward: Chunk = []
         all_logits: list[Tensor] = []
         labels: list[Tensor] = []
         images = 0
+        sizes: list[int] = []
         for batch in batches:
+            sizes.append(len(batch.labels))
             if not len(batch.labels):
                 onward.append(batch)
                 continue
@@ -186,7 +191,11 @@ class Stage:
         if not self.spec.is_last:
             return onward, {"images": images, "hits": None}
         hits = window_hits(torch.cat(all_logits, dim=1), torch.cat(labels)) if all_logits else None
-        return None, {"images": images, "hits": hits}
+        facts: dict[str, Any] = {"images": images, "hits": hits}
+        if command.logits:
+            facts["logits"] = _by_batch(all_logits, sizes)
+            facts["labels"] = _by_batch(labels, sizes)
+        return None, facts
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the safetensors bytes of every layer, by global number.
@@ -205,3 +214,9 @@ class Stage:
             index: hashlib.sha256(state.data).hexdigest() for index, state in states.items()
         }
         return {"states": {} if self.spec.replica.index else states, "digests": digests}
+
+
+def _by_batch(tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[NDArray[Any], ...]:
+    """Return the array of each batch; an empty one where the stage has no share of it."""
+    arrays = iter([tensor.cpu().numpy() for tensor in tensors])
+    return tuple(next(arrays) if size else np.empty(0) for size in sizes)

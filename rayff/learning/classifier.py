@@ -1,4 +1,4 @@
-"""Base class of trained networks: several classifiers, of which a window is summed."""
+"""Base class of trained networks: several classifiers, and the readout that joins them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from rayff.config.errors import UserError, nearest
+from rayff.learning.readout import READOUTS, ReadoutName, Readouts
 from rayff.models.architecture import Architecture, Spec
 
 
@@ -19,15 +21,38 @@ class Classifier(nn.Module, ABC):
         architecture: all layers.
         window: first and last classifier whose logits are summed.
         class_names: one a class.
+
+    Attributes:
+        calibrated: whether temperatures were fitted; probabilities use 1 where not.
+        temperatures: of the window's sum up to each of its classifiers.
+        last_temperature: of the last classifier alone.
+        fusion: the linear classifier of all logits; None where it was not fitted.
     """
+
+    fusion: nn.Linear | None
 
     def __init__(
         self, architecture: Architecture, window: tuple[int, int], class_names: tuple[str, ...]
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.window = window
         self.class_names = class_names
+        self.load_readouts(Readouts(window=window))
+
+    def load_readouts(self, readouts: Readouts) -> None:
+        """Take over window, temperatures and fusion; the readout is the window again."""
+        self._readout: ReadoutName = "window"
+        first, last = self.window = readouts.window
+        found = readouts.temperatures
+        self.calibrated = found is not None
+        self.temperatures = (1.0,) * (last - first + 1) if found is None else found.window
+        self.last_temperature = 1.0 if found is None else found.last
+        self.fusion = None
+        if readouts.fusion is not None:
+            classes, inputs = readouts.fusion.weight.shape
+            self.fusion = nn.Linear(inputs, classes).requires_grad_(False)
+            self.fusion.weight.copy_(torch.tensor(readouts.fusion.weight))
+            self.fusion.bias.copy_(torch.tensor(readouts.fusion.bias))
 
     @property
     @abstractmethod
@@ -46,9 +71,52 @@ class Classifier(nn.Module, ABC):
         """Return how many layers must be computed for a classifier."""
 
     @property
+    def readout(self) -> ReadoutName:
+        """How the logits become one classifier: window (the default), last or fusion.
+
+        Raises:
+            UserError: when set to a name that is unknown, or to a fusion that was not fitted.
+        """
+        return self._readout
+
+    @readout.setter
+    def readout(self, name: ReadoutName) -> None:
+        if name not in READOUTS:
+            raise UserError(
+                f"unknown readout {name!r}{nearest(str(name), READOUTS)}; known are "
+                f"{', '.join(READOUTS)}"
+            )
+        if name not in self.readouts:
+            raise UserError(
+                "this model has no readout fusion: it is fitted at the end of a run, for networks "
+                "of several classifiers and not too many classes; use window or last"
+            )
+        self._readout = name
+
+    @property
+    def readouts(self) -> tuple[ReadoutName, ...]:
+        """The readouts that the model has."""
+        return READOUTS if self.fusion is not None else ("window", "last")
+
+    @property
+    def temperature(self) -> float:
+        """What the readout's logits are divided by before the softmax."""
+        return self.temperature_of(self.readout)
+
+    def temperature_of(self, readout: ReadoutName) -> float:
+        """Return the temperature of a readout; fusion's is 1, as it is fitted by likelihood."""
+        return {"window": self.temperatures[-1], "last": self.last_temperature, "fusion": 1.0}[
+            readout
+        ]
+
+    @property
     def depth(self) -> int:
-        """Layers that must be computed to classify with the window."""
-        return self.layers_computed(self.window[1])
+        """Layers that must be computed to classify with the readout."""
+        return self.layers_computed(self._last_classifier)
+
+    @property
+    def _last_classifier(self) -> int:
+        return self.window[1] if self.readout == "window" else self.num_classifiers - 1
 
     @property
     def num_classifiers(self) -> int:
@@ -71,14 +139,30 @@ class Classifier(nn.Module, ABC):
         """Return the logits of the first `num_classifiers` classifiers, (L, B, C)."""
         return torch.stack(list(islice(self.iter_logits(images), num_classifiers)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the summed logits of the window, (B, C), of uint8 images (B, K, H, W)."""
+    @torch.no_grad()
+    def read_out(self, logits: Tensor, readout: ReadoutName) -> Tensor:
+        """Return a readout's logits, (B, C), of those of its classifiers, (L, B, C)."""
+        if readout == "fusion":
+            assert self.fusion is not None, "the readout was checked when it was set"
+            fused: Tensor = self.fusion(logits.transpose(0, 1).flatten(1))
+            return fused
         first, last = self.window
-        return self.logits(images, last + 1)[first:].sum(dim=0)
+        return logits[-1] if readout == "last" else logits[first : last + 1].sum(dim=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the readout's logits, (B, C), of uint8 images (B, K, H, W)."""
+        return self.read_out(self.logits(images, self._last_classifier + 1), self.readout)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probability of each class, (B, C), of uint8 images (B, K, H, W).
+
+        They are the softmax of the readout's logits over its temperature.
+        """
+        return (self.forward(images) / self.temperature).softmax(dim=1)
 
     @torch.no_grad()
     def early_exit(self, image: Tensor, threshold: float) -> tuple[Tensor, int]:
-        """Classify one image with as few layers as reach a probability.
+        """Classify one image with as few layers of the window as reach a probability.
 
         Args:
             image: uint8, (K, H, W).
@@ -86,15 +170,19 @@ class Classifier(nn.Module, ABC):
 
         Returns:
             the probabilities, (C,), and the number of layers that were computed.
+
+        Raises:
+            UserError: the readout is not the window, whose sum alone grows layer by layer.
         """
+        if self.readout != "window":
+            raise UserError(f"early exit needs the readout window, not {self.readout}")
         first, last = self.window
         total = torch.zeros(self.architecture.num_classes, device=image.device)
-        classifier = 0
-        for classifier, logits in enumerate(self.iter_logits(image[None])):  # noqa: B007
+        probabilities, classifier = total, 0
+        for classifier, logits in enumerate(islice(self.iter_logits(image[None]), last + 1)):  # noqa: B007
             if classifier >= first:
                 total = total + logits[0]
-                if total.softmax(dim=0).max() >= threshold:
+                probabilities = (total / self.temperatures[classifier - first]).softmax(dim=0)
+                if probabilities.max() >= threshold:
                     break
-            if classifier == last:
-                break
-        return total.softmax(dim=0), self.layers_computed(classifier)
+        return probabilities, self.layers_computed(classifier)

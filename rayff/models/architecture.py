@@ -69,6 +69,8 @@ class LayerSpec:
             raise self._refused("join", " or ".join(get_args(Join)))
         if self.kernel_size % 2 == 0:  # padded by half of it, an even one would change the size
             raise self._refused("kernel_size", "odd")
+        if self.stride > (widest := max(self.in_size, self.kernel_size)):
+            raise self._refused("stride", f"{widest} or less, the pixels a side")
 
     def _refused(self, name: str, expected: str) -> UserError:
         value = getattr(self, name)

@@ -29,26 +29,32 @@ MAX_FILTERS_PER_ROW = 12
 MAX_FILTERS = 144
 
 
-def prediction_blocks(
+def evaluated(
     run: Run, data_dir: Path | None, device: Device, limit: int | None
-) -> list[Block]:
-    """Return confusion matrix, worst mistakes and most confused classes, or why not.
+) -> Evaluation | str:
+    """Classify the test images with a run's model, or return why not.
 
     Args:
-        run: its model classifies the test images.
+        run: its model classifies them.
         data_dir: where the task's data is; None for where the run had it.
         device: where to compute.
         limit: images to classify at most; 0 for none, None for all.
     """
-    title = "Confusion matrix and worst mistakes"
     if limit == 0:
-        return [Note(title=title, text="Not drawn: --limit 0 classifies no test images.")]
+        return "--limit 0 classifies no test images"
     try:
-        evaluation = evaluate(
+        return evaluate(
             run.path, data_dir=data_dir, device=device, limit=limit, num_mistakes=NUM_MISTAKES
         )
     except UserError as error:
-        return [Note(title=title, text=f"Not drawn: {error}.")]
+        return str(error)
+
+
+def prediction_blocks(run: Run, evaluation: Evaluation | str) -> list[Block]:
+    """Return confusion matrix, worst mistakes and most confused classes, or why not."""
+    if isinstance(evaluation, str):
+        title = "Confusion matrix and worst mistakes"
+        return [Note(title=title, text=f"Not drawn: {evaluation}.")]
     correct = int(np.trace(evaluation.confusion))
     caption = (
         f"{correct:,} of {evaluation.num_images:,} test images are classified correctly "

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayff.config.errors import UserError
+from rayff.config.text import plural
 from rayff.config.train_config import TrainConfig
+from rayff.console.frame import setting
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
 from rayff.runs.run_directory import TRIALS, RunDirectory
 
@@ -155,3 +157,22 @@ def varied(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the settings whose values differ between the configs, in order of appearance."""
     names = dict.fromkeys(name for config in configs for name in config)
     return [name for name in names if len({json.dumps(c.get(name)) for c in configs}) > 1]
+
+
+def by_setting(
+    settings: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[tuple[str, list[int]]]:
+    """Return the places of equal settings under a name, those that come first at the front.
+
+    One that is alone keeps its own name of `names`; others have that of what sets them apart.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, options in enumerate(settings):
+        groups.setdefault(json.dumps(options, sort_keys=True), []).append(place)
+    different = varied([settings[places[0]] for places in groups.values()])
+    found = []
+    for places in groups.values():
+        shown = (f"{name} {setting(settings[places[0]].get(name))}" for name in different)
+        shared = f"{', '.join(shown) or 'all'} ({plural(len(places), 'run')})"
+        found.append((names[places[0]] if len(places) == 1 else shared, places))
+    return found

@@ -10,9 +10,11 @@ from pathlib import Path
 from rayff.config.text import layer_range, plural
 from rayff.config.train_config import Device, TrainConfig
 from rayff.console.frame import duration, setting
+from rayff.report.figures_layers import layer_blocks
 from rayff.report.figures_learning import run_curves, window_pictures
 from rayff.report.figures_pipeline import pipeline_blocks, stage_layers
-from rayff.report.figures_predictions import filter_picture, prediction_blocks
+from rayff.report.figures_predictions import evaluated, filter_picture, prediction_blocks
+from rayff.report.figures_readouts import readout_blocks
 from rayff.report.page import Block, Code, Page, Table
 from rayff.report.reader import Run
 
@@ -24,8 +26,9 @@ METHODS = {
 
 
 def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | None) -> Page:
-    """Return the page of a run; for the other arguments see `prediction_blocks`."""
+    """Return the page of a run; for the other arguments see `evaluated`."""
     config, last = run.config, run.last
+    evaluation = evaluated(run, data_dir, device, limit)
     is_pipeline = config.method == "ff"
     facts = {
         "test accuracy": f"{last.test_accuracy:.2f}%",
@@ -41,10 +44,10 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
     sections: dict[str, Sequence[Block]] = {"Learning": run_curves(run)}
     if last.has_window:
         sections["Layers of the classifier"] = window_pictures(last)
-    sections["Predictions"] = [
-        *prediction_blocks(run, data_dir, device, limit),
-        filter_picture(run),
-    ]
+        sections["What each layer adds"] = layer_blocks(last)
+    found = None if isinstance(evaluation, str) else evaluation
+    sections["Readouts and probabilities"] = readout_blocks(run, found)
+    sections["Predictions"] = [*prediction_blocks(run, evaluation), filter_picture(run)]
     sections["Pipeline" if is_pipeline else "Workers"] = pipeline_blocks(run)
     sections["Settings"] = _settings(run)
     return Page(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from rayff.config.text import plural
-from rayff.console.frame import duration, percent, setting
+from rayff.console.frame import duration, mean_deviation, percent, setting
+from rayff.report.figures_layers import compared_layers
 from rayff.report.figures_learning import compared_curves
 from rayff.report.page import Block, Note, Page, Table, picture
-from rayff.report.reader import Trial, varied
+from rayff.report.reader import Trial, by_setting, varied
 from rayff.report.style import BLUE, ORANGE, shorten
 
 LOG_RATIO = 20
@@ -37,7 +39,7 @@ def search_page(folder: Path, trials: Sequence[Trial]) -> Page:
             "trials with a result": f"{len(done)} of {len(trials)}",
         },
         sections={
-            "Trials": [_results(trials, settings)],
+            "Trials": [_results(trials, settings), *_by_seed(done)],
             "Accuracy by setting": _by_setting(done, settings),
             "Learning": _learning(trials),
         },
@@ -63,6 +65,42 @@ def _results(trials: Sequence[Trial], settings: Sequence[str]) -> Table:
         caption="By validation accuracy.",
         numeric=range(2, 6),
     )
+
+
+def _by_seed(done: Sequence[Trial]) -> list[Block]:
+    """Return means over the seeds of each setting, where there are several."""
+    groups = _groups(done)
+    if len(groups) == len(done):
+        return []
+    groups.sort(key=lambda group: -fmean(trial.valid_accuracy or 0.0 for trial in group[1]))
+    return [
+        Table(
+            title="By setting",
+            columns=("setting", "trials", "valid %", "test %"),
+            rows=[
+                (
+                    name,
+                    str(len(trials)),
+                    mean_deviation(
+                        [t.valid_accuracy for t in trials if t.valid_accuracy is not None]
+                    ),
+                    mean_deviation(
+                        [t.test_accuracy for t in trials if t.test_accuracy is not None]
+                    ),
+                )
+                for name, trials in groups
+            ],
+            caption="Mean and sample standard deviation over the seeds.",
+            numeric=range(1, 4),
+        )
+    ]
+
+
+def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
+    """Return the trials by their settings without the seed."""
+    settings = [{n: v for n, v in trial.config.items() if n != "seed"} for trial in trials]
+    names = [trial.trial for trial in trials]
+    return [(n, [trials[place] for place in where]) for n, where in by_setting(settings, names)]
 
 
 def _by_setting(done: Sequence[Trial], settings: Sequence[str]) -> list[Block]:
@@ -108,6 +146,8 @@ def _learning(trials: Sequence[Trial]) -> list[Block]:
     curves = [(trial.trial, trial.records) for trial in trials if trial.records]
     damaged = [Note(title=f"No curve of {t.trial}", text=t.error) for t in trials if t.error]
     if curves:
-        return [*compared_curves(curves), *damaged]
+        groups = _groups([trial for trial in trials if trial.records])
+        layers = [(name, [trial.records[-1] for trial in group]) for name, group in groups]
+        return [*compared_curves(curves), *compared_layers(layers), *damaged]
     reason = "no trial's run directory was found, or none can be read"
     return [Note(title="Learning curves", text=f"Not drawn: {reason}."), *damaged]

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from rayff.config.errors import UserError
+from rayff.learning.readout import Readouts
 from rayff.models.architecture import Architecture
 from rayff.runs.files import write_atomically, write_durably
+from rayff.runs.readout_json import readouts_from_json, readouts_to_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,6 +61,8 @@ class Checkpoint:
     progress: Progress
     states: Mapping[int, NDArray[np.uint8]]
     """The bytes of each layer's safetensors file, by global number."""
+    readouts: Readouts | None = None
+    """Of the model that belongs to it."""
 
 
 class CheckpointStore:
@@ -96,8 +100,9 @@ class CheckpointStore:
         target = self.directory / f"step-{checkpoint.step:08d}"
         aside = self.directory / f".{target.name}.partial"
         self.directory.mkdir(parents=True, exist_ok=True)
+        position = _position(checkpoint)
         if target.exists():  # the same step of the same run has the same layers
-            _write_progress(target / MANIFEST, checkpoint.progress)
+            _write_position(target / MANIFEST, position)
             return target
         for cut_short in self.directory.glob(".step-*.partial"):
             shutil.rmtree(cut_short, ignore_errors=True)
@@ -116,7 +121,7 @@ class CheckpointStore:
                 "step": checkpoint.step,
                 "seed": self.seed,
                 "architecture": self.architecture.to_dict(),
-                "progress": dataclasses.asdict(checkpoint.progress),
+                **position,
                 "layers": files,
             }
             write_durably(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -172,7 +177,13 @@ class CheckpointStore:
             layer.index: _read_layer(path, layer.index, manifest["layers"])
             for layer in self.architecture.layers
         }
-        return Checkpoint(step=manifest["step"], progress=progress, states=states)
+        try:
+            readouts = readouts_from_json(manifest["readouts"], self.num_losses, now.num_classes)
+        except ValueError as error:
+            raise DamagedError(f"{path / MANIFEST} is damaged: {error}") from error
+        return Checkpoint(
+            step=manifest["step"], progress=progress, states=states, readouts=readouts
+        )
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
@@ -189,11 +200,19 @@ def checkpoint_step(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _write_progress(path: Path, progress: Progress) -> None:
-    """Write a manifest anew where its run stands elsewhere: an evaluation trains no layer."""
-    manifest = json.loads(path.read_bytes())
-    before, manifest["progress"] = manifest["progress"], dataclasses.asdict(progress)
-    if before != json.loads(json.dumps(manifest["progress"])):
+def _position(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what of a manifest may change while the layers stay: an evaluation trains none."""
+    return {
+        "progress": dataclasses.asdict(checkpoint.progress),
+        "readouts": readouts_to_json(checkpoint.readouts),
+    }
+
+
+def _write_position(path: Path, position: dict[str, Any]) -> None:
+    """Write a manifest anew where its run stands elsewhere."""
+    before = json.loads(path.read_bytes())
+    manifest = json.loads(json.dumps({**before, **position}))
+    if before != manifest:
         write_atomically(path, json.dumps(manifest, indent=1).encode())
 
 
@@ -226,6 +245,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                     int(index): (str(entry["file"]), str(entry["sha256"]))
                     for index, entry in data["layers"].items()
                 },
+                "readouts": data.get("readouts"),
             }
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error!r}") from error

@@ -21,16 +21,13 @@ from rayff.config.errors import RunError
 from rayff.runs.checkpoint import Checkpoint, CheckpointStore, Progress
 from rayff.runs.storage import Storage
 
-Window = tuple[int, int]
-"""First and last layer that classify."""
-
 
 class CheckpointManager:
     """A run's snapshots and checkpoints; a context manager.
 
     Args:
         store: the folder of the checkpoints.
-        export: writes the model of a snapshot with its window.
+        export: writes the model of a snapshot.
         storage: where a copy of the run directory is kept; None for nowhere.
         latest: the checkpoint that the run goes on from; None at the start.
         on_checkpoint: called with the folder of each checkpoint on disk.
@@ -43,7 +40,7 @@ class CheckpointManager:
     def __init__(
         self,
         store: CheckpointStore,
-        export: Callable[[Checkpoint, Window], None],
+        export: Callable[[Checkpoint], None],
         storage: Storage | None,
         latest: Checkpoint | None,
         *,
@@ -81,7 +78,7 @@ class CheckpointManager:
         """Where the run goes on."""
         return Progress() if self.latest is None else self.latest.progress
 
-    def add(self, snapshot: Checkpoint, window: Window, *, final: bool) -> None:
+    def add(self, snapshot: Checkpoint, *, final: bool) -> None:
         """Keep a snapshot, and write it while the run goes on; the final one is waited for.
 
         Raises:
@@ -89,7 +86,7 @@ class CheckpointManager:
         """
         self.latest = snapshot
         self._collect(wait=True)
-        self._writing = snapshot, self._writer.submit(self._write, snapshot, window)
+        self._writing = snapshot, self._writer.submit(self._write, snapshot)
         self._collect(wait=final, final=final)
 
     def poll(self) -> None:
@@ -97,9 +94,9 @@ class CheckpointManager:
         self._collect(wait=False)
         self._send(wait=False)
 
-    def _write(self, snapshot: Checkpoint, window: Window) -> Path:
+    def _write(self, snapshot: Checkpoint) -> Path:
         path = self.store.write(snapshot)
-        self.export(snapshot, window)
+        self.export(snapshot)
         return path
 
     def _collect(self, *, wait: bool, final: bool = False) -> None:

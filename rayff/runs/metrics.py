@@ -39,6 +39,10 @@ class EpochRecord:
     """With the SIP window."""
     test_accuracy: float
     """With the SIP window, which the validation images chose."""
+    last_valid_accuracy: float
+    """With the last layer alone."""
+    last_test_accuracy: float
+    """With the last layer alone."""
     sip_first: int
     sip_last: int
     images_per_s: float
@@ -53,6 +57,15 @@ class EpochRecord:
     cuts: list[int]
     sip_accuracy: list[list[float]]
     """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
+    fusion_test_accuracy: float | None = None
+    """With the fusion of all layers, which is fitted after the last epoch; else None."""
+
+    @property
+    def readouts(self) -> dict[str, float]:
+        """Test accuracy by the name of the readout."""
+        found = {"window": self.test_accuracy, "last": self.last_test_accuracy}
+        fusion = self.fusion_test_accuracy
+        return found if fusion is None else {**found, "fusion": fusion}
 
     @property
     def has_window(self) -> bool:
@@ -72,6 +85,7 @@ class EpochRecord:
 _ARROW = {
     "int": pa.int64(),
     "float": pa.float64(),
+    "float | None": pa.float64(),
     "list[float]": pa.list_(pa.float64()),
     "list[int]": pa.list_(pa.int64()),
     "list[list[float]]": pa.list_(pa.list_(pa.float64())),
@@ -79,6 +93,9 @@ _ARROW = {
 _SCHEMA = pa.schema(
     [(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(EpochRecord)]
 )
+_ADDED = ("last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy")
+_FORMER_SCHEMA = pa.schema([field for field in _SCHEMA if field.name not in _ADDED])
+"""Of files that were written without the readouts by name."""
 
 
 class Metrics:
@@ -141,7 +158,7 @@ def scalars(record: EpochRecord) -> dict[str, float]:
             continue
         if isinstance(value, list):
             values |= {f"{name}/{position}": each for position, each in enumerate(value)}
-        else:
+        elif value is not None:
             values[name] = value
     return values
 
@@ -150,23 +167,37 @@ def read_metrics(path: Path) -> list[EpochRecord]:
     """Read the records of a metrics.parquet; UserError where it is none."""
     try:
         table = pq.read_table(path)
-        if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
+        filled = [name for name in table.column_names if name != "fusion_test_accuracy"]
+        if table.schema not in (_SCHEMA, _FORMER_SCHEMA) or any(
+            column.null_count for column in table.select(filled).columns
+        ):
             raise ValueError(f"its columns are not those of {', '.join(_SCHEMA.names)}")
-        records = [EpochRecord(**row) for row in table.to_pylist()]
+        records = [_record(row) for row in table.to_pylist()]
         for before, record in zip([None, *records], records, strict=False):
             _check(record, 0 if before is None else before.epoch)
         return records
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, IndexError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} is no metrics file of a run: {reason}; move it away to go on without its rows"
         ) from error
 
 
+def _record(row: dict[str, Any]) -> EpochRecord:
+    """Return the record of a row, which may lack the columns that were added."""
+    for split in ("valid", "test"):
+        if f"last_{split}_accuracy" not in row:
+            row[f"last_{split}_accuracy"] = row[f"layer_{split}_accuracy"][-1]
+    return EpochRecord(**row)
+
+
 def _check(record: EpochRecord, epoch_before: int) -> None:
     """Raise a ValueError where a record is none that a run could have written."""
     layers = len(record.layer_loss)
-    numbers = _flat(list(dataclasses.asdict(record).values()))
+    values = dataclasses.asdict(record)
+    if record.fusion_test_accuracy is None:
+        del values["fusion_test_accuracy"]
+    numbers = _flat(list(values.values()))
     if not all(value is not None and math.isfinite(value) for value in numbers):
         raise ValueError(f"a number of epoch {record.epoch} is missing or not finite")
     if record.epoch <= epoch_before:

@@ -23,14 +23,24 @@ from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
 from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
+from rayff.learning.fusion import Fusion
 from rayff.learning.layer_state import Layout, is_of_layer
 from rayff.learning.methods import build_network, layouts, num_classifiers
+from rayff.learning.readout import Readouts, Temperatures
 from rayff.models.architecture import IMAGE_SIZE, Architecture, ModuleSource
 from rayff.runs.files import write_atomically
+from rayff.runs.readout_json import (
+    fusion_of,
+    temperatures_from_json,
+    temperatures_to_json,
+    window_from_json,
+)
 from rayff.runs.run_directory import RunDirectory, read_json
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "architecture.json"
+FUSION = "readout.fusion."
+"""How the names of fusion's tensors begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +54,17 @@ class ModelDescription:
     precision: str
     method: Method = "ff"
     loss: LossConfig = GOODNESS
+    temperatures: Temperatures | None = None
+    """Of the window and of the last layer; None where they were not fitted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON can hold it."""
-        loss = dataclasses.asdict(self.loss)
-        return {**vars(self), "architecture": self.architecture.to_dict(), "loss": loss}
+        return {
+            **vars(self),
+            "architecture": self.architecture.to_dict(),
+            "loss": dataclasses.asdict(self.loss),
+            "temperatures": temperatures_to_json(self.temperatures),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelDescription:
@@ -66,35 +82,40 @@ class ModelDescription:
         if data["precision"] not in DTYPES:
             raise ValueError(f"{DESCRIPTION} has an unknown precision")
         architecture = Architecture.from_dict(data["architecture"])
-        first, last = data["sip_window"]
+        window = window_from_json(data["sip_window"], num_classifiers(method, architecture))
         names = data["class_names"]
         if (
-            not type(first) is type(last) is int
-            or not 0 <= first <= last < num_classifiers(method, architecture)
-            or type(names) is not list
+            type(names) is not list
             or len(names) != architecture.num_classes
             or not all(is_plain(name) for name in names)
         ):
-            raise ValueError("its window or class names do not fit the network")
+            raise ValueError("its class names do not fit the network")
         return cls(
             architecture=architecture,
-            sip_window=(first, last),
+            sip_window=window,
             class_names=tuple(names),
             precision=data["precision"],
             method=method,
             loss=LossConfig.from_dict(data["loss"]) if "loss" in data else GOODNESS,
+            temperatures=temperatures_from_json(data.get("temperatures"), window),
         )
 
 
 def write_model(
-    directory: Path, description: ModelDescription, states: Mapping[int, NDArray[np.uint8]]
+    directory: Path,
+    description: ModelDescription,
+    states: Mapping[int, NDArray[np.uint8]],
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the network of a snapshot: `layers.N.weight` and the like, without optimizer state.
+
+    Fusion is `readout.fusion.weight` and `readout.fusion.bias`.
 
     Args:
         directory: the run directory.
         description: of the network.
         states: the bytes of each layer's safetensors file, by number.
+        fusion: the readout of that name, where it was fitted.
 
     Raises:
         OSError: the disk is full or gone.
@@ -105,6 +126,8 @@ def write_model(
         for name, value in load(states[index].tobytes()).items()
         if is_of_layer(name)
     }
+    if fusion is not None:
+        weights |= {FUSION + name: torch.tensor(v) for name, v in vars(fusion).items()}
     write_atomically(directory / WEIGHTS, save(weights))
     text = json.dumps(description.to_dict(), indent=1)
     write_atomically(directory / DESCRIPTION, text.encode() + b"\n")
@@ -127,6 +150,7 @@ def read_model(run_dir: Path) -> Classifier:
     try:
         about = ModelDescription.from_dict(read_json(description))
         tensors = load_file(weights)
+        fused = {n: tensors.pop(n).numpy() for n in [*tensors] if n.startswith(FUSION)}
         # before the network takes the memory that a description claims
         held = layouts(about.method, about.architecture, about.loss)
         _check_weights(about.architecture, held, tensors)
@@ -142,6 +166,17 @@ def read_model(run_dir: Path) -> Classifier:
             names = held[spec.index].tensors
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in names}
             module.load_state_dict(own, strict=False)  # tied parameters are saved once
+        network.load_readouts(
+            Readouts(
+                window=about.sip_window,
+                temperatures=about.temperatures,
+                fusion=fusion_of(
+                    *(fused, network.num_classifiers, about.architecture.num_classes, FUSION)
+                )
+                if fused
+                else None,
+            )
+        )
         network.eval()
         if about.architecture.source is not None:
             _check_modules(network, about.architecture.source)

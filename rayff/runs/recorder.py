@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rayff.learning.readout import Readouts
 from rayff.runs.checkpoint import Checkpoint, Progress
 from rayff.runs.checkpoint_manager import CheckpointManager, reason
 from rayff.runs.metrics import EpochRecord, Metrics
@@ -48,6 +50,7 @@ class RunRecorder:
         self.reached = checkpoints.step
         self._metrics = Metrics(directory, tensorboard=tensorboard)
         self._metrics.load(self.progress.epoch)
+        self._readouts = self._newest_readouts()
         self.timeline = Timeline(directory, self.progress.epoch)
 
     def __enter__(self) -> RunRecorder:
@@ -68,13 +71,28 @@ class RunRecorder:
         """Of all epochs, those before a resumption included."""
         return self._metrics.records
 
+    def _newest_readouts(self) -> Readouts:
+        """Return those of the newest snapshot; the window of the metrics where it has none."""
+        latest = self.checkpoints.latest
+        if latest is not None and latest.readouts is not None:
+            return latest.readouts
+        return Readouts(window=self._metrics.window(default=(0, self.num_classifiers - 1)))
+
     def go_back(self) -> None:
         """Forget the epochs behind the newest snapshot, which will be trained again."""
         self._metrics.go_back(self.progress.epoch)
+        self._readouts = self._newest_readouts()
         self.timeline = Timeline(self.directory, self.progress.epoch)
 
-    def add_epoch(self, record: EpochRecord) -> None:
-        """Write the record of an epoch and the timeline."""
+    def add_epoch(self, record: EpochRecord, readouts: Readouts | None = None) -> None:
+        """Write the record of an epoch and the timeline.
+
+        Args:
+            record: of the epoch.
+            readouts: fitted in it; None leaves those before, but for the window.
+        """
+        window = record.sip_first, record.sip_last
+        self._readouts = readouts or self._readouts.with_window(window)
         self._attempt(
             lambda: self._metrics.append(record),
             f"metrics of epoch {record.epoch} not written ({{}}): they will be with those of the "
@@ -83,13 +101,13 @@ class RunRecorder:
         self._attempt(self.timeline.write, f"{TIMELINE} could not be written ({{}})")
 
     def add_snapshot(self, snapshot: Checkpoint, *, final: bool) -> None:
-        """Keep a snapshot, with the window of the newest epoch.
+        """Keep a snapshot, with the readouts of the newest epoch.
 
         Raises:
             RunError: the final one cannot be written.
         """
-        window = self._metrics.window(default=(0, self.num_classifiers - 1))
-        self.checkpoints.add(snapshot, window, final=final)
+        snapshot = dataclasses.replace(snapshot, readouts=self._readouts)
+        self.checkpoints.add(snapshot, final=final)
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Add a line to events.jsonl: what happened to the run, when and where it stood."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from rayff.config.train_config import TrainConfig
-from rayff.console.frame import duration, setting
+from rayff.console.frame import duration, mean_deviation, setting
 from rayff.runs.files import write_atomically
 from rayff.runs.metrics import METRICS_FILE, read_metrics
 from rayff.runs.run_directory import RunDirectory
@@ -104,14 +104,6 @@ def _values(rows: Sequence[Row], name: str) -> list[float]:
     return [row[name] for row in rows if row[name] is not None]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return 97.50, or of several values 97.50 ± 0.31: mean and sample standard deviation."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
 def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
     """Return a table with a line per point."""
     settings = [name for name in search.varied if name != "seed"]
@@ -134,7 +126,7 @@ def results_table(points: Sequence[Sequence[Row]], search: Search) -> Table:
         states = Counter(row["status"] for row in rows)
         table.add_row(
             *(setting(config[name]) for name in settings),
-            *(spread(_values(rows, name)) for name in metrics),
+            *(mean_deviation(_values(rows, name)) for name in metrics),
             *([theirs.get((config["arch"], config["task"]), "-")] if theirs else []),
             f"{epochs[0]}-{epochs[-1]}" if epochs[1:] else str(epochs[0]),
             duration(statistics.fmean(row["seconds"] for row in rows)),

@@ -53,6 +53,15 @@ class TestRun:
         evaluation = evaluate(tmp_path / "run")
         assert evaluation.accuracy == pytest.approx(last.test_accuracy)
         assert evaluation.layer_accuracy == pytest.approx(last.layer_test_accuracy)
+        assert evaluation.calibrated
+        found = {name: score.accuracy for name, score in evaluation.readouts.items()}
+        assert found == pytest.approx(last.readouts)
+        if method == "bp":  # there is one classifier
+            assert found.keys() == {"window", "last"}
+            assert found["window"] == found["last"]
+            assert model.temperatures == (model.last_temperature,)
+        else:
+            assert found.keys() == {"window", "last", "fusion"}
 
     @pytest.mark.parametrize("stop_after", [2, 4, 6])
     def test_stopped_anywhere_it_ends_with_the_same_bits(

@@ -10,7 +10,8 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.evaluate import main
-from tests.helpers.colour_run import write_run, write_task
+from rayff.learning.readout import READOUTS, Temperatures
+from tests.helpers.colour_run import fusion_of_layer, write_run, write_task
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +23,45 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prints_accuracies_and_confusion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("accuracy 85.71% on 7 test images, with the goodness of layer 0 summed")
+    assert lines[0] == "accuracy 85.71% on 7 test images with the readout window"
+    # 85.71% of exp(sqrt(5)/2) / (exp(sqrt(5)/2) + 2), and 42.86% of exp(0.2) / (exp(0.2) + 2)
+    table = [line.split() for line in lines]
+    assert ["readout", "of", "accuracy", "probability", "error", "temperature"] in table
+    assert ["window", "layer", "0", "85.71", "60.46", "25.25", "1"] in table
+    assert ["last", "layer", "3", "42.86", "37.91", "4.94", "1"] in table
+    assert (
+        "the model has no temperatures: its probabilities are those of the plain logits" in lines
+    )
     assert ["0", "85.71%", "*"] in [line.split() for line in lines]
     assert ["1", "14.29%"] in [line.split() for line in lines]
     assert ["1", "green", "1", "2", "."] in [line.split() for line in lines]
     assert "\x1b" not in "".join(lines)
 
 
-@pytest.mark.parametrize("flag", ["--no-prune", "--no_prune"])
-def test_no_prune_sums_all_layers(
-    run: Path, flag: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["last", "fusion"])
+def test_a_readout_is_chosen_by_its_name(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([str(run), flag, "--split", "valid", "--batch_size", "2"])
-    text = capsys.readouterr().out
-    assert text.startswith(
-        "accuracy 0.00% on 3 valid images, with the goodness of layers 0-3 summed"
-    )
+    task = run.parent / "colours"
+    temperatures = Temperatures(window=(2.0,), last=0.5)
+    fused = write_run(tmp_path / "run", task, temperatures=temperatures, fusion=fusion_of_layer(1))
+    main([str(fused), "--readout", name, "--split", "valid", "--batch_size", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    accuracy = {"last": "33.33", "fusion": "0.00"}
+    assert lines[0] == f"accuracy {accuracy[name]}% on 3 valid images with the readout {name}"
+    table = [line.split() for line in lines]
+    shown = {row[0]: (row[2], row[3], row[-1]) for row in table if row and row[0] in READOUTS}
+    assert shown == {
+        "window": ("0", "100.00", "2"),
+        "last": ("3", "33.33", "0.5"),
+        "fusion": ("0-3", "0.00", "1"),
+    }
+    assert "no temperatures" not in "".join(lines)
+
+
+def test_a_fusion_that_was_not_fitted_is_said(run: Path) -> None:
+    with pytest.raises(UserError, match="this model has no readout fusion"):
+        main([str(run), "--readout", "fusion"])
 
 
 def test_a_limit_bounds_the_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,10 +74,20 @@ def test_a_limit_bounds_the_images(run: Path, capsys: pytest.CaptureFixture[str]
 def test_saves_three_tables(run: Path, tmp_path: Path) -> None:
     main([str(run), "--save", str(tmp_path / "new" / "tables")])
     saved = {path.name: path.read_text() for path in (tmp_path / "new" / "tables").iterdir()}
+    head, *rows = saved.pop("accuracy.csv").splitlines()
+    assert head == (
+        "split,images,readout,first_layer,last_layer,accuracy,mean_probability,"
+        "calibration_error,temperature"
+    )
+    cells = [row.split(",") for row in rows]
+    assert [row[:5] for row in cells] == [
+        ["test", "7", "window", "0", "0"],
+        ["test", "7", "last", "3", "3"],
+    ]
+    assert [float(cell) for cell in cells[0][5:]] == pytest.approx(
+        [600 / 7, 60.465, 25.249, 1.0], abs=0.01
+    )
     assert saved == {
-        "accuracy.csv": (
-            f"split,images,window_first,window_last,accuracy\ntest,7,0,0,{100 * (6 / 7)}\n"
-        ),
         "layer_accuracy.csv": (
             f"layer,accuracy\n0,{100 * (6 / 7)}\n1,{100 * (1 / 7)}\n2,{100 * (6 / 7)}\n"
             f"3,{100 * (3 / 7)}\n"

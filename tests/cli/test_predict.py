@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rayff.config.errors import UserError
+from rayff.learning.readout import Temperatures
 from rayff.predict import main
-from tests.helpers.colour_run import write_image, write_run, write_task
+from tests.helpers.colour_run import fusion_of_layer, write_image, write_run, write_task
 
 ROOT = math.sqrt(5) / 2
 """Goodness that layer 0 gives the right class; all its others are 0."""
@@ -77,6 +78,34 @@ def test_early_exit_stops_at_the_first_layer_that_is_sure(
     assert found == [(name, pytest.approx(softmax(*logits)[0], abs=1e-4), layers)]
 
 
+def test_probabilities_are_calibrated(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temperatures = Temperatures(window=(0.5, 4.0), last=0.1)
+    fusion = fusion_of_layer(2, factor=8.0)
+    run = write_run(
+        tmp_path / "run", folder / "colours", (0, 1), temperatures=temperatures, fusion=fusion
+    )
+    red = folder / "r.png"
+    for flags, name, logits, layers in (
+        ((), "green", (2 / 4, ROOT / 4, 0), 2),
+        (("--early-exit", 0.8), "red", (2 * ROOT, 0, 0), 1),  # 0.824 after layer 0
+        (("--early-exit", 0.83), "green", (2 / 4, ROOT / 4, 0), 2),
+        (("--readout", "last"), "red", (0.2 / 0.1, 0, 0), 4),
+        (("--readout", "fusion"), "red", (8 * 0.25, 0, 0), 4),
+    ):
+        found = answers(capsys, run, red, *flags)
+        assert found == [(name, pytest.approx(softmax(*logits)[0], abs=1e-4), layers)]
+
+
+def test_a_model_without_temperatures_is_said_aside(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(folder / "shallow"), str(folder / "r.png")])
+    note = "note: the model has no temperatures, so its probabilities are uncalibrated\n"
+    assert capsys.readouterr().err == note
+
+
 def test_plain_lines_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(folder / "shallow"), str(folder / "b.png"), str(folder / "g.png")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -93,6 +122,16 @@ class TestMistakes:
         args = [str(folder / "shallow"), str(folder / "r.png"), f"--early_exit={threshold}"]
         with pytest.raises(UserError, match="--early-exit .* is no probability"):
             main(args)
+
+    @pytest.mark.parametrize("name", ["last", "fusion"])
+    def test_early_exit_with_another_readout(self, folder: Path, name: str) -> None:
+        args = [str(folder / "shallow"), str(folder / "r.png"), "--early-exit=0.9"]
+        with pytest.raises(UserError, match=f"--early-exit goes with --readout window.* {name}"):
+            main([*args, f"--readout={name}"])
+
+    def test_a_fusion_that_was_not_fitted(self, folder: Path) -> None:
+        with pytest.raises(UserError, match="this model has no readout fusion"):
+            main([str(folder / "shallow"), str(folder / "r.png"), "--readout=fusion"])
 
     def test_no_images(self, folder: Path) -> None:
         with pytest.raises(UserError, match="no images are given"):

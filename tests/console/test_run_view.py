@@ -179,7 +179,11 @@ def test_the_header_describes_the_run(tmp_path: Path) -> None:
     ]
     assert lines[2].endswith("; 1 thread, fp32, plain rule")
     assert lines[3] == f"run directory {tmp_path}"
-    assert lines[-1].startswith("1 epoch done, after ")
+    assert lines[-2].startswith("1 epoch done, after ")
+    percent = r"[0-9]+\.[0-9]{2}%"
+    assert re.fullmatch(
+        f"test accuracy by readout: window {percent}, last {percent}, fusion {percent}", lines[-1]
+    )
 
 
 def test_values_are_formatted_for_tables() -> None:

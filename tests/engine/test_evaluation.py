@@ -14,8 +14,9 @@ from rayff.engine.evaluation import (
     most_confused,
     surest_mistakes,
 )
+from rayff.learning.readout import Temperatures
 from tests.data.files import write_parquet
-from tests.helpers.colour_run import pixels, write_run, write_task
+from tests.helpers.colour_run import fusion_of_layer, pixels, write_run, write_task
 from tests.helpers.mistakes import refused
 
 
@@ -49,11 +50,23 @@ class TestEvaluate:
         expected = (600 / 7, 100 / 7, 600 / 7, 300 / 7)
         assert evaluate(run).layer_accuracy == pytest.approx(expected)
 
-    def test_without_pruning_the_largest_logits_decide(self, run: Path) -> None:
-        evaluation = evaluate(run, prune=False)
-        assert evaluation.window == (0, 3)
+    def test_with_the_last_layer_alone(self, run: Path) -> None:
+        """It calls everything red."""
+        evaluation = evaluate(run, readout="last")
+        assert (evaluation.readout, evaluation.window) == ("last", (0, 0))
+        assert evaluation.accuracy == pytest.approx(300 / 7)
+        assert evaluation.confusion.tolist() == [[3, 0, 0], [3, 0, 0], [1, 0, 0]]
+
+    def test_with_the_fusion(self, task: Path, tmp_path: Path) -> None:
+        """Of layer 1 alone, which takes each colour for the next one."""
+        run = write_run(tmp_path / "run", task, fusion=fusion_of_layer(1))
+        evaluation = evaluate(run, readout="fusion")
         assert evaluation.accuracy == pytest.approx(100 / 7)
         assert evaluation.confusion.tolist() == [[0, 3, 0], [0, 1, 2], [1, 0, 0]]
+
+    def test_a_fusion_that_was_not_fitted_is_refused(self, run: Path) -> None:
+        with refused("this model has no readout fusion"):
+            evaluate(run, readout="fusion")
 
     def test_the_other_splits(self, run: Path) -> None:
         for split in ("valid", "train"):
@@ -93,6 +106,80 @@ class TestEvaluate:
             evaluate(run, device="cuda")
 
 
+class TestReadouts:
+    """Probabilities by hand: layer 0 gives the colour's class sqrt(5)/2 and the others 0."""
+
+    TEMPERATURES = Temperatures(window=(0.5, 0.25), last=0.1)
+
+    @pytest.fixture
+    def run(self, task: Path, tmp_path: Path) -> Path:
+        return write_run(
+            tmp_path / "run",
+            task,
+            window=(0, 1),
+            temperatures=self.TEMPERATURES,
+            fusion=fusion_of_layer(0, factor=2.0),
+        )
+
+    def probability(self, *logits: float) -> float:
+        return float(np.exp(max(logits)) / np.exp(logits).sum())
+
+    def test_each_has_its_accuracy_and_its_mean_probability(self, run: Path) -> None:
+        evaluation = evaluate(run)
+        assert evaluation.calibrated
+        root = 5**0.5 / 2
+        # the sum of layers 0 and 1 has 2 for the next colour and sqrt(5)/2 for its own
+        window, plain = self.probability(2 / 0.25, root / 0.25, 0), self.probability(2, root, 0)
+        last, plain_last = self.probability(2.0, 0, 0), self.probability(0.2, 0, 0)
+        fusion = self.probability(2 * root, 0, 0)
+        expected = {
+            "window": (100 / 7, 0.25, window, plain),
+            "last": (300 / 7, 0.1, last, plain_last),
+            "fusion": (600 / 7, 1.0, fusion, fusion),
+        }
+        assert evaluation.readouts.keys() == expected.keys()
+        for name, (accuracy, temperature, probability, raw) in expected.items():
+            score = evaluation.readouts[name]  # type: ignore[index]
+            assert (score.accuracy, score.temperature) == (pytest.approx(accuracy), temperature)
+            for found, value in ((score.reliability, probability), (score.uncalibrated, raw)):
+                assert found.counts.sum() == 7
+                assert found.mean_probability == pytest.approx(value, abs=1e-4)
+                # all images have the same probability, and so are in one bin
+                error = abs(accuracy / 100 - value)
+                assert found.calibration_error == pytest.approx(error, abs=1e-4)
+
+    def test_mistakes_have_the_probability_of_the_readout(self, run: Path) -> None:
+        (mistake,) = evaluate(run, readout="fusion", num_mistakes=9).mistakes
+        assert mistake.probability == pytest.approx(self.probability(5**0.5, 0, 0), abs=1e-4)
+        mistakes = evaluate(run, num_mistakes=9).mistakes
+        assert len(mistakes) == 6
+        probability = self.probability(8, 2 * 5**0.5, 0)
+        assert [each.probability for each in mistakes] == pytest.approx(
+            [probability] * 6, abs=1e-4
+        )
+
+    def test_early_exit_at_every_threshold(self, run: Path) -> None:
+        exits = evaluate(run).early_exits
+        root = 5**0.5 / 2
+        # all images stop behind layer 0, which is right for 6 of 7, or behind layer 1
+        for kind, sure in (
+            ("calibrated", self.probability(2 * root, 0, 0)),
+            ("uncalibrated", self.probability(root, 0, 0)),
+        ):
+            for found in exits[kind]:
+                layers, accuracy = (1, 6 / 7) if found.threshold < sure else (2, 1 / 7)
+                assert (found.mean_layers, found.accuracy) == (layers, pytest.approx(accuracy))
+        assert [found.threshold for found in exits["calibrated"]][::50] == [0.0, 0.5, 0.995]
+
+    def test_without_temperatures_nothing_is_calibrated(self, task: Path, tmp_path: Path) -> None:
+        evaluation = evaluate(write_run(tmp_path / "run", task))
+        assert not evaluation.calibrated
+        for score in evaluation.readouts.values():
+            assert score.temperature == 1
+            assert np.array_equal(score.reliability.counts, score.uncalibrated.counts)
+        assert evaluation.readouts.keys() == {"window", "last"}
+
+
 class TestConfusionMatrix:
     def test_rows_are_true_and_columns_predicted(self) -> None:
         labels, predicted = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 2, 1, 1, 1, 2])
@@ -120,11 +207,10 @@ class TestMistakes:
     def test_come_with_the_surest_first(self) -> None:
         labels = np.array([0, 0, 0, 1])
         images = ImageSet(images=np.zeros((4, 1, 32, 32), np.uint8), labels=labels)
-        logits = np.array([[0, 1], [5, 0], [0, 3], [2, 0]], np.float32)
-        found = list(surest_mistakes(images, logits, 2))
+        probability = np.array([0.7, 0.99, 0.9, 0.8], np.float32)
+        found = list(surest_mistakes(images, np.array([1, 0, 1, 0]), probability, 2))
         assert [(m.true, m.predicted) for m in found] == [(0, 1), (1, 0)]
-        expected = [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-2))]
-        assert [m.probability for m in found] == pytest.approx(expected)
+        assert [m.probability for m in found] == pytest.approx([0.9, 0.8])
 
 
 def test_a_limit_takes_the_first_images(run: Path) -> None:

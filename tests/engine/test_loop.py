@@ -111,6 +111,9 @@ def test_the_records_of_an_epoch(tiny_task: str, tmp_path: Path) -> None:
         assert (record.sip_first, record.sip_last) == (0, 2)
         assert record.valid_accuracy == pytest.approx(80.0)
         assert record.test_accuracy == pytest.approx(40.0)
+        assert record.last_valid_accuracy == pytest.approx(80.0)
+        assert record.last_test_accuracy == pytest.approx(90.0)
+        assert record.fusion_test_accuracy is None, "the reports have no logits"
         assert record.layer_valid_accuracy == pytest.approx([50.0, 55.0, 45.0, 80.0])
         assert record.layer_test_accuracy == pytest.approx([10.0, 30.0, 60.0, 90.0])
         assert record.sip_accuracy == [

@@ -140,6 +140,28 @@ class TestMerging:
         assert merged.hits is not None
         assert merged.hits.tolist() == [[2, 1], [1, 2]]
 
+    def test_logits_of_a_batch_are_in_the_order_of_its_images(self) -> None:
+        """Of two batches; the second has one image, which is the second replica's."""
+        logits = np.arange(4 * 2 * 3, dtype=np.float32).reshape(2, 4, 3)
+        labels, empty = np.arange(4), np.empty(0)
+        reports = [
+            Report(
+                started_s=0, busy_s=0, logits=(logits[:, :1], empty), labels=(labels[:1], empty)
+            ),
+            Report(
+                started_s=0,
+                busy_s=0,
+                logits=(logits[:, 1:3], logits[:, 3:]),
+                labels=(labels[1:3], labels[3:]),
+            ),
+        ]
+        merged = merge(reports)
+        assert [each.tolist() for each in merged.logits] == [
+            logits[:, :3].tolist(),
+            logits[:, 3:].tolist(),
+        ]
+        assert [each.tolist() for each in merged.labels] == [[0, 1, 2], [3]]
+
     def test_a_snapshot_is_that_of_the_first_where_all_agree(self) -> None:
         states = {3: np.zeros(2, np.uint8), 4: np.ones(2, np.uint8)}
         digests = {3: "a", 4: "b"}

@@ -203,6 +203,18 @@ class TestTraining:
         assert [report.images for report in reports] == [9, 9]
         assert np.array_equal(reports[-1].hits, expected.hits)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("replicas", [(2, 3), (3, 12)])
+    def test_so_are_the_logits_up_to_rounding(self, replicas: tuple[int, ...]) -> None:
+        batches = (np.arange(7), np.array([7, 8]))
+        command = Evaluate(epoch=0, split="valid", batches=batches, logits=True)
+        (expected,) = ThreadPipeline(RESNET, (), (1,)).handle(command)
+        first, last = ThreadPipeline(RESNET, (6,), replicas).handle(command)
+        assert first.logits == first.labels == ()
+        assert [each.shape for each in last.logits] == [(17, 7, 4), (17, 2, 4)]
+        for name in ("logits", "labels"):
+            for found, own in zip(getattr(last, name), getattr(expected, name), strict=True):
+                np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-6)
+
     def test_the_failure_of_one_replica_leaves_no_other_waiting(self) -> None:
         """The third image is broken, and only the second replica of the last stage has it."""
         pipeline = ThreadPipeline(RESNET, (6,), (1, 2))

@@ -21,14 +21,20 @@ from tests.helpers.runs import (
 from tests.helpers.tiny_task import BATCHES, tiny_config
 
 LAST = 2 * BATCHES
-Undisturbed = tuple[list[Any], dict[str, bytes]]
+Undisturbed = tuple[list[Any], dict[str, bytes], dict[str, bytes]]
+
+
+def model_files(run_dir: Path | str | None) -> dict[str, bytes]:
+    """Return the trained network and its description, byte for byte."""
+    names = ("model.safetensors", "architecture.json")
+    return {name: (Path(str(run_dir)) / name).read_bytes() for name in names}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     records = train_locally(tiny_config(tiny_task, run_dir)).metrics
-    return timeless(records), layer_files(run_dir, LAST)
+    return timeless(records), layer_files(run_dir, LAST), model_files(run_dir)
 
 
 @pytest.fixture
@@ -37,10 +43,14 @@ def config(tiny_task: str, tmp_path: Path) -> TrainConfig:
 
 
 def assert_same(config: TrainConfig, undisturbed: Undisturbed) -> None:
-    """Compare files and records, train_loss bit for bit, with the undisturbed run's."""
+    """Compare files and records, train_loss bit for bit, with the undisturbed run's.
+
+    The model has its temperatures and its fusion too.
+    """
     saved = read_metrics(Path(str(config.run_dir)) / "metrics.parquet")
     assert timeless(saved) == undisturbed[0]
     assert layer_files(config.run_dir, LAST) == undisturbed[1]
+    assert model_files(config.run_dir) == undisturbed[2]
 
 
 @pytest.mark.parametrize("chunks", range(1, 10))

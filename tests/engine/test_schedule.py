@@ -22,6 +22,7 @@ def schedule(
     checkpoint_every: int = 1,
     seed: int = 7,
     warmup_epochs: int = 0,
+    **readouts: Any,
 ) -> Schedule:
     return Schedule(
         recipe=Recipe(
@@ -35,6 +36,7 @@ def schedule(
         num_images={"train": train, "valid": valid, "test": test},
         chunk=chunk,
         checkpoint_every=checkpoint_every,
+        **readouts,
     )
 
 
@@ -117,6 +119,35 @@ class TestCommandsOfASmallRun:
         commands = schedule(train=400, batch_size=200, epochs=1).commands()
         sizes = [shown(c)[3] for c in commands if isinstance(c, Evaluate) and c.split == "test"]
         assert sizes == [[200], [60]]
+
+
+class TestLogits:
+    """Which evaluations return the logits of all layers: (epoch, split, first image)."""
+
+    def returned(self, **options: Any) -> list[tuple[int, str, int]]:
+        return [
+            (command.epoch, command.split, int(command.batches[0][0]))
+            for command in schedule(valid=260, **options).commands()
+            if isinstance(command, Evaluate) and command.logits
+        ]
+
+    def test_none_where_no_readout_is_fitted(self) -> None:
+        assert self.returned() == []
+
+    def test_of_validation_images_before_each_snapshot(self) -> None:
+        first, second, third = ([(e, "valid", n) for n in (0, 128, 256)] for e in range(3))
+        assert self.returned(epochs=3, sample_size=999) == first + second + third
+        assert self.returned(epochs=3, sample_size=999, checkpoint_every=2) == second + third
+
+    def test_of_no_more_chunks_than_have_images_of_the_sample(self) -> None:
+        assert self.returned(epochs=1, sample_size=129) == [(0, "valid", 0), (0, "valid", 128)]
+        assert self.returned(epochs=1, sample_size=128) == [(0, "valid", 0)]
+        assert self.returned(epochs=1, sample_size=1, chunk=2) == [(0, "valid", 0)]
+
+    def test_of_all_test_images_behind_the_last_epoch_for_fusion(self) -> None:
+        valid = [(0, "valid", 0), (1, "valid", 0)]
+        test = [(1, "test", 0), (1, "test", 128), (1, "test", 256)]
+        assert self.returned(sample_size=5, fusion=True) == valid + test
 
 
 class TestTheLearningRate:

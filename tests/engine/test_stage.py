@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from rayff.config.local_loss import LossConfig
 from rayff.data.images import Split
-from rayff.engine.commands import Snapshot
+from rayff.engine.commands import Evaluate, Snapshot
 from rayff.kernels.cuda_graph import rerun
 from rayff.learning.autograd import autograd_step
 from rayff.learning.generators import Share
@@ -222,6 +222,26 @@ class TestEvaluation:
         assert report.hits.tolist() == self.hits_by_hand(weights, split, indices)
         if split == "train":  # it has learned something, so the comparison says something
             assert report.hits.max() > 8
+
+    def test_logits_come_where_they_are_asked_for_and_give_the_hits(self) -> None:
+        stage = make_stage(TINYCNN)
+        batches = (np.arange(3), np.array([5, 4]))
+        command = Evaluate(epoch=0, split="valid", batches=batches, logits=True)
+        onward, report = stage.handle(command, None)
+        assert onward is None
+        assert [each.shape for each in report.logits] == [(4, 3, CLASSES), (4, 2, CLASSES)]
+        assert all(each.dtype == np.float32 for each in report.logits)
+        labels = DATA["valid"].labels
+        assert [each.tolist() for each in report.labels] == [
+            labels[indices].tolist() for indices in batches
+        ]
+        logits, labels = np.concatenate(report.logits, axis=1), np.concatenate(report.labels)
+        for depth in range(4):
+            summed = logits[: depth + 1].sum(axis=0)
+            assert report.hits is not None
+            assert report.hits[0, depth] == (summed.argmax(axis=1) == labels).sum()
+        _, quiet = stage.handle(evaluate((0, 1, 2)), None)
+        assert quiet.logits == quiet.labels == ()
 
     def test_evaluation_changes_no_state(self) -> None:
         stage, other = make_stage(TINYCNN), make_stage(TINYCNN)

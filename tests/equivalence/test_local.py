@@ -1,5 +1,6 @@
 """Promise 2 in one process: the cut changes nothing."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -42,7 +43,7 @@ def run(cuts: tuple[int, ...], network: Architecture = RESNET, **how: Any) -> Re
     ]
     commands = [
         train((0, 1, 2), (3, 4)),
-        evaluate((0, 1, 2, 3, 4), (5, 6, 7, 8)),
+        dataclasses.replace(evaluate((0, 1, 2, 3, 4), (5, 6, 7, 8)), logits=True),
         train((5, 6), step=2),
     ]
     results = list(LocalPipeline(stages).stream(commands))
@@ -53,7 +54,16 @@ def run(cuts: tuple[int, ...], network: Architecture = RESNET, **how: Any) -> Re
         assert all(report.hits is None for report in reports[:-1])
         sums = sum((report.loss_sums for report in reports), ())
         images, hits = reports[0].images, reports[-1].hits
-        merged.append(Report(started_s=0.0, busy_s=0.0, images=images, loss_sums=sums, hits=hits))
+        merged.append(
+            Report(
+                started_s=0.0,
+                busy_s=0.0,
+                images=images,
+                loss_sums=sums,
+                hits=hits,
+                logits=reports[-1].logits,
+            )
+        )
     return states_of(*stages), merged
 
 
@@ -62,6 +72,7 @@ def assert_same(found: Result, expected: Result) -> None:
     for report, other in zip(found[1], expected[1], strict=True):
         assert (report.images, report.loss_sums) == (other.images, other.loss_sums)
         assert np.array_equal(report.hits, other.hits)  # type: ignore[arg-type]
+        assert list(map(bytes, report.logits)) == list(map(bytes, other.logits))
 
 
 @pytest.fixture(scope="module")

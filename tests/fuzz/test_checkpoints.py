@@ -87,6 +87,9 @@ class Stopped:
         checkpoint = prepared.checkpoint
         assert checkpoint is not None
         assert (checkpoint.step, checkpoint.progress.images) == (1, 40)
+        if checkpoint.readouts is not None:
+            first, last = checkpoint.readouts.window
+            assert 0 <= first <= last < 4
         for index, state in checkpoint.states.items():
             assert state.tobytes() == self.whole[f"layer-{index:03d}.safetensors"]
 

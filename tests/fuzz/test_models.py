@@ -1,6 +1,7 @@
 """Trained networks of an attacker's: the description and the weights."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.fuzz.mutations import broken_bytes, broken_json, replaced
 from tests.fuzz.tensors import broken_tensors, joined, parts
 from tests.helpers.modules import HERE
 from tests.runs.models import weights, write_modules, write_run
+from tests.runs.readouts import FUSION, READOUTS
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 BLOCKS = architecture("resnet", num_classes=4, image_channels=1, width=4)
@@ -25,7 +27,7 @@ DESCRIPTION, WEIGHTS = "architecture.json", "model.safetensors"
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
+    return write_run(tmp_path / "run", fusion=FUSION, temperatures=READOUTS.temperatures)
 
 
 @pytest.fixture
@@ -57,6 +59,10 @@ def load(run_dir: Path) -> Classifier | None:
         if small and not list(model.buffers()):  # others may overflow, or be negative variances
             assert probabilities.isfinite().all()
         assert 0 < layers_used <= len(model.architecture)
+        for name in model.readouts:
+            model.readout = name
+            assert model.probabilities(images).shape == (2, len(model.class_names))
+            assert 0 < model.temperature < math.inf
         "".join(model.class_names).encode()
     return model
 

@@ -19,6 +19,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from rayff.config.train_config import TrainConfig
+from rayff.learning.fusion import Fusion
+from rayff.learning.readout import Temperatures
 from rayff.models.zoo import architecture
 from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
@@ -67,7 +69,20 @@ def hand_set_weights() -> list[torch.Tensor]:
     return weights
 
 
-def write_run(path: Path, task: Path, window: tuple[int, int] = (0, 0)) -> Path:
+def fusion_of_layer(layer: int, factor: float = 1.0) -> Fusion:
+    """Return a fusion that takes one layer's logits times a factor."""
+    weight = np.zeros((3, 12), np.float32)
+    weight[:, 3 * layer : 3 * layer + 3] = factor * np.eye(3)
+    return Fusion(weight=weight, bias=np.zeros(3, np.float32))
+
+
+def write_run(
+    path: Path,
+    task: Path,
+    window: tuple[int, int] = (0, 0),
+    temperatures: Temperatures | None = None,
+    fusion: Fusion | None = None,
+) -> Path:
     """Leave in `path` what a training would."""
     directory = RunDirectory(path)
     directory.create(TrainConfig(arch="tinycnn", width=3, task=str(task)))
@@ -80,6 +95,7 @@ def write_run(path: Path, task: Path, window: tuple[int, int] = (0, 0)) -> Path:
         sip_window=window,
         class_names=CLASSES,
         precision="fp32",
+        temperatures=temperatures,
     )
-    write_model(path, description, states)
+    write_model(path, description, states, fusion)
     return path

@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayff.config.errors import UserError
 from rayff.learning.chain import Activations, Chain, normalise
+from rayff.learning.fusion import Fusion
 from rayff.learning.network import LocalNetwork
+from rayff.learning.readout import Readouts, Temperatures
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import Row, architecture, chain
 
@@ -47,6 +50,96 @@ class TestWindow:
         whole = LocalNetwork(Chain.build(network), (1, 5), CLASSES)
         pruned = LocalNetwork(Chain.build(network[:6]), (1, 5), CLASSES)
         assert torch.equal(pruned(images), whole(images))
+
+
+class TestReadouts:
+    """Of four layers and two classes."""
+
+    TEMPERATURES = Temperatures(window=(2.0, 0.5), last=4.0)
+
+    @pytest.fixture
+    def model(self) -> LocalNetwork:
+        model = LocalNetwork(Chain.build(narrow("tinycnn")), (0, 3), CLASSES)
+        generator = np.random.default_rng(0)
+        fusion = Fusion(
+            weight=generator.normal(size=(2, 8)).astype(np.float32),
+            bias=generator.normal(size=2).astype(np.float32),
+        )
+        model.load_readouts(Readouts(window=(1, 2), temperatures=self.TEMPERATURES, fusion=fusion))
+        return model
+
+    def test_each_gives_its_logits_and_its_probabilities(self, model: LocalNetwork) -> None:
+        images = pixels(3)
+        logits = model.logits(images).double()
+        assert model.fusion is not None
+        weight, bias = model.fusion.weight.double(), model.fusion.bias.double()
+        fused = sum(logits[k] @ weight[:, 2 * k : 2 * k + 2].T for k in range(4)) + bias
+        for name, expected, temperature, depth in (
+            ("window", logits[1] + logits[2], 0.5, 3),
+            ("last", logits[3], 4.0, 4),
+            ("fusion", fused, 1.0, 4),
+        ):
+            model.readout = name
+            assert model.readout == name
+            assert model.temperature == temperature
+            assert model.depth == depth
+            np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                model.probabilities(images), (expected / temperature).softmax(1), rtol=1e-5
+            )
+            assert not model(images).requires_grad
+
+    def test_the_window_is_the_default_and_needs_no_deeper_layer(
+        self, model: LocalNetwork
+    ) -> None:
+        assert model.readout == "window"
+        assert model.calibrated
+        model.chain.cwconvs()[3].register_forward_hook(lambda *_: pytest.fail("not needed"))
+        model.probabilities(pixels())
+
+    def test_without_temperatures_they_are_one(self) -> None:
+        model = LocalNetwork(Chain.build(narrow("tinycnn")), (1, 3), CLASSES)
+        assert not model.calibrated
+        assert (model.temperatures, model.last_temperature) == ((1.0,) * 3, 1.0)
+        assert model.readouts == ("window", "last")
+        images = pixels()
+        assert torch.equal(model.probabilities(images), model(images).softmax(1))
+
+    def test_an_unknown_one_or_a_fusion_that_is_missing_is_refused(
+        self, model: LocalNetwork
+    ) -> None:
+        with pytest.raises(UserError, match="unknown readout 'fused'.*known are window, last, f"):
+            model.readout = "fused"  # type: ignore[assignment]
+        assert model.readouts == ("window", "last", "fusion")
+        model.load_readouts(Readouts(window=(0, 0)))
+        with pytest.raises(UserError, match="this model has no readout fusion: it is fitted at"):
+            model.readout = "fusion"
+        assert model.readout == "window"
+
+    def test_early_exit_uses_the_temperature_of_each_depth(self, model: LocalNetwork) -> None:
+        image = pixels(1)[0]
+        logits = model.logits(image[None])[:, 0]
+        first, both = (logits[1] / 2.0).softmax(0), ((logits[1] + logits[2]) / 0.5).softmax(0)
+        for threshold, expected, layers in ((1e-9, first, 2), (1.1, both, 3)):
+            probabilities, computed = model.early_exit(image, threshold)
+            np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+            assert computed == layers
+        reached = float(first.max())
+        assert model.early_exit(image, reached * 0.999)[1] == 2
+        assert model.early_exit(image, reached * 1.001)[1] == 3
+
+    @pytest.mark.parametrize("name", ["last", "fusion"])
+    def test_early_exit_is_of_the_window(self, model: LocalNetwork, name: str) -> None:
+        model.readout = name  # type: ignore[assignment]
+        with pytest.raises(UserError, match=f"early exit needs the readout window, not {name}"):
+            model.early_exit(pixels(1)[0], 0.9)
+
+    def test_it_moves_and_is_saved_with_the_model(self, model: LocalNetwork) -> None:
+        state = model.state_dict()
+        assert [name for name in state if "fusion" in name] == ["fusion.weight", "fusion.bias"]
+        model.double().readout = "fusion"
+        assert model.fusion is not None
+        assert model.fusion.weight.dtype == torch.float64
 
 
 class TestEarlyExit:

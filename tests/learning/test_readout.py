@@ -4,7 +4,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.learning.readout import best_window, window_hits
+from rayff.learning.calibration import fit_temperature
+from rayff.learning.readout import (
+    MAX_SAMPLE_BYTES,
+    Readouts,
+    Temperatures,
+    best_window,
+    fit_temperatures,
+    sample_size,
+    window_hits,
+)
 
 # three layers, four images, two classes
 LOGITS = torch.tensor(
@@ -85,3 +94,37 @@ class TestBestWindow:
         first, last = best_window(hits)
         ranked = sorted((-hits[i, j], j, i) for i in range(size) for j in range(i, size))
         assert ranked[0] == (-hits[first, last], last, first)
+
+
+class TestTemperatures:
+    @pytest.mark.parametrize("window", [(0, 0), (0, 2), (1, 2), (2, 2)])
+    def test_each_sum_of_the_window_and_the_last_layer_have_one(
+        self, window: tuple[int, int]
+    ) -> None:
+        logits, labels = LOGITS.numpy(), LABELS.numpy()
+        found = fit_temperatures(logits, labels, window)
+        assert found is not None
+        first, last = window
+        expected = [
+            fit_temperature(sum(logits[first : depth + 1].astype(np.float64)), labels)
+            for depth in range(first, last + 1)
+        ]
+        assert found.window == tuple(expected)
+        assert found.last == fit_temperature(logits[2].astype(np.float64), labels)
+
+    def test_logits_that_are_not_finite_have_none(self) -> None:
+        logits = LOGITS.numpy().copy()
+        logits[2, 0, 0] = np.nan
+        assert fit_temperatures(logits, LABELS.numpy(), (0, 1)) is None
+
+    def test_another_window_leaves_them_behind(self) -> None:
+        fitted = Readouts(window=(0, 1), temperatures=Temperatures(window=(2.0, 3.0), last=4.0))
+        assert fitted.with_window((0, 1)) == fitted
+        assert fitted.with_window((0, 2)) == Readouts(window=(0, 2))
+
+
+@pytest.mark.parametrize(("layers", "classes"), [(17, 10), (17, 200), (1, 2), (100, 10**6)])
+def test_the_sample_is_bounded(layers: int, classes: int) -> None:
+    size = sample_size(layers, classes)
+    assert size == 1 or 4 * layers * classes * size <= MAX_SAMPLE_BYTES
+    assert 4 * layers * classes * (size + 1) > MAX_SAMPLE_BYTES

@@ -171,7 +171,7 @@ def test_a_clipped_step_of_plain_sgd_is_as_long_as_the_learning_rate_allows(way:
         layer.spec.index: optimizer_class("sgd")(
             layer.parameters(), Recipe(lr=0.5, weight_decay=0.0, clip_norm=1e-4)
         )
-        for layer in chain.cwconvs()
+        for layer in chain.parts()
     }
     before = {name: value.clone() for name, value in chain.state_dict().items()}
     step = ChainStep(chain, autograd_step, WAYS[way](optimizers))

@@ -171,6 +171,7 @@ class TestMistakes:
                 for value in (-1, 3.0, True, "3", None, [3])
             ),
             (3, "kernel_size", 4, "layer 3: kernel_size must be odd, not 4"),
+            (3, "stride", 64, "layer 3: stride must be 32 or less, the pixels a side, not 64"),
             (3, "pool", 1, "layer 3: pool must be true or false, not 1"),
             (3, "opens_block", 1, "layer 3: opens_block must be true or false, not 1"),
             (2, "join", "sum", "join must be none or add or concat, not 'sum'"),

@@ -11,10 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from rayff.engine.evaluation import Evaluation
+from rayff.engine.evaluation import Evaluation, ReadoutScore
+from rayff.learning.calibration import EarlyExit, reliability
+from rayff.report.figures_layers import draw_gains, draw_layers
 from rayff.report.figures_learning import draw_by_layer, draw_depth, draw_runs, draw_windows
 from rayff.report.figures_pipeline import drain, draw_timeline, evaluation_start, fill
 from rayff.report.figures_predictions import draw_confusion, draw_filters, filter_layout
+from rayff.report.figures_readouts import draw_early_exits, draw_reliability
 from rayff.report.style import DPI, WIDTH, render, shorten, spread
 from rayff.runs.timeline import Span
 from tests.helpers.records import RECORD
@@ -73,6 +76,30 @@ def test_a_timeline_of_few_spans_is_drawn(change: dict[str, object]) -> None:
         draw_timeline(Figure(), spans, excerpt)
 
 
+SCORE = ReadoutScore(
+    accuracy=50.0,
+    temperature=2.5,
+    reliability=reliability(np.array([0.1, 0.6, 0.9, 0.9]), np.array([0, 1, 1, 0], bool), bins=5),
+    uncalibrated=reliability(np.array([0.3, 0.9, 1.0, 1.0]), np.array([0, 1, 1, 0], bool), bins=5),
+)
+EXITS = {
+    "calibrated": [
+        EarlyExit(threshold=0.5, mean_layers=1.5, accuracy=0.5),
+        EarlyExit(threshold=0.6, mean_layers=2.0, accuracy=0.7),
+        EarlyExit(threshold=0.9, mean_layers=3.0, accuracy=0.75),
+    ],
+    "uncalibrated": [
+        EarlyExit(threshold=0.5, mean_layers=1.0, accuracy=0.25),
+        EarlyExit(threshold=0.6, mean_layers=1.25, accuracy=0.375),
+        EarlyExit(threshold=0.9, mean_layers=2.5, accuracy=0.5),
+    ],
+}
+OTHER = dataclasses.replace(RECORD, layer_test_accuracy=[25.0, 60.0])
+DEEPER = dataclasses.replace(RECORD, layer_test_accuracy=[10.0, 20.0, 30.0])
+FALLING = dataclasses.replace(
+    RECORD, layer_valid_accuracy=[40.0, 55.0, 20.0], sip_accuracy=[[40.0, 60.0, 55.0]]
+)
+
 FIGURES = {
     "by-layer": lambda figure: draw_by_layer(figure, [RECORD, SECOND], "layer_loss"),
     "runs": lambda figure: draw_runs(figure, TWELVE, "valid_accuracy", by_time=False),
@@ -81,21 +108,32 @@ FIGURES = {
     "depth": lambda figure: draw_depth(figure, dataclasses.replace(RECORD, sip_first=1)),
     "timeline": lambda figure: draw_timeline(figure, SPANS, (100.5, 102.5)),
     "confusion": lambda figure: draw_confusion(figure, EVALUATION),
+    "reliability": lambda figure: draw_reliability(figure, SCORE),
+    "early-exit": lambda figure: draw_early_exits(figure, EXITS),
+    "layer-gain": lambda figure: draw_gains(figure, FALLING),
+    "layers": lambda figure: draw_layers(
+        figure, [("seeds", [RECORD, OTHER]), ("deeper", [DEEPER])], "layer_test_accuracy"
+    ),
 }
+
+
+PANELS = ("reliability", "layer-gain")
+"""Figures of several axes."""
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_shows(name: str) -> None:
     figure = Figure()
     FIGURES[name](figure)
-    axes = figure.axes[0]
-    shown = [f"line x {list(map(float, x))} y {list(map(float, y))}"
-             for x, y in (line.get_data() for line in axes.lines)]  # fmt: skip
-    for box in axes.patches:
-        numbers = (box.get_x(), box.get_y(), box.get_width(), box.get_height())
-        shown.append("box x {:g} y {:g} width {:g} height {:g}".format(*numbers))
-    for text in axes.texts:
-        shown.append("text {} at x {:g} y {:g}".format(text.get_text(), *text.get_position()))
+    shown: list[str] = []
+    for axes in figure.axes if name in PANELS else figure.axes[:1]:
+        shown += [f"line x {list(map(float, x))} y {list(map(float, y))}"
+                  for x, y in (line.get_data() for line in axes.lines)]  # fmt: skip
+        for box in axes.patches:
+            numbers = (box.get_x(), box.get_y(), box.get_width(), box.get_height())
+            shown.append("box x {:g} y {:g} width {:g} height {:g}".format(*numbers))
+        for text in axes.texts:
+            shown.append("text {} at x {:g} y {:g}".format(text.get_text(), *text.get_position()))
     labels = {text.get_text() for text in figure.findobj(Text)}  # without the numbers of ticks
     shown += sorted(label for label in labels if re.search("[a-z]", label))
     check_snapshot(__file__, f"figure-{name}.txt", "\n".join(shown))

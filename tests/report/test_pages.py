@@ -5,10 +5,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from rayff.config.train_config import TrainConfig
+from rayff.engine.evaluation import Evaluation, Mistake, ReadoutScore
+from rayff.learning.calibration import EarlyExit, reliability
 from rayff.report.comparison import comparison_page, distinct_names
 from rayff.report.page import Page, Picture
 from rayff.report.reader import Run, Trial
@@ -30,9 +33,54 @@ ONE_LAYER = dataclasses.replace(
 )
 
 
+THIRD = dataclasses.replace(
+    SECOND, valid_accuracy=74.25, test_accuracy=70.0, last_test_accuracy=52.0,
+    fusion_test_accuracy=73.0,
+)  # fmt: skip
+"""Of another seed, with a fusion."""
+
+
 def run(path: str = "runs/first", **options: object) -> Run:
     config = TrainConfig(run_dir=path, **options)
     return Run(path=Path(path), config=config, records=[RECORD, SECOND])
+
+
+def score(accuracy: float, probability: float, temperature: float) -> ReadoutScore:
+    """Of 200 images in one bin, whose plain logits have a probability of 100%."""
+    correct = np.arange(200) < 2 * accuracy
+    return ReadoutScore(
+        accuracy=accuracy,
+        temperature=temperature,
+        reliability=reliability(np.full(200, probability), correct),
+        uncalibrated=reliability(np.ones(200), correct),
+    )
+
+
+EXITS = [
+    EarlyExit(threshold=threshold, mean_layers=1 + threshold, accuracy=threshold)
+    for threshold in (0.25, 0.5, 0.9)
+]
+EVALUATION = Evaluation(
+    accuracy=70.5,
+    layer_accuracy=(50.0, 60.0),
+    window=(0, 1),
+    confusion=np.array([[100, 0], [59, 41]]),
+    class_names=("cat", "dog"),
+    num_images=200,
+    mistakes=(
+        Mistake(image=np.zeros((3, 32, 32), np.uint8), true=1, predicted=0, probability=0.75),
+    ),
+    readouts={
+        "window": score(70.5, 0.75, 2.0),
+        "last": score(60.0, 0.5, 0.125),
+        "fusion": score(80.0, 0.8125, 1.0),
+    },
+    calibrated=True,
+    early_exits={
+        "calibrated": EXITS,
+        "uncalibrated": [dataclasses.replace(e, mean_layers=1.0, accuracy=0.125) for e in EXITS],
+    },
+)
 
 
 def trial(name: str, valid: float | None, error: str = "", **config: object) -> Trial:
@@ -50,8 +98,11 @@ def trial(name: str, valid: float | None, error: str = "", **config: object) -> 
     )
 
 
-def one_run(run: Run) -> Page:
-    return run_page(run, data_dir=None, device="cpu", limit=None)
+def one_run(run: Run, evaluation: Evaluation | None = None) -> Page:
+    with pytest.MonkeyPatch.context() as patch:
+        if evaluation is not None:
+            patch.setattr("rayff.report.run_report.evaluated", lambda *args: evaluation)
+        return run_page(run, data_dir=None, device="cpu", limit=None)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +115,25 @@ PAGES = {
     "run": lambda: one_run(run()),
     "backpropagation": lambda: one_run(
         Run(path=Path("runs/bp"), config=TrainConfig(method="bp"), records=[ONE_LAYER])
+    ),
+    "run-evaluated": lambda: one_run(run(), EVALUATION),
+    "run-uncalibrated": lambda: one_run(
+        run(), dataclasses.replace(EVALUATION, calibrated=False, window=(1, 1))
+    ),
+    "comparison-seeds": lambda: comparison_page(
+        [
+            run("runs/wide", width=200),
+            run("runs/first", stages=2),
+            dataclasses.replace(run("runs/second", seed=1), records=[RECORD, THIRD]),
+        ]
+    ),
+    "search-seeds": lambda: search_page(
+        Path("runs/search"),
+        [
+            trial("trial-1", 90.0, lr=0.1, seed=1),
+            trial("trial-0", 80.0, lr=0.1, seed=0),
+            trial("trial-2", 86.0, lr=0.2, seed=0),
+        ],
     ),
     "comparison-same": lambda: comparison_page([run(), run("runs/second")]),
     "comparison": lambda: comparison_page(

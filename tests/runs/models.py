@@ -11,6 +11,7 @@ from torch import Tensor
 from rayff import TrainConfig
 from rayff.config.local_loss import LossConfig
 from rayff.learning.chain import Chain
+from rayff.learning.fusion import Fusion
 from rayff.models.architecture import Architecture
 from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
@@ -29,6 +30,7 @@ def write_weights(
     run_dir: Path,
     layers: list[Tensor] | None = None,
     heads: list[dict[str, Tensor]] | None = None,
+    fusion: Fusion | None = None,
     **about: Any,
 ) -> None:
     """Write the model of a snapshot.
@@ -37,6 +39,7 @@ def write_weights(
         run_dir: the run directory.
         layers: the weights of each layer.
         heads: the parameters of each layer's loss.
+        fusion: the readout of that name.
         about: changes of the description.
     """
     layers = layers or weights()
@@ -57,7 +60,7 @@ def write_weights(
             zip(layers, heads or [{}] * len(layers), strict=True)
         )
     }
-    write_model(run_dir, description, states)
+    write_model(run_dir, description, states, fusion)
 
 
 def write_modules(run_dir: Path, network: Architecture) -> Path:

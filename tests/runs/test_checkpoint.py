@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from rayff.config.errors import UserError
+from rayff.learning.readout import Readouts
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.runs import checkpoint as module
 from rayff.runs.checkpoint import Progress
 from tests.runs.checkpoints import NETWORK, SEED, make_checkpoint, make_store, names, same
 from tests.runs.failing_disk import INTERRUPTIONS, interrupted, small_disk
+from tests.runs.readouts import FUSION, READOUTS
 
 
 @pytest.fixture
@@ -79,6 +81,40 @@ class TestRoundTrip:
         assert names(folder) == ["step-00000006"]
 
 
+class TestReadouts:
+    """Window, temperatures and fusion of the model that belongs to a checkpoint."""
+
+    def found(self, folder: Path) -> Readouts | None:
+        latest = make_store(folder).read_latest()
+        assert latest is not None
+        return latest.readouts
+
+    def test_what_is_written_is_read(self, folder: Path) -> None:
+        checkpoint = dataclasses.replace(make_checkpoint(12), readouts=READOUTS)
+        make_store(folder).write(checkpoint)
+        found = self.found(folder)
+        assert found is not None
+        assert (found.window, found.temperatures) == ((1, 2), READOUTS.temperatures)
+        assert found.fusion is not None
+        assert found.fusion.weight.tobytes() == FUSION.weight.tobytes()
+
+    def test_the_same_step_gets_those_of_a_later_evaluation(self, folder: Path) -> None:
+        store = make_store(folder)
+        for readouts in (None, Readouts(window=(0, 3)), READOUTS):
+            store.write(dataclasses.replace(make_checkpoint(6), readouts=readouts))
+        found = self.found(folder)
+        assert found is not None
+        assert found.temperatures == READOUTS.temperatures
+
+    def test_a_checkpoint_may_have_none(self, folder: Path) -> None:
+        path = make_store(folder).write(make_checkpoint(6))
+        assert self.found(folder) is None
+        manifest = json.loads((path / "manifest.json").read_text())
+        del manifest["readouts"]
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        assert self.found(folder) is None
+
+
 class TestTheManifest:
     def test_it_has_layers_by_their_global_number_and_no_stages(self, folder: Path) -> None:
         checkpoint = make_checkpoint(12)
@@ -97,6 +133,7 @@ class TestTheManifest:
                 "images": 40,
                 "loss_sums": [1.25, 0.1, 1e-300, 3.0],
             },
+            "readouts": None,
             "layers": {
                 str(index): {
                     "file": files[index],

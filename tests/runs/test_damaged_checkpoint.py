@@ -99,6 +99,11 @@ class TestAManifest:
         change_manifest(store, lambda manifest: manifest["progress"].update(loss_sums=[1.0]))
         assert_refused(store, "is damaged: its numbers do not fit", MANIFEST)
 
+    def test_whose_readouts_are_of_another_network(self, store: CheckpointStore) -> None:
+        readouts = {"window": [0, 4], "temperatures": None, "fusion": None}
+        change_manifest(store, lambda manifest: manifest.update(readouts=readouts))
+        assert_refused(store, "is damaged: its window does not fit 4 layers", MANIFEST)
+
     def test_of_another_format_must_not_be_deleted(self, store: CheckpointStore) -> None:
         change_manifest(store, lambda manifest: manifest.update(format=2))
         with refused("has format 2 and this version reads 1: resume with the version") as caught:

@@ -12,13 +12,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayff.runs import files
-from rayff.runs.metrics import EpochRecord, Metrics, read_metrics
+from rayff.runs.metrics import EpochRecord, Metrics, read_metrics, scalars
 from tests.helpers.mistakes import refused
 from tests.runs.failing_disk import INTERRUPTIONS, interrupted
 
 PROMISED = [
     *("epoch", "train_loss", "valid_accuracy", "test_accuracy", "sip_first", "sip_last"),
-    "images_per_s",
+    *("images_per_s", "last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy"),
 ]
 BY_LAYER = ["layer_loss", "layer_valid_accuracy", "layer_test_accuracy"]
 BY_STAGE = ["stage_busy"]
@@ -34,6 +34,8 @@ def record(epoch: int, *, window: tuple[int, int] = (0, 2), loss: float = 0.1) -
         train_loss=loss + epoch / 3,
         valid_accuracy=third + epoch,
         test_accuracy=third - epoch,
+        last_valid_accuracy=2 * third,
+        last_test_accuracy=100.0,
         sip_first=window[0],
         sip_last=window[1],
         images_per_s=1e6 / 7,
@@ -44,6 +46,7 @@ def record(epoch: int, *, window: tuple[int, int] = (0, 2), loss: float = 0.1) -
         stage_busy=[0.75, 1 / 7],
         cuts=[1],
         sip_accuracy=[[third, 40.0, 41.0], [0.0, 50.0, 51.0], [0.0, 0.0, 2 * third]],
+        fusion_test_accuracy=third + epoch,
     )
 
 
@@ -92,6 +95,24 @@ class TestTheFiles:
                 metrics.append(record(epoch))
                 assert len(read_metrics(tmp_path / "metrics.parquet")) == epoch
                 assert len(rows_of_csv(tmp_path)) == epoch
+
+    def test_without_a_fusion_its_cell_is_empty(self, tmp_path: Path) -> None:
+        row = dataclasses.replace(record(1), fusion_test_accuracy=None)
+        with Metrics(tmp_path) as metrics:
+            metrics.append(row)
+        assert read_metrics(tmp_path / "metrics.parquet") == [row]
+        with (tmp_path / "metrics.csv").open(newline="") as file:
+            assert [cells["fusion_test_accuracy"] for cells in csv.DictReader(file)] == [""]
+        assert "fusion_test_accuracy" not in scalars(row)
+        assert row.readouts == {"window": row.test_accuracy, "last": 100.0}
+        assert record(1).readouts == {**row.readouts, "fusion": 100 / 3 + 1}
+
+    def test_of_before_the_readouts_had_names_are_read(self, tmp_path: Path) -> None:
+        write(tmp_path, 1)
+        path = tmp_path / "metrics.parquet"
+        columns = ["last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy"]
+        pq.write_table(pq.read_table(path).drop_columns(columns), path)
+        assert read_metrics(path) == [dataclasses.replace(record(1), fusion_test_accuracy=None)]
 
     def test_come_without_tensorboard_events_where_it_is_off(self, tmp_path: Path) -> None:
         with Metrics(tmp_path, tensorboard=False) as metrics:

@@ -24,6 +24,7 @@ from tests.helpers.pickles import MarkerOnLoad
 from tests.runs.checkpoints import NETWORK, names
 from tests.runs.failing_disk import INTERRUPTIONS, interrupted, small_disk
 from tests.runs.models import CLASSES, weights, write_run, write_weights
+from tests.runs.readouts import FUSION, READOUTS
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "architecture.json"
@@ -64,8 +65,36 @@ class TestTheFiles:
             "precision": "fp32",
             "method": "ff",
             "loss": dataclasses.asdict(LossConfig()),
+            "temperatures": None,
         }
         assert names(run_dir) == FILES
+
+    def test_hold_temperatures_and_fusion(self, run_dir: Path) -> None:
+        write_weights(run_dir, fusion=FUSION, temperatures=READOUTS.temperatures)
+        saved = load_file(run_dir / WEIGHTS)
+        layers = [f"layers.{index}.weight" for index in range(4)]
+        assert sorted(saved) == [*layers, "readout.fusion.bias", "readout.fusion.weight"]
+        assert saved["readout.fusion.weight"].numpy().tobytes() == FUSION.weight.tobytes()
+        description = json.loads((run_dir / DESCRIPTION).read_text())
+        assert description["temperatures"] == {"window": [0.5, 1 / 3], "last": 1e-3}
+        model = read_model(run_dir)
+        assert model.calibrated
+        assert (model.temperatures, model.last_temperature) == ((0.5, 1 / 3), 1e-3)
+        assert model.fusion is not None
+        assert torch.equal(model.fusion.weight, torch.tensor(FUSION.weight))
+        assert torch.equal(model.fusion.bias, torch.tensor(FUSION.bias))
+        assert model.readouts == ("window", "last", "fusion")
+
+    def test_of_an_older_version_have_temperatures_of_one_and_no_fusion(
+        self, run_dir: Path
+    ) -> None:
+        description = json.loads((run_dir / DESCRIPTION).read_text())
+        del description["temperatures"]
+        (run_dir / DESCRIPTION).write_text(json.dumps(description))
+        model = read_model(run_dir)
+        assert not model.calibrated
+        assert model.temperatures == (1.0, 1.0)
+        assert model.readouts == ("window", "last")
 
     @pytest.mark.parametrize(
         ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
@@ -171,6 +200,34 @@ class TestMistakes:
         tensors["layers.1.weight"] = torch.zeros(8, 4, 3, 3)
         save_file(tensors, run_dir / WEIGHTS)
         with refused(r"layers.1.weight is of shape \(8, 4, 3, 3\).*expected \(8, 4, 5, 5\)"):
+            read_model(run_dir)
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"bias": None}, "weights and description differ in 'readout.fusion.bias'"),
+            ({"weight": torch.zeros(4, 12)}, r"fusion.weight is of shape \(4, 12\) and float32"),
+            ({"weight": torch.zeros(4, 16).half()}, "and float16, expected"),
+            ({"bias": torch.full((4,), torch.nan)}, "fusion.bias holds numbers that are not"),
+            ({"other": torch.zeros(1)}, "'readout.fusion.other'"),
+        ],
+    )
+    def test_a_fusion_of_another_network(
+        self, run_dir: Path, changes: dict[str, torch.Tensor | None], match: str
+    ) -> None:
+        write_weights(run_dir, fusion=FUSION)
+        tensors = load_file(run_dir / WEIGHTS)
+        for name, tensor in changes.items():
+            tensors.pop(f"readout.fusion.{name}", None)
+            if tensor is not None:
+                tensors[f"readout.fusion.{name}"] = tensor
+        save_file(tensors, run_dir / WEIGHTS)
+        with refused(f"the model in {run_dir} is damaged: .*{match}.*; write it again"):
+            read_model(run_dir)
+
+    def test_temperatures_of_another_window(self, run_dir: Path) -> None:
+        write_weights(run_dir, temperatures=READOUTS.temperatures, sip_window=(0, 2))
+        with refused("is damaged: its temperatures do not fit its window; write it again"):
             read_model(run_dir)
 
     def test_a_loss_that_cannot_be_imported(self, run_dir: Path) -> None:
