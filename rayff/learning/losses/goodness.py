@@ -20,8 +20,8 @@ class Goodness(PooledLoss):
         if spec.out_channels % num_classes:
             raise UserError(
                 f"--loss {config.name}: the {spec.out_channels} channels of layer {spec.index} do "
-                f"not split into {num_classes} equal groups, one a class; widen the layer, or use "
-                "a loss with a head, such as --loss linear"
+                f"not split into {num_classes} equal groups, one a class; choose another --width, "
+                "or a loss with a head, such as --loss linear"
             )
 
     @property
