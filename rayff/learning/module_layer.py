@@ -127,8 +127,9 @@ class ModuleLayer(LocalLayer):
         """
         if state is None or self.dropped == 0:
             return h
-        drawn = drawn_bytes(state, torch.Size((len(h), math.prod(self._dropped_shape), 1, 1)))
-        shape = (*self._dropped_shape, 1, 1) if h.dim() == 4 else self._dropped_shape
+        *tokens, channels = self._dropped_shape
+        drawn = drawn_bytes(state, torch.Size((len(h), channels, 1, math.prod(tokens))))
+        shape = (channels, 1, 1) if h.dim() == 4 else self._dropped_shape
         kept = (drawn >= self.dropped).view(len(h), *shape)
         return h * kept.to(h.dtype).mul_(256 / (256 - self.dropped))
 

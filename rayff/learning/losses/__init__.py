@@ -12,7 +12,7 @@ Shape legend: B batch, K channels, C classes, H x W pixels.
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import sys
 import traceback
 from typing import Any
 
@@ -164,7 +164,8 @@ def describe_error(error: Exception, *modules: nn.Module) -> str:
         modules: of the user; the innermost line of their files counts, else of all.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    files = {inspect.getfile(type(module)) for module in modules}
+    homes = (sys.modules.get(type(module).__module__) for module in modules)
+    files = {getattr(home, "__file__", None) for home in homes}
     place = ([frame for frame in frames if frame.filename in files] or frames)[-1]
     return f"{type(error).__name__}: {_one_line(error)} ({place.filename}, line {place.lineno})"
 
