@@ -17,9 +17,13 @@ def is_plain(text: object) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes where it is not plain; line ends stay."""
+    """Return the text with escapes where it is not plain, or no character; line ends stay."""
+
+    def shown(character: str) -> bool:
+        return is_plain(character) and unicodedata.category(character) not in ("Cn", "Co")
+
     return "".join(
-        character if character == "\n" or is_plain(character) else repr(character)[1:-1]
+        character if character == "\n" or shown(character) else repr(character)[1:-1]
         for character in text
     )
 

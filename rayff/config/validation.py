@@ -35,6 +35,8 @@ _AT_LEAST = {
     **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
     "max_failures": -1,
 }
+_WIDEST = 100_000
+"""Channels; a layer with so many has hundreds of gigabytes of weights."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("ff", "bp", "bp-deepsup"),
     "lr_schedule": ("cosine", "constant", "step"),
@@ -51,6 +53,8 @@ def validate(config: TrainConfig) -> None:
     """Raise a UserError where an option is wrong by itself or contradicts another one."""
     for name, least in _AT_LEAST.items():
         _check_number(name, getattr(config, name), at_least=least)
+    if config.width is not None and config.width > _WIDEST:
+        raise UserError(f"--width must be a number of {_WIDEST:,} at most: choose a smaller one")
     _check_resources(config)
     _check_learning_rates(config)
     for name in ("task", "data_dir", "run_dir", "storage_path"):

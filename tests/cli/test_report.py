@@ -16,12 +16,12 @@ from rayff.report.__main__ import main
 from rayff.runs.timeline import FILE
 from tests.report.runs import page_text, write_run, write_search
 
-PREDICTIONS = {"confusion", "mistakes"}
+PREDICTIONS = {"confusion", "mistakes", "reliability"}
 TIMELINE = {"timeline-fill", "timeline-turn", "timeline-drain"}
-COMPARISON = {"valid", "test", "valid-by-time", "loss"}
+COMPARISON = {"valid", "test", "valid-by-time", "loss", "layers"}
 RUN = {
     *("accuracy", "loss-by-layer", "valid-by-layer", "test-by-layer", "windows", "depth"),
-    *("filters", "busy", "throughput", *PREDICTIONS, *TIMELINE),
+    *("layer-gain", "filters", "busy", "throughput", *PREDICTIONS, *TIMELINE),
 }
 
 

@@ -80,8 +80,9 @@ def test_a_loaded_model_gives_the_logits_of_the_run(run_dir: Path) -> None:
     model = load_model(run_dir)
     saved = load_file(run_dir / "model.safetensors")
     assert saved["layers.0.module.norm.num_batches_tracked"].dtype == torch.int64
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, saved[name.removeprefix("chain.")]), name
+    chain = model.get_submodule("chain")
+    for name, value in chain.state_dict().items():
+        assert torch.equal(value, saved[name]), name
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     activations = Activations(features=normalise(images, model.chain.dtype))  # type: ignore[union-attr, arg-type]
     _, expected = model.chain.evaluate(activations)  # type: ignore[union-attr, operator]

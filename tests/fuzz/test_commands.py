@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff.cli import run_command
+from rayff.learning.readout import Temperatures
 from tests.fuzz.checks import cases
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.helpers.colour_run import write_image, write_run, write_task
@@ -113,7 +114,8 @@ class TestATrainedNetwork:
     def trained(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A run directory, the data beside it, and an image."""
         folder = tmp_path_factory.mktemp("trained")
-        write_run(folder / "run", write_task(folder / "colours"))
+        temperatures = Temperatures(window=(1.0,), last=1.0)
+        write_run(folder / "run", write_task(folder / "colours"), temperatures=temperatures)
         write_image(folder / "red.png", 0)
         return folder
 

@@ -36,6 +36,12 @@ def _digits_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "read_digits", _digits)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _modules_are_imported() -> None:
+    """The first preparation imports what all others use, and so takes longer."""
+    prepare(TrainConfig(width=10), resume=False)
+
+
 @functools.cache
 def _digits() -> object:
     return read_digits()

@@ -146,7 +146,8 @@ class TestAJobFromAClone:
         lines = job.log.splitlines()
         assert f"run directory {run_dir}" in lines
         assert sum(line.startswith("epoch 3/3  loss ") for line in lines) == 1
-        assert lines[-1].startswith("all 3 epochs done, after ")
+        assert lines[-2].startswith("all 3 epochs done, after ")
+        assert lines[-1].startswith("test accuracy by readout: window ")
         assert all(line in job.client_output for line in lines)
 
     @pytest.mark.slow

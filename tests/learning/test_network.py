@@ -94,7 +94,7 @@ class TestReadouts:
     ) -> None:
         assert model.readout == "window"
         assert model.calibrated
-        model.chain.cwconvs()[3].register_forward_hook(lambda *_: pytest.fail("not needed"))
+        model.chain.parts()[3].register_forward_hook(lambda *_: pytest.fail("not needed"))
         model.probabilities(pixels())
 
     def test_without_temperatures_they_are_one(self) -> None:

@@ -53,5 +53,7 @@ class LinearSimilarity(Linear):
             return logits, None
         weight = self.config.similarity_weight
         weight = 0.9 if weight is None else weight
-        similarity = similarity_losses(moments.std, labels, self.num_classes)
+        # a map of one pixel has no deviation; there the channels themselves are compared
+        rows = moments.std if self.spec.out_size > 1 else moments.mean.flatten(1)
+        similarity = similarity_losses(rows, labels, self.num_classes)
         return logits, (1 - weight) * losses + weight * similarity
