@@ -92,10 +92,19 @@ def at_an_edge(layer: CWConv, x: Tensor) -> bool:
     """Whether rounding decides the sign of an activation, or channels hardly vary."""
     y = AnalyticStep(in_float64(layer), x.double()).forward()
     near = y.abs().min() <= 1e-5 * y.square().mean().sqrt()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(value: Tensor) -> Tensor:
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return value.double() * (1 + 1e-7 * noise)
+
     labels = torch.arange(len(x)) % CLASSES
     exact = learn(autograd_step, in_float64(layer), x.double(), labels)
-    moved = learn(autograd_step, in_float64(layer), x.double() * (1 + 1e-7 * noise), labels)
+    other = in_float64(layer)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(rounded(parameter))
+    moved = learn(autograd_step, other, rounded(x), labels)
     return bool(near) or any(relative(moved[name], exact[name]) > 2e-6 for name in exact)
 
 
