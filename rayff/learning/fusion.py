@@ -21,7 +21,7 @@ The weights are those of standardised inputs."""
 MAX_WEIGHTS = 10**6
 """Networks of more layers and classes get no fusion: fitting it would take minutes."""
 _MAX_STEPS = 200
-_GRADIENT = 1e-7
+_GRADIENT = 1e-6
 _HISTORY = 50
 _VARIES = 1e-4
 """Deviation of an input, as a part of the largest one, below which it counts as constant."""
