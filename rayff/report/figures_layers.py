@@ -116,20 +116,22 @@ def draw_layers(
 ) -> None:
     """Draw a record's list `field` by layer, one line per group; the best ones are coloured."""
     axes = figure.subplots()
+    num_coloured = min(len(groups), len(SERIES))
     deepest = max(len(getattr(record, field)) for _, records in groups for record in records)
     for index, (name, records) in enumerate(groups):
         table = np.array([getattr(record, field) for record in records])
         layers = np.arange(table.shape[1])
         if table.shape[1] == 1:  # one classifier, behind the last layer
             layers = np.array([deepest - 1])
-        coloured = index < len(SERIES)
+        coloured = index < num_coloured
         colour = SERIES[index] if coloured else OTHERS
+        others = f"{len(groups) - num_coloured} others" if index == num_coloured else ""
         axes.plot(
             layers,
             table.mean(axis=0),
             color=colour,
             marker=marker(list(layers)) or ".",
-            label=shorten(name, 32) if coloured else "_others",
+            label=shorten(name, 32) if coloured else others,
             zorder=3 if coloured else 2,
         )
         if len(records) > 1:

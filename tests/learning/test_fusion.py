@@ -65,7 +65,7 @@ def test_the_gradient_vanishes_at_the_optimum(data: st.DataObject) -> None:
     loss.backward()
     for gradient in (weight.grad, bias.grad):
         assert gradient is not None
-        assert gradient.norm() / len(labels) < 2e-6  # what float32 leaves of it
+        assert gradient.abs().max() / len(labels) < 2e-6  # 1e-6, and what float32 adds
 
 
 @pytest.mark.parametrize("penalty", [0.2, 2.0, 20.0])
