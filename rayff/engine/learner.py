@@ -27,7 +27,7 @@ from rayff.learning.local_layer import LocalLayer
 from rayff.learning.lr_schedule import layer_factor
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.recorded import RecordedEvaluation, RecordedStep
-from rayff.learning.rules import RULES
+from rayff.learning.rules import RULES, memory_format
 from rayff.learning.step import ChainStep
 from rayff.learning.updates import (
     AllReduce,
@@ -164,7 +164,10 @@ class LocalLearner:
             dtype=DTYPES[config.precision],
             loss=config.loss,
         )
-        self.chain = chain.to(device).to(memory_format=self.rule.memory_format)
+        of_modules = spec.architecture.source is not None
+        self.chain = chain.to(device).to(
+            memory_format=memory_format(config.rule, device, of_modules=of_modules)
+        )
         for layer in self.chain.parts():
             if config.kernels and isinstance(layer, CWConv):
                 layer.kernels = config.kernels[layer.spec.index]

@@ -59,6 +59,11 @@ def check_savable(layer: nn.Module, what: str) -> None:
         what: its name in messages.
     """
     for name, parameter in learned_parameters(layer).items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UserError(
+                f"{what}: its parameter {name} has no shape yet: use the module of that kind "
+                "without Lazy, and name its sizes"
+            )
         if parameter.dtype != torch.float32:
             raise UserError(
                 f"{what}: its parameter {name} is {_format(parameter)}, and layers learn in "

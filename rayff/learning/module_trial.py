@@ -14,7 +14,7 @@ from rayff.learning.chain import Chain
 from rayff.learning.generators import seeded_generators
 from rayff.learning.layer_state import check_savable, learned_parameters
 from rayff.learning.losses import describe_error
-from rayff.learning.module_layer import ModuleLayer
+from rayff.learning.module_layer import ModuleLayer, hand_on
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import module_rows
 
@@ -37,8 +37,8 @@ def try_modules(
             contract says; or replicas would change what it computes.
     """
     assert network.source is not None, "a network of modules"
-    rows = module_rows(network.source, network.num_classes)
-    if loss.name != LossConfig.name and all(row.loss is not None for row in rows):
+    own = [row.loss for row in module_rows(network.source, network.num_classes)]
+    if None not in own and loss.name not in (LossConfig.name, *own):
         raise UserError(
             f"--loss {loss.name}: every layer of --arch {network.name} has a loss of its own; "
             "leave --loss out"
@@ -82,7 +82,14 @@ def _labels(layer: ModuleLayer, count: int) -> Tensor:
 def _try(layer: ModuleLayer, where: str) -> None:
     x = _images(layer, 2)
     with seeded_generators(0, layer.spec.index, 0, CPU):
-        h, _ = layer.outputs(x)
+        h = layer.module(x)
+        before = h._version
+        hand_on(layer.module, h.detach())
+        if h._version != before:
+            raise UserError(
+                f"{where} changes its output in place in hand_on, which the loss sees: return a "
+                "new tensor"
+            )
         if learned_parameters(layer.module) and not h.requires_grad:
             raise UserError(
                 f"{where} returns an output without a gradient, so that its parameters do not "

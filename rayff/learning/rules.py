@@ -29,3 +29,18 @@ RULES = {
     ),
     "fast": Rule(step=analytic_step, classify=analytic_forward, memory_format=torch.channels_last),
 }
+
+
+def memory_format(
+    rule: str, device: torch.device, *, of_modules: bool = False
+) -> torch.memory_format:
+    """Return the memory format of a layer's weights.
+
+    Args:
+        rule: fast or plain.
+        device: where the layer computes; cuDNN's convolutions of bfloat16 want channels last.
+        of_modules: whether the layer is a module.
+    """
+    if of_modules and device.type == "cuda":
+        return torch.channels_last
+    return RULES[rule].memory_format

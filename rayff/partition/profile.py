@@ -34,7 +34,7 @@ from rayff.learning.layer_state import learned_parameters
 from rayff.learning.local_layer import LocalLayer
 from rayff.learning.module_layer import ModuleLayer, identity
 from rayff.learning.optimizers import LayerOptimizer, optimizer_class
-from rayff.learning.rules import RULES
+from rayff.learning.rules import RULES, memory_format
 from rayff.models.architecture import Architecture, ModuleSource, ModuleSpec, Spec
 from rayff.models.zoo import module_rows
 from rayff.partition.boundaries import Costs
@@ -99,6 +99,10 @@ class Conditions:
             arch = f"--arch {source.function}"
             return ModuleLayer(rows, spec, self.num_classes, arch=arch, **options)
         return CWConv(spec, self.num_classes, **options)
+
+    def memory_format(self, spec: Spec) -> torch.memory_format:
+        """Return the memory format of a layer's weights and input."""
+        return memory_format(self.rule, self.device, of_modules=isinstance(spec, ModuleSpec))
 
     def key(self, spec: Spec, kernels: Kernels, source: ModuleSource | None = None) -> str:
         """Return a name for the timing of one shape of layer, and of one module."""
@@ -180,7 +184,7 @@ def time_layer(
 ) -> LayerTime:
     """Time one layer; of a few repetitions the fastest phases, which others disturbed least."""
     layer = conditions.layer(spec, source).to(conditions.device)
-    layer = layer.to(memory_format=RULES[conditions.rule].memory_format)
+    layer = layer.to(memory_format=conditions.memory_format(spec))
     if isinstance(layer, CWConv):
         layer.kernels = kernels
     kind = optimizer_class(conditions.recipe.optimizer)
@@ -256,7 +260,7 @@ def random_batch(spec: Spec, conditions: Conditions, images: int) -> tuple[Tenso
     """Return features that could enter a layer, and labels."""
     shape = (images, *spec.in_shape)
     x = torch.randn(shape, dtype=conditions.dtype, device=conditions.device)
-    x = x.to(memory_format=RULES[conditions.rule].memory_format) if x.dim() == 4 else x
+    x = x.to(memory_format=conditions.memory_format(spec)) if x.dim() == 4 else x
     if conditions.rule == "fast" and gpu.usable(x):
         x = gpu.pitched(x)
     labels = torch.arange(images, device=conditions.device) % conditions.num_classes

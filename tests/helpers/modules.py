@@ -122,6 +122,11 @@ class InPlace(nn.Conv2d):
         return super().forward(F.relu(x, inplace=True))
 
 
+class HandsOnInPlace(nn.Conv2d):
+    def hand_on(self, h: Tensor) -> Tensor:
+        return h.relu_()
+
+
 class Pair(nn.Conv2d):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
@@ -178,6 +183,8 @@ itself = _one(_SHARED)
 no_module = _one(lambda: 3)
 returns_a_pair = _one(partial(Pair, 4, 4, 1))
 in_double = _one(partial(nn.Conv2d, 4, 4, 1, dtype=torch.float64))
+lazy = _one(partial(nn.LazyConv2d, 4, 1))
+hands_on_in_place = _one(partial(HandsOnInPlace, 4, 4, 1))
 in_place = _one(partial(InPlace, 4, 4, 1))
 nothing_learns = _one(Frozen)
 parameter_free = _one(nn.ReLU, loss="goodness")
@@ -199,7 +206,7 @@ def shared(num_classes: int, image_channels: int, width: int | None) -> list[Any
 
 
 def own_losses_alone(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
-    return [ModuleRow(partial(nn.Conv2d, image_channels, 4, 3), loss="linear")]
+    return [ModuleRow(partial(nn.Conv2d, image_channels, 4, 3), loss="predsim")]
 
 
 def mixed_with_rows(num_classes: int, image_channels: int, width: int | None) -> list[Any]:

@@ -422,6 +422,8 @@ class TestMistakes:
         "masked": "mask holds numbers that are not finite.*persistent=False",
         "extra_state": "its state has _extra_state, which a checkpoint does not hold",
         "shared": r"layer 1 .*\(Sequential\) has parameters that layer 0 has too",
+        "lazy": r"\(LazyConv2d\): its parameter weight has no shape yet: use .* without Lazy",
+        "hands_on_in_place": r"\(HandsOnInPlace\) changes its output in place in hand_on",
         "in_place": r"\(InPlace\) changes its input in place.*leave out inplace=True",
         "parameter_free": r"layer 1 .*\(ReLU\) has no parameters, and its loss has none",
         "detached": "an output without a gradient.*leave out torch.no_grad and detach",

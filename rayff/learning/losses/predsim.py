@@ -66,8 +66,8 @@ class Predsim(LocalLoss):
             h.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
         ):
             found = as_map(self.similarity(h))
-        rows = found.to(h.dtype).flatten(2)
-        return rows.squeeze(2) if rows.shape[2] == 1 else rows.std(dim=2)
+        found = found.to(h.dtype)
+        return found.flatten(1) if found[0, 0].numel() == 1 else found.std(dim=(2, 3))
 
 
 def pooling_window(channels: int, sides: Sides, head_dim: int) -> Sides:
