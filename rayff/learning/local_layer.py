@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from rayff.learning.losses import LocalLoss, local_loss, make_loss, scores
 from rayff.models.architecture import Spec
 
 
-class LocalLayer(nn.Module):
+class LocalLayer(nn.Module, ABC):
     """A layer that learns from a local loss of its activation.
 
     Attributes:
@@ -48,10 +49,11 @@ class LocalLayer(nn.Module):
         if isinstance(self.loss, LocalLoss):
             self.loss.dtype = self.dtype
 
+    @abstractmethod
     def dropout_state(self, share: Share, device: torch.device) -> Tensor:
         """Return the state of the layer's dropout with a share of a batch, in host memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, x: Tensor, dropout_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the activation h of features x, and the features for the next layer, detached.
 
@@ -59,7 +61,6 @@ class LocalLayer(nn.Module):
             x: features, detached here.
             dropout_state: of the layer's dropout; None for no dropout.
         """
-        raise NotImplementedError
 
     def losses(self, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, C) of an activation and, with labels (B,), each image's loss, (B,)."""
