@@ -208,8 +208,9 @@ class TestAJobOfTheInstalledPackage:
         assert head.ask("jobs/stopped")["status"] == "STOPPED"
         log = head.log("stopped")
         assert "warning: SIGTERM: stopping behind the chunks in flight" in log
-        end, remedy = log.splitlines()[-2:]
+        end, readouts, remedy = log.splitlines()[-3:]
         assert end.startswith("ended ")
+        assert readouts.startswith("test accuracy by readout: window ")
         assert remedy == f"continue with: rayff train --run-dir {run_dir} --resume"
         wait_until(lambda: not head.stages(), PATIENCE_S, "the actors to be gone")
         reached = int(max(path.name for path in run_dir.glob("checkpoints/step-*"))[5:])
