@@ -51,7 +51,7 @@ class EvaluateCommand:
     split: Literal["test", "valid", "train"] = "test"
     """Images to classify."""
     limit: int | None = None
-    """Classify the first images only, this many. Default: all."""
+    """Images to classify at most, each class in proportion. Default: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto is a GPU where there is one."""
     batch_size: int = 256

@@ -36,7 +36,9 @@ class PlanCommand:
     width: int | None = None
     """Channels of the first layer. Default: the architecture's own."""
     task: str = "cifar10"
-    """Data set that gives image channels and classes: {tasks}, or a folder of Parquet files."""
+    """Data set that gives image channels and classes: {tasks}, or a folder or URI of images."""
+    image_size: int | None = None
+    """Pixels a side of the images. Default: the architecture's own."""
     batch_size: int | None = None
     """Images per batch. Default: the task's own, else the paper's 128."""
     precision: Precision | None = None

@@ -26,8 +26,9 @@ BELOW: dict[str, set[str]] = {
     "learning": {"config", "models", "kernels"},
 }
 """The subpackages that each one may import; two at the same height do not import each other."""
-for _name in ("partition", "data", "runs"):
+for _name in ("partition", "data"):
     BELOW[_name] = {"learning", *BELOW["learning"]}
+BELOW["runs"] = {"data", "learning", *BELOW["learning"]}
 BELOW["engine"] = {"learning", "partition", "data", "runs", *BELOW["learning"]}
 for _name in ("distributed", "console"):
     BELOW[_name] = {"engine", *BELOW["engine"]}

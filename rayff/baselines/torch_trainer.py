@@ -10,6 +10,7 @@ and would import torch for a command.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import threading
 import time
@@ -38,6 +39,7 @@ from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.placement import NoRoomError, bundle
 from rayff.distributed.planner import all_reduce_backend
+from rayff.distributed.reading import SharedImages, decode_on_cluster
 from rayff.distributed.stage_actor import device_capabilities
 from rayff.engine.commands import Batch, Command
 from rayff.engine.learner import StageSpec, States
@@ -123,7 +125,9 @@ class Worker:
         spec = self._spec(message.config, message.network)
         states = ray.get(message.states[0]) if message.states else None
         learner = EndToEndLearner(spec, self.device, states, distributed)
-        self.stage = Stage(spec, self.device, learner, ray.get(message.data[0]))
+        # a copy, which the object store's own may leave memory for
+        images = copy.deepcopy(ray.get(message.data[0]))
+        self.stage = Stage(spec, self.device, learner, images, decode_on_cluster)
 
     def _time_step(self, config: ResolvedConfig, network: Architecture) -> float:
         """Return the seconds that a batch takes, by a few of its images."""
@@ -207,9 +211,11 @@ class WorkerGroup:
         even = [seconds / len(network)] * len(network)
         return Costs(layer_s=even, boundary_s=[0.0] * len(network))
 
-    def set_up(self, run: Run, plan: Plan, states: States | None, window: int) -> WorkerPipeline:
+    def set_up(
+        self, run: Run, plan: Plan, images: SharedImages, states: States | None, window: int
+    ) -> WorkerPipeline:
         """Give every worker the network and the data, and the layers of a snapshot."""
-        data = [ray.put(run.splits)]
+        data = [images.reference]
         kept = [] if states is None else [ray.put(states)]
         config, network = run.resolved, plan.architecture
         self.send(SetUp(config=config, network=network, data=data, states=kept))

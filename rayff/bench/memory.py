@@ -150,7 +150,7 @@ def _backpropagation(
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
     def step(images: int) -> None:
-        x = torch.randn(images, network.image_channels, 32, 32, device=device)
+        x = torch.randn(images, *network.image_shape, device=device)
         labels = torch.arange(images, device=device) % network.num_classes
         optimizer.zero_grad(set_to_none=False)  # gradients are no activations
         loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last))[0], labels)

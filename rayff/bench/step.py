@@ -32,6 +32,7 @@ from rayff.bench.results import Results, in_turns
 from rayff.bench.workload import conditions, random_run, training_step
 from rayff.config.kernels import Kernels
 from rayff.data.augmentation import augment, parse_augmentations
+from rayff.data.images import ImageSet
 from rayff.engine.local import resolve_for
 from rayff.engine.prediction import pick_device
 from rayff.engine.run import Run
@@ -174,7 +175,9 @@ def _augmentation(
 ) -> None:
     """Add the time that the augmentation of a batch takes, of several in a row."""
     listed = run.config.augment.split(",")
-    images = torch.tensor(run.data.train.images, device=device)
+    train = run.data.train
+    assert isinstance(train, ImageSet), "random_run makes them"
+    images = torch.tensor(train.images, device=device)
     step_s = median(results.figures["steps"][1]["seconds"])
 
     def work(names: str) -> float:

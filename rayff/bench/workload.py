@@ -27,7 +27,7 @@ from rayff.kernels.precision import DTYPES
 from rayff.kernels.timing import clock
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
-from rayff.models.architecture import IMAGE_SIZE
+from rayff.models.zoo import default_image_size
 from rayff.partition.plan import Plan
 from rayff.partition.profile import Conditions
 from rayff.runs.run_directory import RunDirectory
@@ -38,14 +38,15 @@ NUM_CLASSES = 10
 def random_run(config: TrainConfig, num_batches: int = 1) -> PreparedRun:
     """Return a run on so many batches of random images, and one image each to evaluate on."""
     config = dataclasses.replace(config, task="cifar10")  # whose recipe is the architecture's
-    shape = ((config.batch_size or 1) * num_batches, 3, IMAGE_SIZE, IMAGE_SIZE)
+    size = config.image_size or default_image_size(config.arch)
+    shape = ((config.batch_size or 1) * num_batches, 3, size, size)
     generator = np.random.default_rng(0)
     images = ImageSet(
         images=generator.integers(0, 256, shape, dtype=np.uint8),
         labels=generator.integers(0, NUM_CLASSES, shape[0]),
     )
     names = tuple(map(str, range(NUM_CLASSES)))
-    one = images.first(1)
+    one = images.take(np.arange(1))
     data = TaskData(name="random", class_names=names, train=images, valid=one, test=one)
     return assemble(config, data, RunDirectory(Path(config.run_dir or "random")))
 
@@ -66,6 +67,7 @@ def training_step(run: Run, device: torch.device) -> Callable[[int], float]:
     spec = StageSpec(architecture=run.architecture, is_last=True, config=run.resolved)
     learner = make_learner(spec, device)
     train = run.data.train
+    assert isinstance(train, ImageSet), "random_run makes them"
     pixels, labels = torch.tensor(train.images), torch.tensor(train.labels)
     steps = itertools.count()
 

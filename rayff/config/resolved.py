@@ -138,11 +138,12 @@ def written_out(config: TrainConfig, resolved: ResolvedConfig) -> TrainConfig:
     )
 
 
-_FOUND = ("precision", "kernels")
+_FOUND = ("precision", "kernels", "stream")
 """Options that a run resolves by the machine where it starts, and keeps when it is resumed."""
 
 _FIXED = (
     *("arch", "method", "loss", "width", "task", "limit", "augment", "seed"),
+    *("image_size", "resize", "image_channels", "image_column", "label_column"),
     *(*OWN_LOSS_OPTIONS, "label_smoothing", "class_weights"),
     *(field.name for field in dataclasses.fields(Recipe)),
 )
@@ -151,7 +152,7 @@ _FIXED = (
 
 def deciding_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that decide what a run learns, up to rounding; the seed aside."""
-    names = (name for name in (*_FIXED, "precision") if name != "seed")
+    names = (name for name in (*_FIXED, "precision", "stream") if name != "seed")
     return {name: getattr(config, name) for name in names}
 
 
@@ -170,7 +171,7 @@ def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
         if name == "kernels" and was and wanted:  # one entry may stand for all layers
             named = parse_kernels(was)
             was, wanted = named, parse_kernels(wanted, len(named))
-        if was != wanted and not (wanted is None and name in (*_FOUND, "rule")):
+        if was != wanted and (wanted or name not in (*_FOUND, "rule")):
             raise UserError(
                 f"{flag(name)} {getattr(asked, name)}: the run was made with "
                 f"{getattr(saved, name)}, and a resumed run keeps it; leave the option out, or "

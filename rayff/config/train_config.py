@@ -19,6 +19,7 @@ RuleName = Literal["fast", "plain"]
 Transport = Literal["object-store", "nccl", "gloo", "nixl"]
 ClassWeights = Literal["none", "balanced"]
 Placement = Literal["pack", "spread", "strict_spread"]
+Resize = Literal["crop", "stretch", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,29 @@ class TrainConfig:
     width: int | None = None
     """Channels of the first layer; the others scale with it. Default: the architecture's own."""
     task: str = "digits"
-    """Data: {tasks}, a folder of image Parquet, or package.module:function."""
+    """Data: {tasks}, a folder or URI of images, or package.module:function."""
     data_dir: str | None = None
-    """Folder that holds the task's Parquet (DIR/TASK/) or torchvision's own files."""
+    """Folder or URI that holds a named task's files (DIR/TASK/), or torchvision's own files."""
     download: bool = False
     """Fetch the task with torchvision where it is not in the data folder."""
     limit: int | None = None
-    """Images of each split to use at most, to try things out. Default: all."""
+    """Images of each split to use at most, each class in proportion, to try things out. Default:
+    all."""
+    image_size: int | None = None
+    """Pixels a side that the images are brought to. Default: the architecture's own."""
+    resize: Resize = "crop"
+    """What becomes of images that are not square: the middle of them (crop), all of them out of
+    proportion (stretch), or all of them with black bars (pad)."""
+    image_channels: int | None = None
+    """1 to train on grey images, 3 on colour. Default: the task's own; of a folder 1 if all its
+    images are grey."""
+    stream: bool = False
+    """Read and decode the images while they are trained on, instead of keeping all of them in
+    memory. Without it, where they would take more than half of the free memory."""
+    image_column: str | None = None
+    """Column that holds the images, in tables. Default: the one that fits."""
+    label_column: str | None = None
+    """Column that holds the classes, in tables. Default: the one that fits."""
 
     augment: str = "none"
     """Augmentation of training images: none, or with commas between them {augmentations}, with a

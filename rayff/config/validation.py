@@ -29,12 +29,15 @@ _TOO_LARGE = 2**128
 _REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 
 _AT_LEAST = {
-    **dict.fromkeys(("width", "limit", "epochs", "batch_size", "stages", "workers"), 1),
+    **dict.fromkeys(
+        ("image_size", "width", "limit", "epochs", "batch_size", "stages", "workers"), 1
+    ),
     **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints"), 1),
     **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay", "warmup_epochs"), 0),
     **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
     "max_failures": -1,
 }
+_LARGEST = 4096
 _WIDEST = 100_000
 """Channels; a layer with so many has hundreds of gigabytes of weights."""
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -46,6 +49,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "transport": ("object-store", "nccl", "gloo", "nixl"),
     "placement": ("pack", "spread", "strict_spread"),
     "class_weights": ("none", "balanced"),
+    "resize": ("crop", "stretch", "pad"),
 }
 
 
@@ -53,6 +57,14 @@ def validate(config: TrainConfig) -> None:
     """Raise a UserError where an option is wrong by itself or contradicts another one."""
     for name, least in _AT_LEAST.items():
         _check_number(name, getattr(config, name), at_least=least)
+    if config.image_size is not None and config.image_size > _LARGEST:
+        raise UserError(
+            f"--image-size {config.image_size}: images have {_LARGEST:,} pixels a side at most"
+        )
+    if config.image_channels not in (None, 1, 3):
+        raise UserError(
+            f"--image-channels must be 1 (grey) or 3 (colour), not {config.image_channels}"
+        )
     if config.width is not None and config.width > _WIDEST:
         raise UserError(f"--width must be a number of {_WIDEST:,} at most: choose a smaller one")
     _check_resources(config)

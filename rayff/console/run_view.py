@@ -32,6 +32,8 @@ from rayff.runs.metrics import EpochRecord
 PROGRESS_INTERVAL_S = 10.0
 """Minimum time between plain lines within an epoch."""
 MAX_HISTORY = 10
+MUCH_WAITING = 0.05
+"""Share of the time that the first stage waits for images, from which on it is shown."""
 
 
 class ConsoleCallback(Callback):
@@ -83,6 +85,7 @@ class ConsoleCallback(Callback):
             f"valid {record.valid_accuracy:.2f}%  test {record.test_accuracy:.2f}%  "
             f"{window}{record.images_per_s:,.0f} images/s  "
             f"{duration(record.elapsed_s)}  left {duration(self.tracker.left_s)}"
+            f"{waiting(record.data_wait)}"
         )
 
     def on_checkpoint(self, path: Path) -> None:
@@ -129,7 +132,9 @@ class ConsoleCallback(Callback):
         )
 
     def _pace(self) -> str:
-        return f"{self.tracker.images_per_s:,.0f} images/s  left {duration(self.tracker.left_s)}"
+        tracker = self.tracker
+        pace = f"{tracker.images_per_s:,.0f} images/s  left {duration(tracker.left_s)}"
+        return pace + waiting(tracker.data_wait)
 
     def _summary(self) -> str:
         tracker = self.tracker
@@ -192,6 +197,11 @@ class ConsoleCallback(Callback):
         return line
 
 
+def waiting(share: float) -> str:
+    """Return how much of the time the first stage waits for images, where that is much."""
+    return f"  waits for data {100 * share:.0f}%" if share >= MUCH_WAITING else ""
+
+
 def _line(text: str, style: str = "") -> Text:
     """Return text for one line, cut where the terminal is narrower."""
     return Text(text, style, no_wrap=True, overflow="ellipsis")
@@ -203,6 +213,7 @@ def run_header(run: Run, plan: Plan) -> str:
     lines = [
         f"{config.arch} on {run.data.name}: {len(network)} layers, {network.num_weights:,} "
         f"weights, {len(run.splits['train']):,} images an epoch, seed {config.seed}",
+        *run.data.describe(),
         f"{plan}; {compute(run, plan)}",
         f"run directory {run.directory.path}",
     ]

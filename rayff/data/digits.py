@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rayff.data.images import ImageSet, to_array
+from rayff.data.images import ImageFormat, ImageSet, convert
 
 TEST_SIZE = 200
 VALID_SIZE = 200
@@ -13,7 +13,7 @@ _MAX_VALUE = 16
 _SPLIT_SEED = 0
 
 
-def read_digits() -> tuple[ImageSet, ImageSet, ImageSet]:
+def read_digits(form: ImageFormat) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Return the (train, valid, test) splits: 1,397, 200 and 200 images, each class in proportion.
 
     The splits are the same in every run.
@@ -22,7 +22,7 @@ def read_digits() -> tuple[ImageSet, ImageSet, ImageSet]:
 
     values, labels = load_digits(return_X_y=True)
     grey = np.rint(values.reshape(-1, 8, 8) * (255 / _MAX_VALUE)).astype(np.uint8)
-    images = np.stack([to_array(Image.fromarray(pixels), channels=1) for pixels in grey])
+    images = np.stack([convert(Image.fromarray(pixels), form).pixels for pixels in grey])
     whole = ImageSet(images=images, labels=labels.astype(np.int64))
     rest, test = _split(np.arange(len(whole)), whole.labels, TEST_SIZE)
     train, valid = _split(rest, whole.labels, VALID_SIZE)

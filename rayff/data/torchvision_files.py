@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from rayff.config.errors import UserError
-from rayff.data.images import ImageSet, to_array
-from rayff.models.architecture import IMAGE_SIZE
+from rayff.data.images import ImageFormat, ImageSet, Pixels, Survey, convert
 
 
 def torchvision_folder(class_name: str, root: Path) -> Path:
@@ -18,11 +16,18 @@ def torchvision_folder(class_name: str, root: Path) -> Path:
 
 
 def read_torchvision(
-    class_name: str, root: Path, *, channels: int, num_classes: int, download: bool
+    class_name: str,
+    root: Path,
+    *,
+    form: ImageFormat,
+    num_classes: int,
+    download: bool,
+    survey: Survey,
 ) -> tuple[ImageSet, ImageSet]:
     """Return the (train, test) splits of `torchvision.datasets.<class_name>` under `root`.
 
-    torchvision checks the md5 of whatever it unpickles (CIFAR's files) before it does so.
+    What the images were like goes to `survey`. torchvision checks the md5 of whatever it unpickles
+    (CIFAR's files) before it does so.
 
     Raises:
         UserError: the download fails, or files are missing or damaged.
@@ -33,7 +38,7 @@ def read_torchvision(
         _check_no_pickle(dataset_class, root)
         try:
             dataset = dataset_class(root=root, train=train, download=download)
-            images = _to_arrays(np.asarray(dataset.data), channels)
+            images = _to_arrays(np.asarray(dataset.data), form, survey)
             split = ImageSet(images=images, labels=np.asarray(dataset.targets, np.int64))
             if not (0 <= split.labels.min() and split.labels.max() < num_classes):
                 raise ValueError(f"a label is not in 0 to {num_classes - 1}")
@@ -75,9 +80,11 @@ def _failure(class_name: str, root: Path, download: bool, error: Exception) -> s
     )
 
 
-def _to_arrays(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """Convert pixels of shape (N, H, W) or (N, H, W, 3) to images of shape (N, K, 32, 32)."""
-    images = np.empty((len(pixels), channels, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+def _to_arrays(pixels: Pixels, form: ImageFormat, survey: Survey) -> Pixels:
+    """Convert pixels of shape (N, H, W) or (N, H, W, 3) to images of shape (N, K, S, S)."""
+    images = np.empty((len(pixels), *form.shape), np.uint8)
     for image, array in zip(images, pixels, strict=True):
-        image[:] = to_array(Image.fromarray(array), channels)
+        decoded = convert(Image.fromarray(array), form)
+        image[:] = decoded.pixels
+        survey.record(decoded)
     return images

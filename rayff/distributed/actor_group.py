@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Method
 from rayff.config.train_config import Precision
+from rayff.distributed.reading import SharedImages
 from rayff.engine.learner import States
 from rayff.engine.pipeline import Pipeline
 from rayff.engine.run import PreparedRun, Run
@@ -88,7 +89,9 @@ class ActorGroup(Protocol):
         """Time the layers on all actors at once: in training they share caches and memory too."""
         ...
 
-    def set_up(self, run: Run, plan: Plan, states: States | None, window: int) -> ClusterPipeline:
+    def set_up(
+        self, run: Run, plan: Plan, images: SharedImages, states: States | None, window: int
+    ) -> ClusterPipeline:
         """Give each stage its layers, from a snapshot if any, and the first one the data.
 
         Raises:

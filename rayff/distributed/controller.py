@@ -60,6 +60,7 @@ from rayff.distributed.placement import (
 )
 from rayff.distributed.planner import warn_of_missing_kernels
 from rayff.distributed.ray_metrics import RayMetrics
+from rayff.distributed.reading import hand_over
 from rayff.distributed.session import ray_session
 from rayff.engine.active_run import ActiveRun, start_run
 from rayff.engine.callbacks import Callback
@@ -109,6 +110,7 @@ class Controller:
         whole_run: ExitStack,
     ) -> None:
         self.prepared = prepared
+        self.images = hand_over(prepared.data)
         self.callbacks = callbacks
         self.whole_run = whole_run
         config, there, layers = prepared.config, nodes(), len(prepared.architecture)
@@ -228,7 +230,7 @@ class Controller:
         latest = active.recorder.checkpoints.latest
         window = run_window(run, plan, chunk, self._warn)
         states = None if latest is None else latest.states
-        pipeline: ClusterPipeline = group.set_up(run, plan, states, window)
+        pipeline: ClusterPipeline = group.set_up(run, plan, self.images, states, window)
         self.ray_metrics.pipeline = pipeline
         changes: list[Rebalance | Widen] = []
 

@@ -12,7 +12,8 @@ from ray.actor import ActorHandle
 
 from rayff.config.kernels import Kernels
 from rayff.config.train_config import Precision, TrainConfig
-from rayff.data.tasks import TASKS, TaskData, load_task
+from rayff.data.loading import data_options, load_task
+from rayff.data.tasks import TASKS, TaskData
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import time_all_reduce
 from rayff.distributed.failures import wait_for
@@ -23,6 +24,7 @@ from rayff.engine.preparation import assemble
 from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
+from rayff.models.zoo import default_image_size
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, StageResources, make_plan
 from rayff.partition.profile import AllReduceTime, costs
@@ -163,10 +165,10 @@ def _without_data(config: TrainConfig) -> PreparedRun:
     """Return a run as far as a plan needs it; only a folder of images is read for it."""
     if config.task in TASKS:
         task = TASKS.load(config.task)
-        data = TaskData.empty(task.name, task.class_names, task.image_channels)
+        size = config.image_size or default_image_size(config.arch)
+        data = TaskData.empty(task.name, task.class_names, task.image_channels, size)
     else:
-        folder = None if config.data_dir is None else Path(config.data_dir)
-        data = load_task(config.task, data_dir=folder)
+        data = load_task(data_options(config))
     return assemble(config, data, RunDirectory(Path()), check_size=False)
 
 

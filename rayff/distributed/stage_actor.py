@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections import deque
@@ -21,9 +22,10 @@ from rayff.config.resolved import ResolvedConfig
 from rayff.config.text import layer_range
 from rayff.config.train_config import Precision
 from rayff.data.augmentation import parse_augmentations
-from rayff.data.images import ImageSet, Split
+from rayff.data.tasks import Splits
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
+from rayff.distributed.reading import decode_on_cluster
 from rayff.distributed.transport import (
     Message,
     as_tensors,
@@ -153,14 +155,24 @@ class StageActor:
     def set_up(
         self,
         spec: StageSpec,
-        data: Mapping[Split, ImageSet] | None,
+        data: Splits | None,
+        copied: bool,
         states: Mapping[int, NDArray[np.uint8]] | None,
     ) -> None:
-        """Build the stage: fresh, or from the layers of a snapshot."""
+        """Build the stage: fresh, or from the layers of a snapshot.
+
+        Args:
+            spec: the slice and how it learns.
+            data: the images of every split, for the first stage.
+            copied: whether to copy them out of the object store first.
+            states: bytes of each layer's safetensors file, by global number.
+        """
         self.stage = None  # free the one before first
         options = {"all_reduce": self.group.start} if spec.replica.count > 1 else {}
         learner = make_learner(spec, self.device, states, **options)
-        self.stage = Stage(spec, self.device, learner, data)
+        if data is not None and copied:
+            data = copy.deepcopy(data)
+        self.stage = Stage(spec, self.device, learner, data, decode_on_cluster)
 
     def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
         """Carry out a command; messages go on through the object store.

@@ -27,6 +27,7 @@ from rayff.distributed.planner import (
     autotune_on,
     measure_costs,
 )
+from rayff.distributed.reading import SharedImages
 from rayff.distributed.stage_actor import remote_stage
 from rayff.distributed.transport import Transport, make_transport
 from rayff.engine.learner import StageSpec, States
@@ -87,12 +88,15 @@ class StageGroup:
         """Time the layers on all actors at once."""
         return measure_costs(run, self.resources, self.actors, self.warn)
 
-    def set_up(self, run: Run, plan: Plan, states: States | None, window: int) -> RayPipeline:
+    def set_up(
+        self, run: Run, plan: Plan, images: SharedImages, states: States | None, window: int
+    ) -> RayPipeline:
         """Give each stage its layers, and the first one the data.
 
         Args:
             run: what is trained.
             plan: for these actors, or for fewer: those left over are ended.
+            images: for the first stage.
             states: the layers of a snapshot; None for initial ones.
             window: commands in flight at most.
 
@@ -107,7 +111,7 @@ class StageGroup:
         self._connected = [stage for stage in stages if len(stage) > 1]
         for stage in self._connected:
             connect(stage, all_reduce_backend(self.resources))
-        wait_for(_set_up_calls(run, plan, stages, states), "was set up")
+        wait_for(_set_up_calls(run, plan, stages, images, states), "was set up")
         return RayPipeline(stages, plan.stage_names, self.transport, window, self.warn)
 
     def leave_groups(self) -> None:
@@ -195,9 +199,12 @@ def _await_start(placement_group: PlacementGroup, actors: Sequence[ActorHandle[A
 
 
 def _set_up_calls(
-    run: Run, plan: Plan, stages: list[list[ActorHandle[Any]]], states: States | None
+    run: Run,
+    plan: Plan,
+    stages: list[list[ActorHandle[Any]]],
+    images: SharedImages,
+    states: States | None,
 ) -> list[Any]:
-    data = ray.put(run.splits)
     calls = []
     parts = plan.architecture.stages(plan.cuts)
     for stage, part in zip(stages, parts, strict=True):
@@ -209,5 +216,6 @@ def _set_up_calls(
                 config=run.resolved,
                 replica=Replica(index=index, count=len(stage)),
             )
-            calls.append(actor.set_up.remote(spec, data if stage is stages[0] else None, own))
+            data = images.reference if stage is stages[0] else None
+            calls.append(actor.set_up.remote(spec, data, images.copied, own))
     return calls

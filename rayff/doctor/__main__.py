@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.config.text import printable
+from rayff.config.train_config import Resize, TrainConfig
 from rayff.doctor import machine, software, storage
 from rayff.doctor.check import Check, CheckResult, fail, one_line, run_check
 from rayff.engine.stop import StopRequest
@@ -42,9 +43,17 @@ class DoctorCommand:
     """The options."""
 
     task: str = "digits"
-    """Data set to load: {tasks}, or a folder of image Parquet files."""
+    """Data set to load: {tasks}, a folder or URI of images, or package.module:function."""
     data_dir: str | None = None
-    """Folder of the task's data."""
+    """Folder of a named task's data."""
+    image_size: int | None = None
+    """Pixels a side that the images are brought to. Default: 32."""
+    resize: Resize = "crop"
+    """What becomes of images that are not square, as in training."""
+    image_column: str | None = None
+    """Column that holds the images, in tables. Default: the one that fits."""
+    label_column: str | None = None
+    """Column that holds the classes, in tables. Default: the one that fits."""
     run_dir: str = "runs"
     """Folder for run directories."""
     storage_path: str | None = None
@@ -53,6 +62,12 @@ class DoctorCommand:
     """Start no Ray and join no cluster."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print a JSON list with an object per check."""
+
+    @property
+    def data(self) -> TrainConfig:
+        """A run that reads the data."""
+        names = ("task", "data_dir", "image_size", "resize", "image_column", "label_column")
+        return TrainConfig(**{name: getattr(self, name) for name in names})
 
 
 def checks(command: DoctorCommand, stack: ExitStack) -> dict[str, Check]:
@@ -77,7 +92,7 @@ def checks(command: DoctorCommand, stack: ExitStack) -> dict[str, Check]:
         "C++ kernels": software.cpp_kernels,
         "run directory": partial(storage.run_dir, command.run_dir),
         "Ray's temp folder": storage.ray_temp_dir,
-        "data": partial(storage.data, command.task, command.data_dir),
+        "data": partial(storage.data, command.data),
         "storage": partial(storage.storage, command.storage_path),
     }
     if command.no_ray:

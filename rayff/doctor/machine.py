@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from rayff.data.memory import CGROUP, memory_bytes
 from rayff.doctor.check import CheckResult, fail, note, ok, one_line, slow
 
-CGROUP = Path("/sys/fs/cgroup")
 NVIDIA_FILES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/nvidia-smi"))
 """One is there where a driver is, on Linux and in WSL."""
 ACTOR_BYTES = 250_000_000
@@ -66,23 +66,6 @@ def memory() -> CheckResult:
         text += f", and a stage takes {decimal(ACTOR_BYTES)} plus its layers"
         return slow(text, "use few --stages and a small --width, or stop other processes")
     return ok(text)
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Return the total and the free memory, within the limit of the cgroup (v2 or v1)."""
-    system = psutil.virtual_memory()
-    for folder, maximum, current, prefix in (
-        ("", "max", "current", ""),
-        ("memory/", "limit_in_bytes", "usage_in_bytes", "total_"),
-    ):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            limit = int(read_cgroup(f"{folder}memory.{maximum}"))
-            stat = dict(map(str.split, read_cgroup(f"{folder}memory.stat").splitlines()))
-            cached = sum(int(stat.get(f"{prefix}{k}_file", 0)) for k in ("active", "inactive"))
-            free = limit - int(read_cgroup(f"{folder}memory.{current}")) + cached
-            if limit < system.total:
-                return limit, min(max(0, free), system.available)
-    return system.total, system.available
 
 
 def shared_memory() -> CheckResult:

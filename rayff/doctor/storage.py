@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from rayff.config.train_config import TrainConfig
 from rayff.doctor.check import CheckResult, fail, ok, one_line, slow
 
 CHECKPOINT_BYTES = 367_000_000
@@ -62,11 +63,11 @@ def storage(storage_path: str | None) -> CheckResult | None:
     """Write, read and delete a file at --storage-path."""
     import pyarrow as pa
 
-    from rayff.runs.storage import file_system
+    from rayff.data.locations import file_system
 
     if storage_path is None:
         return None
-    files, folder = file_system(storage_path)
+    files, folder = file_system(storage_path, "--storage-path")
     name, content = f"{folder.rstrip('/')}/.rayff-{uuid.uuid4().hex}", os.urandom(1_000_000)
     start, step = time.perf_counter(), "written"
     try:
@@ -88,10 +89,9 @@ def storage(storage_path: str | None) -> CheckResult | None:
     return ok(f"1 MB written, read back and deleted in {took_s:.1f} s")
 
 
-def data(task: str, data_dir: str | None) -> CheckResult:
-    """Load the task's data as a training does."""
-    from rayff.data.tasks import load_task
+def data(config: TrainConfig) -> CheckResult:
+    """Load the data as a training does."""
+    from rayff.data.loading import data_options, load_task
 
-    loaded = load_task(task, data_dir=None if data_dir is None else Path(data_dir))
-    sizes = ", ".join(f"{len(images):,} {split}" for split, images in loaded.splits.items())
-    return ok(f"{loaded.name}: {sizes} images of {loaded.num_classes} classes")
+    loaded = load_task(data_options(config))
+    return ok(f"{loaded.name}: {'; '.join(loaded.describe()).removeprefix('data: ')}")

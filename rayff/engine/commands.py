@@ -95,6 +95,8 @@ class Report:
     busy_s: float
     """Seconds from there to the end, without the wait for its input; of several replicas the mean,
     which includes the all-reduce of gradients."""
+    waited_s: float = 0.0
+    """Of these, seconds in which the first stage waited for images."""
     images: int = 0
     sent_bytes: int = 0
     """Of the tensors that went on to the next stage."""

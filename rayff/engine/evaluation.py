@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import ImageSet, Split
-from rayff.data.tasks import TaskData, load_task
+from rayff.data.loading import data_options, load_task
+from rayff.data.streaming import StreamedSet
+from rayff.data.tasks import TaskData
 from rayff.engine.prediction import pick_device
 from rayff.learning.calibration import EarlyExit, Reliability, early_exits, reliability
 from rayff.learning.classifier import Classifier
@@ -71,7 +74,7 @@ class Mistake:
     """An image that was taken for another class."""
 
     image: NDArray[np.uint8]
-    """(K, 32, 32)."""
+    """(K, S, S)."""
     true: int
     predicted: int
     probability: float
@@ -98,7 +101,7 @@ def evaluate(
         readout: window, last or fusion; what the confusion matrix and the mistakes are of.
         device: auto, cpu or cuda.
         batch_size: images at a time; it changes memory and speed alone.
-        limit: images to classify at most, the first ones; None for all.
+        limit: images to classify at most, each class in proportion; None for all.
         num_mistakes: mistakes to return with their images, at most.
 
     Raises:
@@ -112,16 +115,22 @@ def evaluate(
     config = directory.read_config()
     model = read_model(directory.path)
     model.readout = readout
-    folder = data_dir or config.data_dir
-    data = load_task(
-        config.task, data_dir=None if folder is None else Path(folder), download=config.download
+    options = dataclasses.replace(
+        data_options(config),
+        image_size=model.architecture.image_size,
+        # a sample need not hold the one image of colour among grey ones
+        channels=config.image_channels if limit is None else model.architecture.image_channels,
+        limit=limit,
     )
+    if data_dir is not None:
+        options = dataclasses.replace(options, data_dir=str(data_dir))
+    data = load_task(options)
     _check_fits(model, data, directory.path)
     if split not in data.splits:
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
-    chosen = data.splits[split].first(limit)
+    chosen = data.splits[split]
     labels = chosen.labels
-    found = classify(model.to(where), chosen.images, batch_size)
+    found = classify(model.to(where), chosen, batch_size)
     scores = {
         name: _score(*of_readout, labels, model.temperature_of(name))
         for name, of_readout in found.readouts.items()
@@ -158,16 +167,15 @@ class Classes:
     """Of the window's sum up to each of its layers, (D, N) each."""
 
 
-def classify(model: Classifier, images: NDArray[np.uint8], batch_size: int) -> Classes:
-    """Classify images, (N, K, H, W), with every layer, readout and depth."""
+def classify(model: Classifier, images: ImageSet | StreamedSet, batch_size: int) -> Classes:
+    """Classify images with every layer, readout and depth."""
     device = next(model.parameters()).device
     first, last = model.window
     layers, depths = [], []
     readouts: dict[ReadoutName, list[list[NDArray[Any]]]] = {name: [] for name in model.readouts}
     temperatures = torch.tensor(model.temperatures, device=device)[:, None, None]
-    for start in range(0, len(images), batch_size):
-        batch = torch.tensor(images[start : start + batch_size], device=device)
-        logits = model.logits(batch)
+    for batch in _batches(images, batch_size):
+        logits = model.logits(torch.tensor(batch, device=device))
         layers.append(logits.argmax(dim=2).cpu().numpy())
         depths.append(_predictions(logits[first : last + 1].cumsum(dim=0), temperatures))
         for name, parts in readouts.items():
@@ -178,6 +186,14 @@ def classify(model: Classifier, images: NDArray[np.uint8], batch_size: int) -> C
         {name: _joined(parts) for name, parts in readouts.items()},
         _joined(depths),
     )
+
+
+def _batches(images: ImageSet | StreamedSet, size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images in order, `size` at a time or fewer."""
+    parts = [images.images] if isinstance(images, ImageSet) else images.parts()
+    for part in parts:
+        for start in range(0, len(part), size):
+            yield part[start : start + size]
 
 
 def _predictions(logits: Tensor, temperature: Tensor) -> list[NDArray[Any]]:
@@ -227,7 +243,7 @@ def _early_exits(
 
 
 def surest_mistakes(
-    images: ImageSet,
+    images: ImageSet | StreamedSet,
     predicted: NDArray[np.int64],
     probability: NDArray[np.float32],
     limit: int,
@@ -241,9 +257,14 @@ def surest_mistakes(
         limit: mistakes to yield at most.
     """
     wrong = np.flatnonzero(predicted != images.labels)
-    for row in wrong[np.argsort(-probability[wrong], kind="stable")[:limit]]:
+    rows = wrong[np.argsort(-probability[wrong], kind="stable")[:limit]]
+    if not len(rows):
+        return
+    ascending = np.sort(rows)
+    shown = np.concatenate([*_batches(images.take(ascending), len(rows))])
+    for row in rows:
         yield Mistake(
-            image=images.images[row],
+            image=shown[np.searchsorted(ascending, row)],
             true=int(images.labels[row]),
             predicted=int(predicted[row]),
             probability=float(probability[row]),

@@ -62,6 +62,8 @@ class EpochTally:
     evaluated: int = 0
     busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """(stages,)."""
+    waited_s: float = 0.0
+    """Of the first stage, for images."""
     train_s: float = 0.0
     timed_images: int = 0
     readout_fit: ReadoutFit = field(default_factory=ReadoutFit)
@@ -69,6 +71,7 @@ class EpochTally:
     def add(self, command: Train | Evaluate, reports: Sequence[Report], seconds: float) -> None:
         """Add the result of a chunk, which the last stage left `seconds` after the one before."""
         self.busy_s = _sum(self.busy_s, _busy_s(reports))
+        self.waited_s += reports[0].waited_s
         if isinstance(command, Train):
             losses = np.concatenate([report.loss_sums for report in reports])
             self.loss_sums = _sum(self.loss_sums, losses)
@@ -184,6 +187,7 @@ class Loop:
             stage_busy=(tally.busy_s / elapsed_s).tolist(),
             cuts=list(self.cuts),
             sip_accuracy=valid.tolist(),
+            data_wait=tally.waited_s / elapsed_s,
         )
 
     def _snapshot(self, command: Snapshot, reports: Sequence[Report], tally: EpochTally) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
-from rayff.data.images import read_image
+from rayff.data.images import ImageFormat, read_image
 from rayff.kernels.precision import configure_torch
 from rayff.learning.classifier import Classifier
 
@@ -35,9 +35,10 @@ def predict(
     Raises:
         UserError: a file is missing or is no image; before the first answer.
     """
-    channels = model.architecture.image_channels
+    channels, size, _ = model.architecture.image_shape
+    form = ImageFormat(channels, size, model.resize)
     device = next(model.parameters()).device
-    images = [torch.tensor(read_image(Path(file), channels), device=device) for file in files]
+    images = [torch.tensor(read_image(Path(file), form), device=device) for file in files]
     for file, image in zip(files, images, strict=True):
         if early_exit is None:
             probabilities = model.probabilities(image[None])[0]

@@ -11,11 +11,15 @@ from safetensors.torch import load
 from rayff.config.errors import UserError
 from rayff.config.kernels import parse_kernels
 from rayff.config.local_loss import loss_config
+from rayff.config.registry import is_import_path
 from rayff.config.resolved import resolve_recipe, resolve_rule, resume_config, with_recipe
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import check_cuts, check_method, check_replicas
 from rayff.data.augmentation import try_augmentations
-from rayff.data.tasks import TaskData, load_task, task_recipe
+from rayff.data.loading import data_options, load_task
+from rayff.data.locations import absolute
+from rayff.data.streaming import StreamedSet
+from rayff.data.tasks import TaskData, known_task, task_recipe
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
 from rayff.learning.losses import loss_class, try_loss
@@ -45,7 +49,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
     """
     directory = RunDirectory(Path(config.run_dir or default_run_dir(config)))
     storage = Storage(directory.path, config.storage_path) if config.storage_path else None
-    config = with_recipe(config, resolve_recipe(config, task_recipe(config.task)))
+    config = with_recipe(_placed(config), resolve_recipe(config, task_recipe(config.task)))
     if resume:
         if config.run_dir is None:
             raise UserError("--resume needs --run-dir: the folder of the run to continue")
@@ -58,8 +62,10 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         directory.check_new()
         if storage is not None:
             storage.check_new()
-    data_dir = None if config.data_dir is None else Path(config.data_dir)
-    data = load_task(config.task, data_dir=data_dir, download=config.download)
+    options = data_options(config)
+    if resume:
+        options = dataclasses.replace(options, stream=config.stream)
+    data = load_task(options)
     prepared = assemble(config, data, directory)
     if not resume:
         return prepared
@@ -68,6 +74,15 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
     if checkpoint is not None:
         _check_checkpoint(prepared, checkpoint)
     return prepared
+
+
+def _placed(config: TrainConfig) -> TrainConfig:
+    """Return the options with folders that mean the same from every working directory."""
+    data_dir = config.data_dir and absolute(config.data_dir, "--data-dir")
+    task = config.task
+    if not is_import_path(task) and known_task(task) is None:
+        task = absolute(task, "--task")
+    return dataclasses.replace(config, task=task, data_dir=data_dir)
 
 
 def assemble(
@@ -85,20 +100,22 @@ def assemble(
         config.arch,
         num_classes=data.num_classes,
         image_channels=data.image_channels,
+        image_size=data.image_size,
         width=config.width,
     )
     recipe = resolve_recipe(config, task_recipe(config.task))
     check_plan_options(config, len(network), recipe.batch_size)
     optimizer_class(recipe.optimizer)
     if config.method == "ff":
-        last_batch = len(data.train.first(config.limit)) % recipe.batch_size or recipe.batch_size
+        last_batch = len(data.train) % recipe.batch_size or recipe.batch_size
         check_learning(config, network, last_batch)
     elif network.source is not None:
         raise UserError(
             f"--method {config.method} trains networks of convolutions, and the layers of --arch "
             f"{config.arch} are modules: leave --method out, or use another --arch"
         )
-    try_augmentations(config.augment, data.train.images.shape[1:])
+    try_augmentations(config.augment, data.train.image_shape)
+    config = dataclasses.replace(config, stream=isinstance(data.train, StreamedSet))
     prepared = PreparedRun(
         config=with_recipe(config, recipe),
         recipe=recipe,

@@ -63,13 +63,15 @@ class Tracker:
         self.epoch, self.images = progress.epoch, progress.images
         self.phase = "training"
         self._started_s = self._last_s = self.clock()
-        self._images, self._busy = MovingRate(), MovingRate(np.zeros(len(stage_names)))
+        self._images, self._waited = MovingRate(), MovingRate()
+        self._busy = MovingRate(np.zeros(len(stage_names)))
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         """Add the result of a chunk."""
         now = self.clock()
         seconds, self._last_s = now - self._last_s, now
         self._busy.add(np.array([report.busy_s for report in reports]), seconds)
+        self._waited.add(reports[0].waited_s, seconds)
         if command.epoch != self.epoch:
             self.epoch, self.images = command.epoch, 0
         if isinstance(command, Train):
@@ -99,6 +101,11 @@ class Tracker:
         """Share of the time that each stage computes, lately; (stages,)."""
         busy: NDArray[np.float64] = np.minimum(self._busy.per_s(), 1.0)
         return busy
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time that the first stage waits for images, lately."""
+        return min(1.0, float(self._waited.per_s()))
 
     @property
     def elapsed_s(self) -> float:

@@ -112,6 +112,7 @@ def merge(reports: Sequence[Report]) -> Report:
         first,
         started_s=min(report.started_s for report in reports),
         busy_s=sum(report.busy_s for report in reports) / len(reports),
+        waited_s=sum(report.waited_s for report in reports) / len(reports),
         images=sum(report.images for report in reports),
         sent_bytes=sum(report.sent_bytes for report in reports),
         loss_sums=tuple(map(sum, zip(*(report.loss_sums for report in reports), strict=True))),

@@ -12,8 +12,8 @@ from rayff.config.local_loss import loss_config
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import ResolvedConfig, resolve, written_out
 from rayff.config.train_config import Precision, TrainConfig
-from rayff.data.images import ImageSet, Split
-from rayff.data.tasks import TaskData
+from rayff.data.streaming import StreamedSet
+from rayff.data.tasks import Splits, TaskData
 from rayff.engine.schedule import Schedule
 from rayff.learning.fusion import can_fuse
 from rayff.learning.methods import num_classifiers
@@ -77,10 +77,9 @@ class PreparedRun:
         return Progress() if self.checkpoint is None else self.checkpoint.progress
 
     @property
-    def splits(self) -> dict[Split, ImageSet]:
+    def splits(self) -> Splits:
         """The images of each split."""
-        limit = self.config.limit
-        return {split: images.first(limit) for split, images in self.data.splits.items()}
+        return self.data.splits
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -91,6 +90,7 @@ class PreparedRun:
             seed=self.config.seed,
             keep=self.config.keep_checkpoints,
             num_losses=self.num_classifiers,
+            data=self.data.fingerprint,
         )
 
     @property
@@ -101,12 +101,14 @@ class PreparedRun:
 
     def schedule(self, chunk: int) -> Schedule:
         """Return the order of the run's commands, `chunk` batches in each."""
+        train = self.data.train
         return Schedule(
             recipe=self.recipe,
             seed=self.config.seed,
             num_images={split: len(images) for split, images in self.splits.items()},
             chunk=chunk,
             checkpoint_every=self.config.checkpoint_every,
+            stream=train.order if isinstance(train, StreamedSet) else None,
             sample_size=sample_size(self.num_classifiers, self.data.num_classes),
             fusion=can_fuse(self.num_classifiers, self.data.num_classes),
         )
@@ -134,6 +136,7 @@ class PreparedRun:
             precision=precision,
             method=self.config.method,
             loss=loss_config(self.config),
+            resize=self.config.resize,
         )
         write_model(self.directory.path, description, snapshot.states, readouts.fusion)
 

@@ -10,7 +10,7 @@ import numpy as np
 from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.data.images import Split
-from rayff.data.order import batches, epoch_order
+from rayff.data.order import StreamOrder, batches, epoch_order
 from rayff.engine.commands import Command, Evaluate, Indices, Snapshot, Train
 from rayff.learning.lr_schedule import batch_lr
 
@@ -31,6 +31,8 @@ class Schedule:
     """Epochs from one snapshot to the next."""
     sample_size: int = 0
     """Validation images whose logits come to the driver before a snapshot, to fit readouts."""
+    stream: StreamOrder | None = None
+    """Order of training images that are streamed; None for those in memory."""
     fusion: bool = False
     """Whether the logits of the test images come to the driver after the last epoch."""
 
@@ -64,8 +66,7 @@ class Schedule:
             yield Snapshot(epoch=epoch, batch=0, final=True)
         for current in range(epoch, self.recipe.epochs):
             begin = batch if current == epoch else 0
-            order = epoch_order(self.num_images["train"], seed=self.seed, epoch=current)
-            todo = batches(order, self.recipe.batch_size)
+            todo = batches(self._order(current), self.recipe.batch_size)
             for position in range(begin, len(todo), self.chunk):
                 if stop():
                     yield Snapshot(epoch=current, batch=position, final=True)
@@ -86,6 +87,11 @@ class Schedule:
                 yield evaluation
             if due:
                 yield Snapshot(epoch=current + 1, batch=0, final=last)
+
+    def _order(self, epoch: int) -> Indices:
+        if self.stream is not None:
+            return self.stream.rows(seed=self.seed, epoch=epoch)
+        return epoch_order(self.num_images["train"], seed=self.seed, epoch=epoch)
 
     def _evaluations(self, epoch: int, *, due: bool, last: bool) -> Iterator[Evaluate]:
         """Yield the evaluations of an epoch; `due` says whether a snapshot follows."""

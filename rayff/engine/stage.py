@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,20 @@ from torch import Tensor
 
 from rayff.config.errors import TrainingDiverged
 from rayff.data.augmentation import augment, parse_augmentations, sees_whole_batches
-from rayff.data.images import ImageSet, Split
+from rayff.data.images import Split
+from rayff.data.reading import decode_blocks
+from rayff.data.streaming import Feed
+from rayff.data.tasks import Splits
 from rayff.engine.commands import (
     Batch,
     Chunk,
     Command,
     Evaluate,
-    Indices,
     Report,
     Snapshot,
     Train,
 )
+from rayff.engine.images import open_images
 from rayff.engine.learner import Learner, StageSpec
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, normalise
@@ -43,6 +46,7 @@ class Stage:
         device: where it computes.
         learner: the layers themselves.
         data: images and labels of every split (first stage only), or None.
+        feed: decodes the images of splits that are streamed.
     """
 
     def __init__(
@@ -50,7 +54,8 @@ class Stage:
         spec: StageSpec,
         device: torch.device,
         learner: Learner,
-        data: Mapping[Split, ImageSet] | None = None,
+        data: Splits | None = None,
+        feed: Feed = decode_blocks,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -58,11 +63,9 @@ class Stage:
         self.next_step = 0
         self.lr: float | None = None
         self.augmentations = parse_augmentations(spec.config.augment)
-        # a private copy: what arrives may be memory of the object store, which a view would pin
         self.data = {
-            split: (
-                torch.tensor(images.images, device=device),
-                torch.tensor(images.labels, device=device),
+            split: open_images(
+                images, device, spec.config.seed if split == "train" else None, feed
             )
             for split, images in (data or {}).items()
         }
@@ -82,11 +85,17 @@ class Stage:
             TrainingDiverged: a loss is not finite, or would not be in the next batch.
         """
         started_s, start = time.time(), time.perf_counter()
+        before_s = self._waited_s
         onward, facts = self._carry_out(command, chunk)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         busy_s = time.perf_counter() - start
-        return onward, Report(started_s=started_s, busy_s=busy_s, **facts)
+        waited_s = self._waited_s - before_s
+        return onward, Report(started_s=started_s, busy_s=busy_s, waited_s=waited_s, **facts)
+
+    @property
+    def _waited_s(self) -> float:
+        return sum(images.waited_s for images in self.data.values())
 
     def _carry_out(
         self, command: Command, chunk: Chunk | None
@@ -96,30 +105,29 @@ class Stage:
         if chunk is not None:
             batches = iter(chunk)
         elif isinstance(command, Train):
-            batches = self._load("train", command.batches, command.step)
+            batches = self._load("train", command, command.step)
         else:
-            batches = self._load(command.split, command.batches, None)
+            batches = self._load(command.split, command, None)
         if isinstance(command, Train):
             return self._train(command, batches)
         return self._evaluate(command, batches)
 
     def _load(
-        self, split: Split, batches: tuple[Indices, ...], first_step: int | None
+        self, split: Split, command: Train | Evaluate, first_step: int | None
     ) -> Iterator[Batch]:
         """Yield the stage's share of batches of a split, normalised on the device.
 
         `first_step` is the number of the first batch where they are trained on, and augmented.
         """
-        images, labels = self.data[split]
+        images = self.data[split]
         dtype = DTYPES[self.spec.config.precision]
         augmentations = () if first_step is None else self.augmentations
         whole = sees_whole_batches(augmentations)
-        for offset, indices in enumerate(batches):
+        for offset, indices in enumerate(command.batches):
             rows = self.spec.replica.rows(len(indices))
             share = slice(rows.start, rows.stop)
             loaded = indices if whole else indices[share]
-            where = torch.from_numpy(loaded).to(self.device, non_blocking=True)
-            pixels = images[where]
+            pixels, labels = images.fetch(loaded, command.epoch)
             if first_step is not None and augmentations:
                 pixels = augment(
                     pixels,
@@ -129,10 +137,8 @@ class Stage:
                     first=0 if whole else rows.start,
                 )
             if whole:
-                pixels, where = pixels[share], where[share]
-            yield Batch(
-                activations=Activations(features=normalise(pixels, dtype)), labels=labels[where]
-            )
+                pixels, labels = pixels[share], labels[share]
+            yield Batch(activations=Activations(features=normalise(pixels, dtype)), labels=labels)
 
     def _train(
         self, command: Train, batches: Iterator[Batch]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rayff.config.errors import UserError, nearest
+from rayff.config.train_config import Resize
 from rayff.learning.readout import READOUTS, ReadoutName, Readouts
 from rayff.models.architecture import Architecture, Spec
 
@@ -23,6 +24,7 @@ class Classifier(nn.Module, ABC):
         class_names: one a class.
 
     Attributes:
+        resize: what becomes of images that are not square.
         calibrated: whether temperatures were fitted; probabilities use 1 where not.
         temperatures: of the window's sum up to each of its classifiers.
         last_temperature: of the last classifier alone.
@@ -36,6 +38,7 @@ class Classifier(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        self.resize: Resize = "crop"
         self.class_names = class_names
         self.load_readouts(Readouts(window=window))
 
@@ -136,8 +139,23 @@ class Classifier(nn.Module, ABC):
 
     @torch.no_grad()
     def logits(self, images: Tensor, num_classifiers: int | None = None) -> Tensor:
-        """Return the logits of the first `num_classifiers` classifiers, (L, B, C)."""
+        """Return the logits of the first `num_classifiers` classifiers, (L, B, C).
+
+        Raises:
+            UserError: the images are not uint8, or of another shape than the network's.
+        """
+        self._check_images(images)
         return torch.stack(list(islice(self.iter_logits(images), num_classifiers)))
+
+    def _check_images(self, images: Tensor) -> None:
+        shape = self.architecture.image_shape
+        if images.dtype == torch.uint8 and images.shape[1:] == shape:
+            return
+        raise UserError(
+            f"the model takes uint8 images of shape (B, {', '.join(map(str, shape))}) with values "
+            f"from 0 to 255, not {images.dtype} of {tuple(images.shape)}: resize them, and turn "
+            "values from 0 to 1 into (255 * images).round().to(torch.uint8)"
+        )
 
     @torch.no_grad()
     def read_out(self, logits: Tensor, readout: ReadoutName) -> Tensor:
@@ -150,7 +168,7 @@ class Classifier(nn.Module, ABC):
         return logits[-1] if readout == "last" else logits[first : last + 1].sum(dim=0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the readout's logits, (B, C), of uint8 images (B, K, H, W)."""
+        """Return the readout's logits, (B, C), of uint8 images (B, K, S, S); see `logits`."""
         return self.read_out(self.logits(images, self._last_classifier + 1), self.readout)
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -172,8 +190,10 @@ class Classifier(nn.Module, ABC):
             the probabilities, (C,), and the number of layers that were computed.
 
         Raises:
-            UserError: the readout is not the window, whose sum alone grows layer by layer.
+            UserError: the readout is not the window, whose sum alone grows layer by layer; or an
+                image of another type or shape than the network's.
         """
+        self._check_images(image[None])
         if self.readout != "window":
             raise UserError(f"early exit needs the readout window, not {self.readout}")
         first, last = self.window

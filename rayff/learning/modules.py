@@ -17,7 +17,6 @@ from rayff.learning.layer_state import check_savable, learned_parameters
 from rayff.learning.losses import describe_error
 from rayff.learning.module_layer import hand_on, make_module
 from rayff.models.architecture import (
-    IMAGE_SIZE,
     Architecture,
     ModuleSource,
     ModuleSpec,
@@ -35,7 +34,7 @@ def describe(source: ModuleSource, rows: Sequence[ModuleRow], num_classes: int) 
         UserError: a module cannot be made, does not take the features of the one before, or has
             parameters that another layer has too.
     """
-    shape: Shape = (source.image_channels, IMAGE_SIZE, IMAGE_SIZE)
+    shape: Shape = (source.image_channels, source.image_size, source.image_size)
     specs: list[ModuleSpec] = []
     owners: dict[nn.Parameter, int] = {}
     for index, row in enumerate(rows):

@@ -10,7 +10,6 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayff.models.architecture import IMAGE_SIZE
 from rayff.models.zoo import ModuleRow
 
 WIDTH = 128
@@ -66,18 +65,24 @@ class FullyConnected(nn.Module):
         return F.leaky_relu(self.norm(self.linear(x.flatten(1))))
 
 
-def vgg8b(num_classes: int, image_channels: int, width: int | None) -> list[ModuleRow]:
+def vgg8b(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[ModuleRow]:
     """Return 6 convolutions, 1, 2 | 2, 4 | 4 | 4 | times the width, and a linear layer."""
-    return _rows(_VGG8B, image_channels, width or WIDTH)
+    return _rows(_VGG8B, image_channels, image_size, width or WIDTH)
 
 
-def vgg11b(num_classes: int, image_channels: int, width: int | None) -> list[ModuleRow]:
+def vgg11b(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[ModuleRow]:
     """Return 9 convolutions, 1, 1, 1, 2 | 2, 4 | 4, 4 | 4 | times the width, and a linear one."""
-    return _rows(_VGG11B, image_channels, width or WIDTH)
+    return _rows(_VGG11B, image_channels, image_size, width or WIDTH)
 
 
-def _rows(table: tuple[tuple[int, bool], ...], channels: int, width: int) -> list[ModuleRow]:
-    rows, size = [], IMAGE_SIZE
+def _rows(
+    table: tuple[tuple[int, bool], ...], channels: int, size: int, width: int
+) -> list[ModuleRow]:
+    rows: list[ModuleRow] = []
     for factor, pool in table:
         rows.append(ModuleRow(partial(Convolution, channels, factor * width, pool=pool)))
         channels = factor * width

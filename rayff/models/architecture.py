@@ -16,9 +16,6 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args, overload
 
 from rayff.config.errors import UserError
 
-IMAGE_SIZE = 32
-"""Pixels a side of every network's input (DeeperForward, section 4)."""
-
 Join = Literal["none", "add", "concat"]
 Shape = tuple[int, ...]
 
@@ -194,10 +191,12 @@ class ModuleSource:
     function: str
     """Registered name or import path."""
     image_channels: int
+    image_size: int
     width: int | None
 
     def __post_init__(self) -> None:
-        numbers = [self.image_channels, *([] if self.width is None else [self.width])]
+        width = [] if self.width is None else [self.width]
+        numbers = [self.image_channels, self.image_size, *width]
         if type(self.function) is not str or not all(type(n) is int and n > 0 for n in numbers):
             raise UserError(f"{self!r} does not say how modules are made")
 
@@ -300,6 +299,16 @@ class Architecture:
     def image_channels(self) -> int:
         """Channels that enter the first layer."""
         return self.layers[0].in_channels
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that enter the first layer."""
+        return self.layers[0].in_shape[-1]
+
+    @property
+    def image_shape(self) -> Shape:
+        """Shape of an image, (K, S, S)."""
+        return self.layers[0].in_shape
 
     @property
     def num_weights(self) -> int:

@@ -9,6 +9,7 @@ Networks of modules are made by a function, which is called again wherever layer
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import Any
 
 from rayff.config.errors import UserError
 from rayff.config.registry import ImportPathError, Registry
-from rayff.models.architecture import IMAGE_SIZE, Architecture, Join, LayerSpec, ModuleSource
+from rayff.models.architecture import Architecture, Join, LayerSpec, ModuleSource
+
+IMAGE_SIZE = 32
+"""Pixels a side of the images of a network that names no size (DeeperForward, section 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +45,36 @@ class ModuleRow:
     """Its local loss, by name or as the class itself; None for that of `--loss`."""
 
 
-def chain(name: str, rows: Iterable[Row], num_classes: int, image_channels: int) -> Architecture:
-    """Fill in channels and sizes row by row."""
+def chain(
+    name: str,
+    rows: Sequence[Row],
+    num_classes: int,
+    image_channels: int,
+    image_size: int = IMAGE_SIZE,
+) -> Architecture:
+    """Fill in channels and sizes row by row.
+
+    Raises:
+        UserError: images of that size do not fit strides, pools and shortcuts.
+    """
+    try:
+        return _chain(name, rows, num_classes, image_channels, image_size)
+    except UserError as error:
+        shrinks = math.prod(row.stride * (2 if row.pool else 1) for row in rows)
+        if image_size % shrinks == 0:
+            raise
+        fitting = max(1, round(image_size / shrinks)) * shrinks
+        raise UserError(
+            f"--image-size {image_size} does not fit --arch {name} ({error}): use a multiple of "
+            f"{shrinks}, such as --image-size {fitting}"
+        ) from error
+
+
+def _chain(
+    name: str, rows: Iterable[Row], num_classes: int, image_channels: int, image_size: int
+) -> Architecture:
     layers: list[LayerSpec] = []
-    channels, size, shortcut = image_channels, IMAGE_SIZE, (0, 0)
+    channels, size, shortcut = image_channels, image_size, (0, 0)
     for index, row in enumerate(rows):
         if row.opens_block:
             shortcut = (channels, size)
@@ -74,7 +104,16 @@ def resnet(width: int) -> list[Row]:
     A group's first block adds its shortcut, its second concatenates it and so doubles the
     channels for the next group; behind the last group nothing is left to join.
     """
-    rows = [Row(channels=width)]
+    return _resnet(width, [Row(channels=width)])
+
+
+def resnet_imagenet(width: int) -> list[Row]:
+    """18 layers: those of `resnet` behind a stem of two that brings 224 pixels to 56."""
+    return _resnet(width, [Row(channels=width, kernel=7, stride=2), Row(channels=width, stride=2)])
+
+
+def _resnet(width: int, rows: list[Row]) -> list[Row]:
+    """Return the rows of a stem with the four groups of `resnet` behind them."""
     for group in range(4):
         planes = width * 2**group
         rows += [
@@ -175,12 +214,13 @@ class Entry:
 
     rows: Callable[[int], list[Row]]
     width: int
+    image_size: int = IMAGE_SIZE
 
 
 ARCHITECTURES: Registry[Any] = Registry("architecture", "--arch")
 """By name, entries of convolutions and functions of modules; by import path a function
-`(num_classes, image_channels, width)` that returns an Architecture, or a list of Row, ModuleRow or
-callables."""
+`(num_classes, image_channels, image_size, width)` that returns an Architecture, or a list of Row,
+ModuleRow or callables."""
 ARCHITECTURES.add("resnet", Entry(rows=resnet, width=100))
 ARCHITECTURES.add("vgg", Entry(rows=vgg, width=70))
 ARCHITECTURES.add("tinycnn", Entry(rows=tinycnn, width=100))
@@ -192,6 +232,7 @@ ARCHITECTURES.add(
     "resnet101", Entry(rows=lambda width: bottleneck_resnet(width, (3, 4, 23, 3)), width=70)
 )
 ARCHITECTURES.add("resnet_large", Entry(rows=resnet, width=300))
+ARCHITECTURES.add("resnet_imagenet", Entry(rows=resnet_imagenet, width=100, image_size=224))
 ARCHITECTURES.add("plain17", Entry(rows=plain, width=100))
 CONVOLUTIONAL = ARCHITECTURES.names
 """Those that the fast rule trains."""
@@ -202,8 +243,19 @@ DESCRIBE = "rayff.learning.modules:describe"
 """Import path of what finds the shapes of modules: it needs torch."""
 
 
+def default_image_size(name: str) -> int:
+    """Return the pixels a side of the images that an architecture is made for."""
+    entry = ARCHITECTURES.load(name)
+    return entry.image_size if isinstance(entry, Entry) else IMAGE_SIZE
+
+
 def architecture(
-    name: str, *, num_classes: int, image_channels: int, width: int | None = None
+    name: str,
+    *,
+    num_classes: int,
+    image_channels: int,
+    image_size: int | None = None,
+    width: int | None = None,
 ) -> Architecture:
     """Return the architecture of that name or import path.
 
@@ -211,11 +263,13 @@ def architecture(
         name: such as "resnet", or "package.module:function".
         num_classes: C.
         image_channels: 1 or 3.
+        image_size: pixels a side; None for the architecture's own.
         width: channels of the first layer; None for the architecture's own.
 
     Raises:
         UserError: an unknown name, channels that the classes do not divide, other input channels,
-            a function that does not return an architecture, or modules that do not fit each other.
+            a size that strides and pools do not fit, a function that does not return an
+            architecture, or modules that do not fit each other.
     """
     entry = ARCHITECTURES.load(name)
     if image_channels not in (1, 3):
@@ -225,15 +279,24 @@ def architecture(
         )
     if width is not None and width < 1:
         raise UserError(f"--width must be 1 or more, not {width}")
+    size = default_image_size(name) if image_size is None else image_size
     if isinstance(entry, Entry):
         rows = entry.rows(entry.width if width is None else width)
-        return chain(name, rows, num_classes, image_channels)
-    source = ModuleSource(function=name, image_channels=image_channels, width=width)
+        return chain(name, rows, num_classes, image_channels, size)
+    source = ModuleSource(
+        function=name, image_channels=image_channels, image_size=size, width=width
+    )
     made = _call(entry, source, num_classes)
     if isinstance(made, Architecture):
+        if made.image_shape != (image_channels, size, size):
+            raise UserError(
+                f"--arch {name} returned a network for images of shape {made.image_shape}, and "
+                f"was asked for {(image_channels, size, size)}: use its arguments image_channels "
+                "and image_size"
+            )
         return made
     if isinstance(made, list) and made and all(isinstance(row, Row) for row in made):
-        return chain(name, made, num_classes, image_channels)
+        return chain(name, made, num_classes, image_channels, size)
     describe: Callable[..., Architecture] = pkgutil.resolve_name(DESCRIBE)
     return describe(source, _module_rows(made, source), num_classes)
 
@@ -276,6 +339,7 @@ def _call(function: Any, source: ModuleSource, num_classes: int) -> Any:
     options = {
         "num_classes": num_classes,
         "image_channels": source.image_channels,
+        "image_size": source.image_size,
         "width": source.width,
     }
     try:

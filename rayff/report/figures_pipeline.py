@@ -43,6 +43,11 @@ def pipeline_blocks(run: Run) -> list[Block]:
     same_cuts = [record for record in run.records if record.cuts == run.last.cuts]
     shares = np.mean([record.stage_busy for record in same_cuts], axis=0)
     layers = stage_layers(run)
+    waits = [record.data_wait for record in same_cuts]
+    text = (
+        f"The first stage waited for images to be read and decoded {100 * np.mean(waits):.1f}% of "
+        "the time, which counts as busy above: more CPUs, or smaller files, make it faster."
+    )
     return [
         *(timeline_pictures(spans) if spans else timeline),
         _stage_table(layers, shares, spans),
@@ -56,6 +61,7 @@ def pipeline_blocks(run: Run) -> list[Block]:
             [f"stage {stage}\n{each}" for stage, each in enumerate(layers)],
             shares,
         ),
+        *([Note(title="Waiting for images", text=text)] if max(waits) else []),
         throughput,
     ]
 

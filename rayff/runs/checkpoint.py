@@ -74,6 +74,7 @@ class CheckpointStore:
         seed: the run's seed.
         keep: how many checkpoints to keep.
         num_losses: losses of the network; by default one a layer.
+        data: fingerprint of the run's data.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class CheckpointStore:
         seed: int,
         keep: int,
         num_losses: int | None = None,
+        data: str | None = None,
     ) -> None:
         self.directory = directory
         self.architecture = architecture
         self.seed = seed
         self.keep = keep
         self.num_losses = num_losses or len(architecture)
+        self.data = data
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and return its folder; older ones beyond `keep` are deleted.
@@ -120,6 +123,7 @@ class CheckpointStore:
                 "format": FORMAT,
                 "step": checkpoint.step,
                 "seed": self.seed,
+                "data": self.data,
                 "architecture": self.architecture.to_dict(),
                 **position,
                 "layers": files,
@@ -166,6 +170,11 @@ class CheckpointStore:
             )
         if manifest["seed"] != self.seed:
             raise UserError(f"{path} was trained with --seed {manifest['seed']}: use the same")
+        if manifest["data"] != self.data and None not in (manifest["data"], self.data):
+            raise UserError(
+                f"{path} was trained on other data: labels, images or classes of the task have "
+                "changed since; restore them, or start a new --run-dir"
+            )
         progress = manifest["progress"]
         if (
             path.name != f"step-{manifest['step']:08d}"
@@ -234,6 +243,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             return {
                 "step": _count(data["step"]),
                 "seed": _count(data["seed"]),
+                "data": data.get("data"),
                 "architecture": Architecture.from_dict(data["architecture"]),
                 "progress": Progress(
                     epoch=_count(progress["epoch"]),

@@ -59,6 +59,8 @@ class EpochRecord:
     """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
     fusion_test_accuracy: float | None = None
     """With the fusion of all layers, which is fitted after the last epoch; else None."""
+    data_wait: float = 0.0
+    """Share of the epoch in which the first stage waited for images, 0 to 1."""
 
     @property
     def readouts(self) -> dict[str, float]:
@@ -93,9 +95,13 @@ _ARROW = {
 _SCHEMA = pa.schema(
     [(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(EpochRecord)]
 )
-_ADDED = ("last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy")
-_FORMER_SCHEMA = pa.schema([field for field in _SCHEMA if field.name not in _ADDED])
-"""Of files that were written without the readouts by name."""
+_ADDED = (("data_wait",), ("last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy"))
+"""Fields that were added last, and those before them."""
+_SCHEMAS = [
+    pa.schema([field for field in _SCHEMA if field.name not in sum(_ADDED[:newest], ())])
+    for newest in range(len(_ADDED) + 1)
+]
+"""Of files that this version and earlier ones wrote."""
 
 
 class Metrics:
@@ -168,7 +174,7 @@ def read_metrics(path: Path) -> list[EpochRecord]:
     try:
         table = pq.read_table(path)
         filled = [name for name in table.column_names if name != "fusion_test_accuracy"]
-        if table.schema not in (_SCHEMA, _FORMER_SCHEMA) or any(
+        if table.schema not in _SCHEMAS or any(
             column.null_count for column in table.select(filled).columns
         ):
             raise ValueError(f"its columns are not those of {', '.join(_SCHEMA.names)}")

@@ -21,13 +21,14 @@ from rayff.config.local_loss import GOODNESS, LossConfig
 from rayff.config.recipe import Method
 from rayff.config.registry import ImportPathError
 from rayff.config.text import is_plain
+from rayff.config.train_config import Resize
 from rayff.kernels.precision import DTYPES
 from rayff.learning.classifier import Classifier
 from rayff.learning.fusion import Fusion
 from rayff.learning.layer_state import Layout, is_of_layer
 from rayff.learning.methods import build_network, layouts, num_classifiers
 from rayff.learning.readout import Readouts, Temperatures
-from rayff.models.architecture import IMAGE_SIZE, Architecture, ModuleSource
+from rayff.models.architecture import Architecture
 from rayff.runs.files import write_atomically
 from rayff.runs.readout_json import (
     fusion_of,
@@ -54,6 +55,8 @@ class ModelDescription:
     precision: str
     method: Method = "ff"
     loss: LossConfig = GOODNESS
+    resize: Resize = "crop"
+    """What became of training images that were not square."""
     temperatures: Temperatures | None = None
     """Of the window and of the last layer; None where they were not fitted."""
 
@@ -81,6 +84,9 @@ class ModelDescription:
             raise ValueError(f"there is no method {method!r}")
         if data["precision"] not in DTYPES:
             raise ValueError(f"{DESCRIPTION} has an unknown precision")
+        resize = data.get("resize", "crop")
+        if resize not in get_args(Resize):
+            raise ValueError(f"there is no way {resize!r} to resize images")
         architecture = Architecture.from_dict(data["architecture"])
         window = window_from_json(data["sip_window"], num_classifiers(method, architecture))
         names = data["class_names"]
@@ -97,6 +103,7 @@ class ModelDescription:
             precision=data["precision"],
             method=method,
             loss=LossConfig.from_dict(data["loss"]) if "loss" in data else GOODNESS,
+            resize=resize,
             temperatures=temperatures_from_json(data.get("temperatures"), window),
         )
 
@@ -166,6 +173,7 @@ def read_model(run_dir: Path) -> Classifier:
             names = held[spec.index].tensors
             own = {name: tensors[f"layers.{spec.index}.{name}"] for name in names}
             module.load_state_dict(own, strict=False)  # tied parameters are saved once
+        network.resize = about.resize
         network.load_readouts(
             Readouts(
                 window=about.sip_window,
@@ -179,7 +187,7 @@ def read_model(run_dir: Path) -> Classifier:
         )
         network.eval()
         if about.architecture.source is not None:
-            _check_modules(network, about.architecture.source)
+            _check_modules(network)
     except ImportPathError as error:
         raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
@@ -190,15 +198,15 @@ def read_model(run_dir: Path) -> Classifier:
     return network
 
 
-def _check_modules(network: Classifier, source: ModuleSource) -> None:
+def _check_modules(network: Classifier) -> None:
     """Raise an ImportPathError where a network of modules does not classify an image."""
-    image = torch.zeros(1, source.image_channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    image = torch.zeros(1, *network.architecture.image_shape, dtype=torch.uint8)
     try:
         network.logits(image)
     except Exception as error:  # the user's code may raise anything
         reason = " ".join(str(error).split())
         raise ImportPathError(
-            f"--arch {source.function} does not classify an image with the saved shapes "
+            f"--arch {network.architecture.name} does not classify an image with the saved shapes "
             f"({type(error).__name__}: {reason}); use the code that it was trained with"
         ) from error
 
@@ -210,8 +218,8 @@ def _check_weights(
 ) -> None:
     """Raise a ValueError where the weights are not those of a whole network for images."""
     first = architecture[0]
-    images = [(channels, IMAGE_SIZE, IMAGE_SIZE) for channels in (1, 3)]
-    if first.index != 0 or first.in_shape not in images:
+    channels, *sides = first.in_shape
+    if first.index != 0 or channels not in (1, 3) or len(sides) != 2 or sides[0] != sides[1]:
         raise ValueError(f"its first layer takes {first.in_shape}, which are no images")
     expected = {
         f"layers.{index}.{name}": shape_and_dtype

@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
 from rayff.config.errors import UserError
+from rayff.data.locations import file_system, unreachable
 from rayff.runs.checkpoint import MANIFEST, checkpoint_step, complete_checkpoints
 from rayff.runs.files import is_aside
 from rayff.runs.run_directory import CONFIG
 
 CHECKPOINTS = "checkpoints"
-_WITH_BUCKETS = ("s3", "gs", "gcs")
+FLAG = "--storage-path"
 
 
 class Storage:
@@ -41,7 +40,7 @@ class Storage:
     def __init__(self, run_dir: Path, storage_path: str) -> None:
         self.run_dir = run_dir
         self.name = f"{storage_path.partition('?')[0].rstrip('/')}/{run_dir.name}"
-        self.files, self.root = file_system(storage_path)
+        self.files, self.root = file_system(storage_path, FLAG)
         self.folder = f"{self.root.rstrip('/')}/{run_dir.name}"
 
     def check_new(self) -> None:
@@ -96,7 +95,7 @@ class Storage:
                 return False
             self._fetch(there)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(_unreachable(self.name, error)) from error
+            raise unreachable(self.name, FLAG, error) from error
         return True
 
     def _fetch(self, newest: str | None) -> None:
@@ -149,7 +148,7 @@ class Storage:
         try:
             found = self.files.get_file_info(path)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(_unreachable(self.name, error)) from error
+            raise unreachable(self.name, FLAG, error) from error
         return bool(found.type == fs.FileType.File)
 
     def _checkpoints(self) -> list[str]:
@@ -169,50 +168,3 @@ class Storage:
                 return isinstance(json.loads(stream.read()), dict)
         except (FileNotFoundError, ValueError):
             return False
-
-
-def file_system(storage_path: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a folder or URI and the path in it.
-
-    Those that pyarrow knows (s3, gs, hdfs, file) are its own; others come from fsspec.
-
-    Raises:
-        UserError: there is none, or the URI holds a password or no bucket.
-    """
-    if "://" not in storage_path:
-        return fs.LocalFileSystem(), str(Path(storage_path).absolute())
-    parts = urlsplit(storage_path)
-    if parts.username or parts.password:
-        raise UserError(
-            f"--storage-path {parts.scheme}://...@{parts.hostname}: a run directory would keep "
-            "the key; give it through the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
-    if parts.scheme in _WITH_BUCKETS and not parts.hostname:
-        raise UserError(
-            f"--storage-path {storage_path} names no bucket; use a URI such as "
-            f"{parts.scheme}://bucket/folder"
-        )
-    try:
-        files, path = fs.FileSystem.from_uri(storage_path)
-    except pa.ArrowInvalid:  # none of pyarrow's own
-        files, path = _from_fsspec(storage_path)
-    except OSError as error:
-        raise UserError(_unreachable(storage_path, error)) from error
-    return files, str(path)
-
-
-def _from_fsspec(storage_path: str) -> tuple[fs.FileSystem, str]:
-    try:
-        other, path = fsspec.core.url_to_fs(storage_path)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--storage-path {storage_path}: {reason}; use a folder or a URI such as "
-            "s3://bucket/folder"
-        ) from error
-    return fs.PyFileSystem(fs.FSSpecHandler(other)), path
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"--storage-path: {name} cannot be reached ({reason}); check its name and your access"

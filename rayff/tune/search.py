@@ -27,7 +27,7 @@ from rich.text import Text
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.console.search_view import SearchView
-from rayff.data.tasks import load_task
+from rayff.data.loading import data_options, load_task
 from rayff.distributed.loggers import check_loggers
 from rayff.distributed.placement import Node, nodes
 from rayff.distributed.session import ray_session
@@ -167,8 +167,7 @@ def longest_trial(space: SearchSpace) -> int:
     load = functools.cache(load_task)
 
     def epochs(run: TrainConfig) -> int:
-        folder = None if run.data_dir is None else Path(run.data_dir)
-        data = load(run.task, data_dir=folder, download=run.download)
+        data = load(data_options(run))
         return assemble(run, data, RunDirectory(Path())).recipe.epochs
 
     return max(_for_each_point(space, epochs))

@@ -15,6 +15,12 @@ from rayff.config.train_config import TrainConfig
 
 EVERY_OPTION = TrainConfig(
     limit=500,
+    image_size=64,
+    image_channels=1,
+    resize="pad",
+    image_column="jpg",
+    label_column="cls",
+    stream=True,
     arch="resnet",
     method="bp",
     workers=2,

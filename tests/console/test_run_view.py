@@ -177,8 +177,12 @@ def test_the_header_describes_the_run(tmp_path: Path) -> None:
         "waiting for 2 CPUs",
         "tinycnn on digits: 4 layers, 26,850 weights, 32 images an epoch, seed 3",
     ]
-    assert lines[2].endswith("; 1 thread, fp32, plain rule")
-    assert lines[3] == f"run directory {tmp_path}"
+    assert lines[2] == (
+        "data: 32 train, 32 valid, 32 test images of 32x32 pixels in grey; 10 classes with 3 to 4 "
+        "training images each"
+    )
+    assert lines[3].endswith("; 1 thread, fp32, plain rule")
+    assert lines[4] == f"run directory {tmp_path}"
     assert lines[-2].startswith("1 epoch done, after ")
     percent = r"[0-9]+\.[0-9]{2}%"
     assert re.fullmatch(

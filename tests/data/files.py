@@ -3,16 +3,33 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow import fs
+
+from rayff.data.loading import DataOptions, load_task
+from rayff.data.sources import Location
+from rayff.data.tasks import TaskData
 
 Pixels = npt.NDArray[np.uint8]
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def load(task: str | Path, **options: Any) -> TaskData:
+    """Load a task with some of the options of its data."""
+    if options.get("data_dir"):
+        options["data_dir"] = str(options["data_dir"])
+    return load_task(DataOptions(task=str(task), **options))
+
+
+def location(path: Path) -> Location:
+    return Location(files=fs.LocalFileSystem(), path=str(path), shown=str(path))
 
 
 def random_pixels(seed: int, *, size: int = 32, channels: int = 1) -> Pixels:

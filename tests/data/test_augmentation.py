@@ -249,7 +249,7 @@ def test_a_replica_sees_its_share_of_the_augmented_batch(count: int, augmentatio
             replica=Replica(index=index, count=count),
         )
         stage = Stage(spec, CPU, make_learner(spec, CPU), run.splits)
-        batches = list(stage._load("train", command.batches, command.step))
+        batches = list(stage._load("train", command, command.step))
         for number, batch in enumerate(batches):
             entered[number].append(batch.activations.features)
     images = torch.from_numpy(run.splits["train"].images)

@@ -3,8 +3,15 @@ import pytest
 from PIL import Image
 
 from rayff.config.errors import UserError
-from rayff.data.images import ImageSet, decode_image, read_image
+from rayff.data.images import ImageFormat, ImageSet, read_image
+from rayff.data.images import decode_image as decode
 from tests.data.files import encoded, png, random_pixels
+
+GREY, COLOUR = ImageFormat(1, 32), ImageFormat(3, 32)
+
+
+def decode_image(data, channels):
+    return decode(data, ImageFormat(channels, 32)).pixels
 
 
 def test_a_grey_png_comes_back_pixel_for_pixel():
@@ -79,24 +86,24 @@ def test_an_image_of_absurd_size_is_a_plain_value_error(monkeypatch: pytest.Monk
 def test_an_image_file_is_read_as_its_bytes_are(tmp_path):
     path = tmp_path / "seven.png"
     path.write_bytes(png(3))
-    np.testing.assert_array_equal(read_image(path, 1)[0], random_pixels(3))
+    np.testing.assert_array_equal(read_image(path, GREY)[0], random_pixels(3))
 
 
 def test_a_missing_image_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the image .*seven\.png: No such file"):
-        read_image(tmp_path / "seven.png", 1)
+        read_image(tmp_path / "seven.png", GREY)
 
 
 def test_a_folder_in_place_of_an_image_file_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot read the image .*: Is a directory"):
-        read_image(tmp_path, 1)
+        read_image(tmp_path, GREY)
 
 
 def test_a_file_that_is_no_image_is_named_with_the_remedy(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("seven")
     with pytest.raises(UserError, match=r"notes\.txt is not an image .*: give a PNG, JPEG"):
-        read_image(path, 1)
+        read_image(path, GREY)
 
 
 class TestImageSet:

@@ -7,6 +7,7 @@ import torchvision.datasets
 from PIL import Image
 
 from rayff.config.errors import UserError
+from rayff.data.images import ImageFormat, Survey
 from rayff.data.torchvision_files import read_torchvision, torchvision_folder
 from tests.data.files import write_idx, write_mnist
 
@@ -14,7 +15,14 @@ NO_NETWORK = "<urlopen error [Errno -3] Temporary failure in name resolution>"
 
 
 def read_splits(class_name, root, *, channels=1, download):
-    return read_torchvision(class_name, root, channels=channels, num_classes=10, download=download)
+    return read_torchvision(
+        class_name,
+        root,
+        form=ImageFormat(channels, 32),
+        num_classes=10,
+        download=download,
+        survey=Survey(),
+    )
 
 
 @pytest.mark.parametrize("class_name", ["MNIST", "FashionMNIST"])

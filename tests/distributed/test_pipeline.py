@@ -20,6 +20,7 @@ from rayff.config.kernels import Kernels
 from rayff.distributed import stage_group
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.pipeline import RayPipeline
+from rayff.distributed.reading import hand_over
 from rayff.distributed.stage_group import actor_names, open_stage_group
 from rayff.distributed.transport import Transport
 from rayff.engine.commands import Command, Snapshot, Train
@@ -108,7 +109,9 @@ def test_a_stream_keeps_the_window_and_the_order_and_leaves_no_stage(config: Tra
 
     with open_stage_group(prepared, each, 2, print) as group:
         pids = [pid_of(name) for name in ("stage-0", "stage-1")]
-        for command, reports in group.set_up(run, plan, None, window=4).stream(counted()):
+        for command, reports in group.set_up(
+            run, plan, hand_over(run.data), None, window=4
+        ).stream(counted()):
             assert command is drawn[len(kinds)]
             assert len(reports) == 2
             if isinstance(command, Snapshot):

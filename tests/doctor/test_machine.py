@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from rayff.data import memory
 from rayff.doctor import machine
 
 GIB = 2**30
@@ -17,7 +18,9 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def large_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 idle CPUs, 16 GiB of memory of which 10 are free, no cgroup."""
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for module in (machine, memory):
+        monkeypatch.setattr(module, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "none")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 5.0)
@@ -102,18 +105,33 @@ class TestMemory:
     def test_limit_of_cgroup_v2_without_file_cache(self, tmp_path: Path) -> None:
         write(tmp_path, memory__max=4 * GIB, memory__current=3 * GIB)
         write(tmp_path, memory__stat=f"anon 7\ninactive_file {GIB}\nactive_file {GIB // 2}")
-        assert machine.memory_bytes() == (4 * GIB, int(2.5 * GIB))
+        assert memory.memory_bytes() == (4 * GIB, int(2.5 * GIB))
 
     def test_limit_of_cgroup_v1(self, tmp_path: Path) -> None:
         folder = tmp_path / "memory"
         write(folder, memory__limit_in_bytes=4 * GIB, memory__usage_in_bytes=3 * GIB)
         write(folder, memory__stat=f"inactive_file 5\ntotal_inactive_file {GIB}")
-        assert machine.memory_bytes() == (4 * GIB, 2 * GIB)
+        assert memory.memory_bytes() == (4 * GIB, 2 * GIB)
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_the_narrowest_of_nested_groups(
+        self, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        membership = tmp_path / "membership"
+        membership.write_text({1: "3:cpu:/\n4:memory:/a/b\n0::/\n", 2: "0::/a/b\n"}[version])
+        monkeypatch.setattr(memory, "MEMBERSHIP", membership)
+        root = tmp_path if version == 2 else tmp_path / "memory"
+        names = {1: ("limit_in_bytes", "usage_in_bytes"), 2: ("max", "current")}[version]
+        for folder, limit in ((root, 8 * GIB), (root / "a", 4 * GIB), (root / "a/b", 6 * GIB)):
+            files = dict(zip(names, (limit, GIB), strict=True))
+            write(folder, **{f"memory__{name}": value for name, value in files.items()})
+            write(folder, memory__stat="anon 7")
+        assert memory.memory_bytes() == (4 * GIB, 3 * GIB)
 
     @pytest.mark.parametrize("limit", ["max", 2**62])
     def test_cgroup_without_limit(self, limit: object, tmp_path: Path) -> None:
         write(tmp_path, memory__max=limit, memory__current=GIB, memory__stat="")
-        assert machine.memory_bytes() == (16 * GIB, 10 * GIB)
+        assert memory.memory_bytes() == (16 * GIB, 10 * GIB)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from rayff.config.errors import UserError
+from rayff.config.train_config import TrainConfig
 from rayff.doctor import storage
 from tests.helpers.tiny_task import write_tiny_task
 from tests.runs.test_storage import S3
@@ -90,5 +91,9 @@ class TestStorage:
 
 
 def test_data_is_counted(tmp_path: Path) -> None:
-    result = storage.data(write_tiny_task(tmp_path / "tiny", num_train=64), None)
-    assert result.text == "tiny: 64 train, 20 valid, 30 test images of 4 classes"
+    task = write_tiny_task(tmp_path / "tiny", num_train=64)
+    result = storage.data(TrainConfig(task=task, image_size=16))
+    assert result.text == (
+        "tiny: 64 train, 20 valid, 30 test images of 32x32 pixels in colour, now 16x16; 4 classes "
+        "with 16 training images each"
+    )

@@ -72,6 +72,7 @@ def test_a_checkpoint_has_the_buffers_of_each_layer_in_its_file(run_dir: Path) -
     assert manifest["architecture"]["source"] == {
         "function": MODULES["arch"],
         "image_channels": 3,
+        "image_size": 32,
         "width": 4,
     }
 

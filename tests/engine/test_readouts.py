@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayff import TrainConfig, load_model
-from rayff.data.tasks import load_task
+from rayff.data.loading import data_options, load_task
 from rayff.engine.commands import Report
 from rayff.engine.readout_fit import ReadoutFit
 from rayff.learning.fusion import fit_fusion
@@ -31,7 +31,7 @@ def found_in(config: TrainConfig) -> Readouts:
 def test_of_a_complete_run_they_are_those_of_its_validation_logits(config: TrainConfig) -> None:
     result = train_locally(config)
     model = load_model(result.run_dir)
-    data = load_task(config.task)
+    data = load_task(data_options(config))
     images, labels = (getattr(data.splits["valid"], name) for name in ("images", "labels"))
     logits = model.logits(torch.tensor(images)).numpy()
     expected = fit_temperatures(logits, labels, model.window)

@@ -103,15 +103,6 @@ class TestInputsAreNotModified:
             stage.handle(command, None)
         assert digest(*inputs) == before
 
-    def test_the_images_are_copied(self) -> None:
-        data = copy_of_data()
-        stage, other = make_stage(TINYCNN, data=data), make_stage(TINYCNN)
-        data["train"].images[:] = 0
-        data["train"].labels[:] = 0
-        for each in (stage, other):
-            each.handle(train((0, 1)), None)
-        assert states_of(stage) == states_of(other)
-
     @pytest.mark.parametrize("cut", [1, 2, 4, 8, 13])
     @pytest.mark.parametrize("command", [train((0, 1), (2, 3)), evaluate((0, 1), (2, 3))])
     def test_the_chunk_of_the_stage_before(self, cut: int, command: Train | Evaluate) -> None:

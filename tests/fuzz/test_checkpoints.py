@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from hypothesis import strategies as st
 
 from rayff import TrainConfig
 from rayff.config.errors import TrainingDiverged
-from rayff.data.tasks import TaskData, load_task
+from rayff.data.loading import DataOptions, load_task
+from rayff.data.tasks import TaskData
 from rayff.engine import preparation
 from rayff.engine.commands import Train
 from rayff.engine.local import local_pipeline, resolve_for
@@ -115,8 +115,8 @@ def _images_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def _load_task(task: str, **options: Any) -> TaskData:
-    return load_task(task, **options)
+def _load_task(options: DataOptions) -> TaskData:
+    return load_task(options)
 
 
 def test_the_cases_begin_with_a_checkpoint_that_is_read(stopped: Stopped) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayff import TrainConfig
-from rayff.data import tasks
+from rayff.data import loading
 from rayff.data.digits import read_digits
+from rayff.data.images import ImageFormat
 from rayff.engine.preparation import prepare
 from rayff.runs.run_directory import read_config
 from tests.fuzz.checks import cases, read_or_refused
@@ -33,7 +34,7 @@ def check(folder: Path, content: bytes) -> None:
 
 @pytest.fixture(autouse=True)
 def _digits_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "read_digits", _digits)
+    monkeypatch.setattr(loading, "read_digits", _digits)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,8 +44,8 @@ def _modules_are_imported() -> None:
 
 
 @functools.cache
-def _digits() -> object:
-    return read_digits()
+def _digits(form: ImageFormat) -> object:
+    return read_digits(form)
 
 
 @cases(400)

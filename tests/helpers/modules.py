@@ -81,7 +81,9 @@ class Dense(nn.Module):
         return F.relu(self.linear(x.flatten(1))) * self.scale
 
 
-def every_kind(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def every_kind(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Any]:
     """Batch norm, a residual block, tokens, attention and single features; two own losses."""
     width = width or 4
     return [
@@ -100,7 +102,9 @@ class Flat(LinearHead):
         return super().forward(h[:, :, None, None], labels)
 
 
-def per_image(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def per_image(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Any]:
     """Layers that compute each image by itself."""
     width = width or 4
     return [
@@ -111,7 +115,9 @@ def per_image(num_classes: int, image_channels: int, width: int | None) -> list[
 
 
 def _one(make: Any, loss: Any = None) -> Any:
-    def build(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+    def build(
+        num_classes: int, image_channels: int, image_size: int, width: int | None
+    ) -> list[Any]:
         return [partial(nn.Conv2d, image_channels, 4, 3, padding=1), ModuleRow(make, loss)]
 
     return build
@@ -200,18 +206,24 @@ unknown_loss = _one(_CONV, loss="predsin")
 loss_of_no_module = _one(_CONV, loss=lambda *_: 3)
 
 
-def shared(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def shared(num_classes: int, image_channels: int, image_size: int, width: int | None) -> list[Any]:
     conv = nn.Conv2d(image_channels, image_channels, 3, padding=1)
     return [lambda: conv, lambda: nn.Sequential(conv)]
 
 
-def own_losses_alone(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def own_losses_alone(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Any]:
     return [ModuleRow(partial(nn.Conv2d, image_channels, 4, 3), loss="predsim")]
 
 
-def mixed_with_rows(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def mixed_with_rows(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Any]:
     return [_CONV, 3]
 
 
-def nothing(num_classes: int, image_channels: int, width: int | None) -> list[Any]:
+def nothing(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Any]:
     return []

@@ -21,6 +21,7 @@ TIMES_AND_PLAN: dict[str, Any] = {
     "elapsed_s": 0.0,
     "stage_busy": [],
     "cuts": [],
+    "data_wait": 0.0,
 }
 """Fields of a record that depend on the time it takes and on the plan."""
 

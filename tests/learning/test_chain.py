@@ -101,7 +101,8 @@ class TestJoins:
 @pytest.mark.parametrize("name", ARCHITECTURES.names)
 def test_a_batch_has_the_shapes_of_the_architecture_at_every_boundary(name: str):
     network = narrow(name, 2)
-    activations = Activations(features=normalise(pixels()))
+    images = torch.randint(256, (2, *network.image_shape), dtype=torch.uint8)
+    activations = Activations(features=normalise(images))
     layers = Chain.build(network)
     for position, spec in enumerate(network.layers):
         assert activations.features.shape == (2, *spec.in_shape)

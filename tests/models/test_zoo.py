@@ -211,22 +211,24 @@ def test_the_groups_of_resnet20_widen_by_concatenation_in_their_first_block():
     ]
 
 
-def returns_rows(num_classes: int, image_channels: int, width: int | None) -> list[Row]:
+def returns_rows(
+    num_classes: int, image_channels: int, image_size: int, width: int | None
+) -> list[Row]:
     return [Row(channels=(width or 4) * num_classes), Row(channels=2 * num_classes, pool=True)]
 
 
 def returns_an_architecture(
-    num_classes: int, image_channels: int, width: int | None
+    num_classes: int, image_channels: int, image_size: int, width: int | None
 ) -> Architecture:
-    rows = returns_rows(num_classes, image_channels, width)
-    return chain("mine", rows, num_classes, image_channels)
+    rows = returns_rows(num_classes, image_channels, image_size, width)
+    return chain("mine", rows, num_classes, image_channels, image_size)
 
 
 def returns_something_else(**options: object) -> dict[str, object]:
     return options
 
 
-def fails(num_classes: int, image_channels: int, width: int | None) -> None:
+def fails(num_classes: int, image_channels: int, image_size: int, width: int | None) -> None:
     raise KeyError("depth")
 
 
@@ -252,8 +254,8 @@ class TestImportPaths:
             ),
             (
                 "fails",
-                ": calling it with num_classes=3, image_channels=1, width=None failed "
-                r"\(KeyError: 'depth'\)",
+                ": calling it with num_classes=3, image_channels=1, image_size=32, width=None "
+                r"failed \(KeyError: 'depth'\)",
             ),
         ],
     )

@@ -124,6 +124,7 @@ class TestTheManifest:
         assert names(path) == [*files, "manifest.json"]
         assert manifest == {
             "format": 1,
+            "data": None,
             "step": 12,
             "seed": SEED,
             "architecture": json.loads(json.dumps(NETWORK.to_dict())),

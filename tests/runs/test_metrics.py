@@ -111,6 +111,7 @@ class TestTheFiles:
         write(tmp_path, 1)
         path = tmp_path / "metrics.parquet"
         columns = ["last_valid_accuracy", "last_test_accuracy", "fusion_test_accuracy"]
+        columns += ["data_wait"]
         pq.write_table(pq.read_table(path).drop_columns(columns), path)
         assert read_metrics(path) == [dataclasses.replace(record(1), fusion_test_accuracy=None)]
 
@@ -144,7 +145,7 @@ class TestTensorBoard:
             events.Reload()  # while the run goes on
         tags = set(events.Tags()["scalars"])
         by_layer = {f"{name}/{layer}" for name in BY_LAYER for layer in range(3)}
-        others = {"lr", "elapsed_s", "stage_busy/0", "stage_busy/1"}
+        others = {"lr", "elapsed_s", "data_wait", "stage_busy/0", "stage_busy/1"}
         assert tags == (set(PROMISED) - {"epoch"}) | by_layer | others
         for tag, values in {
             "train_loss": [0.1 + 1 / 3, 0.1 + 2 / 3],

@@ -61,6 +61,7 @@ class TestTheFiles:
         assert json.loads((run_dir / DESCRIPTION).read_text()) == {
             "architecture": json.loads(json.dumps(NETWORK.to_dict())),
             "sip_window": [1, 2],
+            "resize": "crop",
             "class_names": list(CLASSES),
             "precision": "fp32",
             "method": "ff",

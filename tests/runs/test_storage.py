@@ -13,8 +13,9 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from rayff import TrainConfig
+from rayff.data.locations import file_system
 from rayff.engine.preparation import prepare
-from rayff.runs.storage import Storage, file_system
+from rayff.runs.storage import Storage
 from rayff.train import read_flags
 from tests.helpers.mistakes import refused
 from tests.helpers.runs import (
@@ -136,7 +137,7 @@ class TestAFolder:
 @pytest.mark.parametrize("path", ["s3://", "s3:///folder", "gs://", "gcs://?region=x"])
 def test_a_uri_without_a_bucket_is_refused(path: str) -> None:
     with refused(r"^--storage-path .* names no bucket; use .*://bucket/"):
-        file_system(path)
+        file_system(path, "--storage-path")
 
 
 def test_fsspec_serves_what_pyarrow_does_not_know(tiny_task: str, tmp_path: Path) -> None:
