@@ -39,7 +39,7 @@ from rayff.distributed.failure_policy import PATIENCE_S
 from rayff.distributed.failures import StageFailedError
 from rayff.distributed.placement import NoRoomError, bundle
 from rayff.distributed.planner import all_reduce_backend
-from rayff.distributed.reading import SharedImages, decode_on_cluster
+from rayff.distributed.reading import Readers, SharedImages
 from rayff.distributed.stage_actor import device_capabilities
 from rayff.engine.commands import Batch, Command
 from rayff.engine.learner import StageSpec, States
@@ -127,7 +127,7 @@ class Worker:
         learner = EndToEndLearner(spec, self.device, states, distributed)
         # a copy, which the object store's own may leave memory for
         images = copy.deepcopy(ray.get(message.data[0]))
-        self.stage = Stage(spec, self.device, learner, images, decode_on_cluster)
+        self.stage = Stage(spec, self.device, learner, images, Readers())
 
     def _time_step(self, config: ResolvedConfig, network: Architecture) -> float:
         """Return the seconds that a batch takes, by a few of its images."""

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -39,10 +39,8 @@ from rayff.bench.command import BenchCommand, benchmark
 from rayff.bench.results import Results, in_turns
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
-from rayff.data.images import ImageFormat
 from rayff.data.loading import data_options, load_task
-from rayff.data.reading import decode_blocks, num_cores
-from rayff.data.streaming import StreamedSet
+from rayff.data.reading import num_cores
 
 CLASSES = 10
 ROWS_A_GROUP = 1000
@@ -144,12 +142,9 @@ def rates(command: DataCommand, parquet: Path, folders: Path) -> dict[str, Calla
 
         return rate
 
-    streamed = load_task(data_options(training(command, parquet, stream=True))).train
-    assert isinstance(streamed, StreamedSet)
-
     def own() -> int:
-        blocks = streamed.source.blocks
-        return sum(map(len, decode_blocks(blocks, ImageFormat(3, size))))
+        options = replace(data_options(training(command, parquet)), stream=False)
+        return sum(map(len, load_task(options).splits.values()))
 
     def torchvision() -> int:
         import torch

@@ -101,20 +101,6 @@ def read_images(
     return ImageSet(images=images, labels=labels), survey
 
 
-def decode_blocks(blocks: Sequence[Block], form: ImageFormat) -> Iterator[Pixels]:
-    """Yield the images of each block in order, (n, K, S, S), decoded on all cores.
-
-    Raises:
-        UserError: an image is null or no image.
-    """
-    parts: list[Pixels] = []
-    for block, pixels, _ in _decoded(blocks, form):
-        parts.append(pixels)
-        if sum(map(len, parts)) == block.num_rows:
-            yield np.concatenate(parts)
-            parts = []
-
-
 def decode_block(block: Block, form: ImageFormat, survey: Survey | None = None) -> Pixels:
     """Return the images of a block, (n, K, S, S), decoded by this thread.
 

@@ -6,9 +6,12 @@ the window of blocks that is shuffled together has passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, tee
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +19,10 @@ from numpy.typing import NDArray
 from rayff.data.classes import Labels
 from rayff.data.images import ImageFormat, Pixels, Survey
 from rayff.data.order import Indices, StreamOrder
-from rayff.data.reading import decode_block, decode_blocks
+from rayff.data.reading import decode_block, num_cores
 from rayff.data.sources import Block, Source
 
-WINDOW_BYTES = 2**28
+WINDOW_BYTES = 2**27
 """Decoded images that are shuffled together at least."""
 MAX_WINDOW_ROWS = 2**14
 BLOCKS_A_WINDOW = 4
@@ -27,8 +30,11 @@ BLOCKS_A_WINDOW = 4
 
 _SAMPLED = 32
 
-Feed = Callable[[Sequence[Block], ImageFormat], Iterator[Pixels]]
-"""Decodes blocks in parallel, and yields the images of each, (n, K, S, S), in order."""
+_NEXT_BLOCKS = 2
+
+Feed = Callable[[Iterable[Block], ImageFormat, int], Iterator[Pixels]]
+"""Decodes blocks in parallel, so many ahead, and yields the images of each, (n, K, S, S), in
+order."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,9 +85,9 @@ class StreamedSet:
         survey = Survey()
         return np.concatenate([decode_block(block, self.form, survey) for block in ends]), survey
 
-    def parts(self, feed: Feed = decode_blocks) -> Iterator[Pixels]:
+    def parts(self) -> Iterator[Pixels]:
         """Yield all images in the order of their rows, some at a time."""
-        yield from feed(self.source.blocks, self.form)
+        yield from decode_in_threads(self.source.blocks, self.form, num_cores())
 
 
 def window_rows(form: ImageFormat) -> int:
@@ -108,71 +114,140 @@ def streamed(source: Source, labels: Labels, form: ImageFormat) -> StreamedSet:
 class Window:
     """The decoded blocks of a stream around the place where it is read.
 
-    Rows are asked for in the order of an epoch, or of a split where it is evaluated; another
-    place, as after a failure, makes it read from there.
+    Rows are asked for in the order of the epochs; another place, as after a failure, makes it
+    read from there.
 
     Args:
         data: what is read.
+        seed: of the run, where the images are trained on; None where they are evaluated in the
+            order of their rows.
+        epochs: of the run, behind which nothing is read ahead.
         feed: decodes blocks.
     """
 
-    def __init__(self, data: StreamedSet, feed: Feed = decode_blocks) -> None:
+    def __init__(self, data: StreamedSet, seed: int | None, epochs: int, feed: Feed) -> None:
         self.data = data
+        self.seed = seed
+        self.epochs = epochs
         self.feed = feed
         sizes = np.array(data.order.sizes)
         self._starts = np.cumsum(sizes) - sizes
-        self._order: NDArray[np.int64] = np.arange(0)
-        self._window_of: NDArray[np.int64] = np.arange(0)
-        self._held: dict[int, Pixels] = {}
-        self._place = 0
-        self._coming: Iterator[Pixels] = iter(())
+        self._held: dict[_Key, Pixels] = {}
+        self._coming: Iterator[tuple[_Key, Pixels]] = iter(())
+        self._next: tuple[int, int] | None = None
+        """Epoch, and place in its order, of the next block that comes."""
+        self._epoch = -1
+        self._blocks = self._window_of = np.arange(0)
 
-    def images(self, rows: Indices, blocks: Indices, windows: Sequence[Indices]) -> Pixels:
+    def images(self, rows: Indices, epoch: int) -> Pixels:
         """Return the images of some rows, (n, K, S, S).
 
         Args:
-            rows: of the whole split, in the order of the stream.
-            blocks: all blocks in that order.
-            windows: the same, cut into what is kept together.
+            rows: of the whole split, in the order of the epoch.
+            epoch: from 0.
 
         Raises:
             UserError: an image cannot be read.
         """
-        moved = not np.array_equal(blocks, self._order)
-        if moved:
-            self._order = blocks
-            self._window_of = np.empty(len(blocks), np.int64)
-            for number, window in enumerate(windows):
-                self._window_of[window] = number
-        needed = np.searchsorted(self._starts, rows, side="right") - 1
-        first = int(self._window_of[needed].min())
-        missing = {int(block) for block in needed} - self._held.keys()
-        passed = missing.intersection(self._order[: self._place].tolist())
-        if moved or passed:  # another epoch or split, or back to a snapshot
-            self._seek(int(np.argmax(self._window_of[self._order] == first)))
-            missing = {int(block) for block in needed}
-        for block in [block for block in self._held if self._window_of[block] < first]:
-            del self._held[block]
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._blocks, self._window_of = self._order(epoch)
+        of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        first = int(self._window_of[of_row].min())
+        needed = {(epoch, int(block)) for block in of_row}
+        missing = needed - self._held.keys()
+        if missing and not self._will_come(missing):
+            self._seek(epoch, int(np.argmax(self._window_of[self._blocks] == first)))
+            missing = needed
+        for key in [key for key in self._held if self._is_behind(key, epoch, first)]:
+            del self._held[key]
         while missing:
-            block, self._place = int(self._order[self._place]), self._place + 1
-            self._held[block] = next(self._coming)
-            missing.discard(block)
+            key, pixels = next(self._coming)
+            at, place = self._next or key
+            end = place + 1 == len(self._blocks)
+            self._next = (at + 1, 0) if end else (at, place + 1)
+            missing.discard(key)
+            if not self._is_behind(key, epoch, first):
+                self._held[key] = pixels
         images = np.empty((len(rows), *self.data.image_shape), np.uint8)
-        for block in np.unique(needed):
-            inside = needed == block
-            images[inside] = self._held[int(block)][rows[inside] - self._starts[block]]
+        for block in np.unique(of_row):
+            inside = of_row == block
+            found = self._held[epoch, int(block)]
+            images[inside] = found[rows[inside] - self._starts[block]]
         return images
 
-    def _seek(self, place: int) -> None:
-        """Read from a place in the order."""
+    def _order(self, epoch: int) -> tuple[Indices, NDArray[np.int64]]:
+        """Return the blocks of an epoch in their order, and the window of each block."""
+        order = self.data.order
+        if self.seed is None:
+            blocks = np.arange(len(order.sizes))
+            return blocks, blocks
+        blocks = order.blocks(seed=self.seed, epoch=epoch)
+        window_of = np.empty(len(blocks), np.int64)
+        for number, window in enumerate(order.windows(blocks)):
+            window_of[window] = number
+        return blocks, window_of
+
+    def _is_behind(self, key: _Key, epoch: int, first: int) -> bool:
+        """Return whether a block is of an earlier epoch or window."""
+        return key[0] < epoch or (key[0] == epoch and self._window_of[key[1]] < first)
+
+    def _will_come(self, missing: set[_Key]) -> bool:
+        """Return whether all these blocks of the present epoch are still to come."""
+        if self._next is None:
+            return False
+        epoch, place = self._next
+        passed = self._blocks[:place] if epoch == self._epoch else self._blocks
+        if epoch < self._epoch:  # not more than the end of the epoch before
+            return epoch + 1 == self._epoch
+        return missing.isdisjoint((self._epoch, int(block)) for block in passed)
+
+    def _seek(self, epoch: int, place: int) -> None:
+        """Read from a place in the order of an epoch."""
         self.close()
         self._held = {}
-        self._place = place
-        blocks = [self.data.source.blocks[block] for block in self._order[place:]]
-        self._coming = self.feed(blocks, self.data.form)
+        self._next = (epoch, place)
+        keys, for_blocks = tee(self._keys(epoch, place))
+        blocks = (self.data.source.blocks[block] for _, block in for_blocks)
+        self._coming = zip(keys, self.feed(blocks, self.data.form, self._ahead), strict=False)
+
+    def _keys(self, epoch: int, place: int) -> Iterator[_Key]:
+        for current in range(epoch, max(epoch + 1, self.epochs)):
+            blocks = self._order(current)[0]
+            for block in blocks[place if current == epoch else 0 :]:
+                yield current, int(block)
+
+    @property
+    def _ahead(self) -> int:
+        """Blocks that are decoded ahead: of a window that is shuffled, or just the next ones."""
+        if self.seed is None:
+            return _NEXT_BLOCKS
+        sizes = self.data.order.sizes
+        return max(_NEXT_BLOCKS, round(self.data.window * len(sizes) / sum(sizes)) + 1)
 
     def close(self) -> None:
         """Stop what is being decoded ahead."""
-        close = getattr(self._coming, "close", None)
-        if close is not None:
-            close()
+        self._coming = iter(())
+
+
+_Key = tuple[int, int]
+"""Epoch and number of a block."""
+
+
+def decode_in_threads(blocks: Iterable[Block], form: ImageFormat, ahead: int) -> Iterator[Pixels]:
+    """Yield the images of each block in order; the next ones are decoded by threads meanwhile.
+
+    Raises:
+        UserError: an image is null or no image.
+    """
+    coming = iter(blocks)
+    with ThreadPoolExecutor(num_cores()) as pool:
+        waiting = deque(pool.submit(decode_block, b, form) for b in islice(coming, ahead))
+        try:
+            while waiting:
+                pixels = waiting.popleft().result()
+                waiting.extend(pool.submit(decode_block, b, form) for b in islice(coming, 1))
+                yield pixels
+        finally:
+            for future in waiting:
+                future.cancel()

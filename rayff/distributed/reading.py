@@ -1,10 +1,11 @@
-"""Images on the cluster: those in memory are shared once, those in files are decoded by tasks."""
+"""Images on the cluster: those in memory are shared once, those in files are decoded by actors."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -23,8 +24,6 @@ SHARE_OF_STORE = 0.25
 the store may move its own to the disk."""
 RETRIES = 20
 """Deaths of a reader at the same block: one that a damaged file kills must not go on for ever."""
-BLOCKS_AHEAD = 2
-"""Blocks that are being decoded for each CPU, and wait where they are not needed yet."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +48,57 @@ def hand_over(data: TaskData) -> SharedImages:
     return shared
 
 
-def decode_on_cluster(blocks: Sequence[Block], form: ImageFormat) -> Iterator[Pixels]:
-    """Yield the images of each block in order; they are decoded by tasks wherever CPUs are free.
+class Readers:
+    """Actors that decode blocks; they start with the first one and end with their owner.
 
-    A task that dies with its worker or node is repeated by Ray.
-
-    Raises:
-        UserError: an image is null or no image.
+    Where CPUs are free, one for each of them; where actors have reserved all, a single one beside
+    them, since one that asked for a CPU would wait for ever. A reader that dies with its worker or
+    node is restarted by Ray, and decodes again what was lost.
     """
+
+    def __init__(self) -> None:
+        self._actors: list[Any] = []
+
+    def __call__(self, blocks: Iterable[Block], form: ImageFormat, ahead: int) -> Iterator[Pixels]:
+        """Yield the images of each block in order; the next ones are decoded meanwhile.
+
+        Raises:
+            UserError: an image is null or no image.
+        """
+        actors = self._actors = self._actors or _start_readers()
+        numbered = enumerate(blocks)
+
+        def submit(count: int) -> list[ObjectRef[Any]]:
+            return [
+                actors[number % len(actors)].decode.remote(block, form)
+                for number, block in islice(numbered, count)
+            ]
+
+        waiting = deque(submit(max(ahead, len(actors))))
+        try:
+            while waiting:
+                pixels = _result(waiting.popleft())
+                waiting.extend(submit(1))
+                yield pixels
+        finally:
+            for reference in waiting:
+                ray.cancel(reference)
+
+
+class Reader:
+    """Decodes blocks; it keeps nothing, so that it may be restarted at any time."""
+
+    def decode(self, block: Block, form: ImageFormat) -> Pixels:
+        """Return the images of a block, (n, K, S, S)."""
+        return decode_block(block, form)
+
+
+def _start_readers() -> list[Any]:
     found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     free = int(found.get("CPU", 0.0))
-    # where actors have reserved all CPUs, tasks that asked for one would wait for ever
-    wrap: Any = ray.remote(num_cpus=min(1, free), max_retries=RETRIES)
-    decode = wrap(decode_block).options(name="decode")
-    waiting: deque[ObjectRef[Any]] = deque()
-    for block in blocks:
-        waiting.append(decode.remote(block, form))
-        if len(waiting) > BLOCKS_AHEAD * max(1, free):
-            yield _result(waiting.popleft())
-    while waiting:
-        yield _result(waiting.popleft())
+    wrap: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES)
+    kind = wrap(Reader).options(num_cpus=min(1, free), scheduling_strategy="SPREAD")
+    return [kind.remote() for _ in range(max(1, free))]
 
 
 def _result(reference: ObjectRef[Any]) -> Pixels:

@@ -25,7 +25,7 @@ from rayff.data.augmentation import parse_augmentations
 from rayff.data.tasks import Splits
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
-from rayff.distributed.reading import decode_on_cluster
+from rayff.distributed.reading import Readers
 from rayff.distributed.transport import (
     Message,
     as_tensors,
@@ -172,7 +172,7 @@ class StageActor:
         learner = make_learner(spec, self.device, states, **options)
         if data is not None and copied:
             data = copy.deepcopy(data)
-        self.stage = Stage(spec, self.device, learner, data, decode_on_cluster)
+        self.stage = Stage(spec, self.device, learner, data, Readers())
 
     def handle(self, command: Command, receivers: int, *pieces: Message) -> Any:
         """Carry out a command; messages go on through the object store.

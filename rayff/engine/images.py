@@ -6,13 +6,11 @@ import time
 import warnings
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rayff.data.images import ImageSet
 from rayff.data.order import Indices
-from rayff.data.reading import decode_blocks
 from rayff.data.streaming import Feed, StreamedSet, Window
 
 
@@ -58,8 +56,8 @@ class StreamedImages:
     Args:
         images: the split.
         device: where they are used.
-        seed: of the run, where they are trained on; None where they are evaluated in the order of
-            their rows.
+        seed: of the run, where they are trained on; None where they are evaluated.
+        epochs: of the run.
         feed: decodes blocks.
     """
 
@@ -68,34 +66,31 @@ class StreamedImages:
         images: StreamedSet,
         device: torch.device,
         seed: int | None,
-        feed: Feed = decode_blocks,
+        epochs: int,
+        feed: Feed,
     ) -> None:
         self.data = images
         self.device = device
-        self.seed = seed
         self.waited_s = 0.0
-        self._window = Window(images, feed)
-        self._epoch = -1
-        self._blocks = np.arange(len(images.order.sizes))
-        self._windows = [self._blocks[i : i + 1] for i in range(len(self._blocks))]
+        self._window = Window(images, seed, epochs, feed)
 
     def fetch(self, rows: Indices, epoch: int) -> tuple[Tensor, Tensor]:
         """Return images and labels."""
         start = time.perf_counter()
-        if self.seed is not None and epoch != self._epoch:
-            order = self.data.order
-            self._epoch, self._blocks = epoch, order.blocks(seed=self.seed, epoch=epoch)
-            self._windows = order.windows(self._blocks)
-        images = self._window.images(rows, self._blocks, self._windows)
+        images = torch.from_numpy(self._window.images(rows, epoch))
         self.waited_s += time.perf_counter() - start
         labels = torch.from_numpy(self.data.labels[rows])
-        return torch.from_numpy(images).to(self.device), labels.to(self.device)
+        return images.to(self.device), labels.to(self.device)
 
 
 def open_images(
-    images: ImageSet | StreamedSet, device: torch.device, seed: int | None, feed: Feed
+    images: ImageSet | StreamedSet,
+    device: torch.device,
+    seed: int | None,
+    epochs: int,
+    feed: Feed,
 ) -> Images:
     """Return the images of a split; see StoredImages and StreamedImages."""
     if isinstance(images, ImageSet):
         return StoredImages(images, device)
-    return StreamedImages(images, device, seed, feed)
+    return StreamedImages(images, device, seed, epochs, feed)

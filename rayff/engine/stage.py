@@ -17,8 +17,7 @@ from torch import Tensor
 from rayff.config.errors import TrainingDiverged
 from rayff.data.augmentation import augment, parse_augmentations, sees_whole_batches
 from rayff.data.images import Split
-from rayff.data.reading import decode_blocks
-from rayff.data.streaming import Feed
+from rayff.data.streaming import Feed, decode_in_threads
 from rayff.data.tasks import Splits
 from rayff.engine.commands import (
     Batch,
@@ -55,7 +54,7 @@ class Stage:
         device: torch.device,
         learner: Learner,
         data: Splits | None = None,
-        feed: Feed = decode_blocks,
+        feed: Feed = decode_in_threads,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -65,7 +64,11 @@ class Stage:
         self.augmentations = parse_augmentations(spec.config.augment)
         self.data = {
             split: open_images(
-                images, device, spec.config.seed if split == "train" else None, feed
+                images,
+                device,
+                spec.config.seed if split == "train" else None,
+                spec.config.recipe.epochs,
+                feed,
             )
             for split, images in (data or {}).items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,8 @@ from rayff.config.errors import UserError
 from rayff.data import streaming
 from rayff.data.images import ImageFormat, Pixels
 from rayff.data.order import StreamOrder
-from rayff.data.reading import decode_blocks
 from rayff.data.sources import Block
-from rayff.data.streaming import StreamedSet, Window
+from rayff.data.streaming import StreamedSet, Window, decode_in_threads
 from tests.data.files import encoded, image_structs, load
 
 ROWS = 61
@@ -82,16 +81,15 @@ class TestWindow:
         monkeypatch.setattr(streaming, "MAX_WINDOW_ROWS", 16)
         self.decoded: list[int] = []
 
-    def feed(self, blocks: Sequence[Block], form: ImageFormat) -> Iterator[Pixels]:
-        for pixels in decode_blocks(blocks, form):
+    def feed(self, blocks: Iterable[Block], form: ImageFormat, ahead: int) -> Iterator[Pixels]:
+        for pixels in decode_in_threads(blocks, form, ahead):
             self.decoded.append(len(pixels))
             yield pixels
 
     def read(self, window: Window, epoch: int, first: int, size: int) -> list[int]:
         order = window.data.order
-        blocks = order.blocks(seed=3, epoch=epoch)
         rows = order.rows(seed=3, epoch=epoch)[first : first + size]
-        images = window.images(rows, blocks, order.windows(blocks))
+        images = window.images(rows, epoch)
         assert (images == images[:, :1, :1, :1]).all()
         assert images[:, 0, 0, 0].tolist() == rows.tolist()
         return rows.tolist()
@@ -101,21 +99,20 @@ class TestWindow:
 
     @pytest.mark.parametrize("size", [1, 5, 16, 40])
     def test_an_epoch_decodes_every_image_once(self, folder: Path, size: int):
-        window = Window(train_set(folder), self.feed)
-        for epoch in (0, 1):
-            self.decoded = []
+        window = Window(train_set(folder), 3, 3, self.feed)
+        for epoch in (0, 1, 2):
             seen = [row for n in range(0, ROWS, size) for row in self.read(window, epoch, n, size)]
             assert sorted(seen) == list(range(ROWS))
-            assert sum(self.decoded) == ROWS
+            assert sum(self.decoded) == (epoch + 1) * ROWS
 
     def test_a_window_is_forgotten_behind_it(self, folder: Path):
-        window = Window(train_set(folder), self.feed)
+        window = Window(train_set(folder), 3, 3, self.feed)
         for first in range(0, ROWS, 4):
             self.read(window, 0, first, 4)
             assert sum(map(len, window._held.values())) <= 2 * (16 + 4)
 
     def test_it_begins_anywhere_and_goes_back(self, folder: Path):
-        window = Window(train_set(folder), self.feed)
+        window = Window(train_set(folder), 3, 3, self.feed)
         self.read(window, 2, 48, 8)
         assert sum(self.decoded) < ROWS
         for first in (8, 32, 0, 56):

@@ -159,7 +159,7 @@ class TestOnRay:
         def kill_readers(line: str) -> None:
             for process in psutil.process_iter(["cmdline"]):
                 command = process.info["cmdline"] or [""]
-                if command[0].startswith(("ray::decode", "ray::IDLE")) and len(killed) < 6:
+                if command[0].startswith("ray::Reader") and len(killed) < 6:
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
 
