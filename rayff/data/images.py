@@ -151,6 +151,10 @@ class Survey:
         ]
 
 
+class UnsuitableImageError(ValueError):
+    """An image that can be decoded, but not be used."""
+
+
 class Decoded(NamedTuple):
     """An image as an array, and what it was before."""
 
@@ -199,8 +203,8 @@ def decode_image(data: bytes, form: ImageFormat) -> Decoded:
     """Decode an image file's bytes to an array of `form`.
 
     Raises:
-        ValueError: the bytes are no image that Pillow can decode, or one whose values have no
-            known range.
+        UnsuitableImageError: its values have no known range, or colours are not wanted.
+        ValueError: the bytes are no image that Pillow can decode.
     """
     with _opened(data) as image:
         return convert(image, form)
@@ -225,6 +229,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
                     f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
                 )
             yield image
+    except UnsuitableImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError("no known image format") from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
@@ -258,12 +264,12 @@ def convert(image: Image.Image, form: ImageFormat) -> Decoded:
     square of `form.size` pixels by a bilinear filter, with antialiasing where it shrinks.
 
     Raises:
-        ValueError: its values have no known range.
+        UnsuitableImageError: its values have no known range, or colours are not wanted.
     """
     changes: list[Change] = []
     if form.channels == 1 and not is_grey(image):
         if form.grey_only:
-            raise ValueError(
+            raise UnsuitableImageError(
                 "it is of colour, and those that were sampled are grey: choose with "
                 "--image-channels 1 or 3"
             )
@@ -304,7 +310,7 @@ def _eight_bits(image: Image.Image, changes: list[Change]) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in {"F", "I"}:
         kind = {"F": "float", "I": "whole numbers of 32 bits"}[image.mode]
-        raise ValueError(
+        raise UnsuitableImageError(
             f"its pixels are {kind}, whose black and white are not known: save them with 8 bits"
         )
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from rayff.data.images import ImageFormat, ImageSet, Split, Survey
 from rayff.data.layouts import Layout, contents, find_layout
 from rayff.data.locations import absolute, file_system
 from rayff.data.memory import memory_bytes
-from rayff.data.order import Indices, holdout, sample
+from rayff.data.order import Indices, sample
 from rayff.data.reading import ColourFoundError, looks_grey, read_images
 from rayff.data.sources import Location, Source
+from rayff.data.splits import hold_out, split_rows, without_unlabelled
 from rayff.data.streaming import StreamedSet, streamed
 from rayff.data.tasks import TASKS, Task, TaskData, known_task
 from rayff.data.torchvision_files import read_torchvision, torchvision_folder
@@ -30,9 +32,6 @@ from rayff.models.zoo import IMAGE_SIZE, default_image_size
 
 DEFAULT_DOWNLOAD_DIR = "~/.cache/rayff"
 """Where `--download` puts the data when no folder is given."""
-
-MAX_HELD_OUT = 10_000
-"""Most images that are held out of a folder's training images; it is 10% otherwise."""
 
 STREAMED_SHARE = 0.5
 """Of the free memory: images that would take more stay in their files."""
@@ -121,6 +120,7 @@ def _refuse(options: DataOptions, why: str, *names: str) -> None:
         "image_column": options.choice.image,
         "label_column": options.choice.label,
         "stream": options.stream,
+        "resize": options.resize != "crop",
     }
     for name in names:
         if values[name]:
@@ -134,7 +134,7 @@ def _call(options: DataOptions) -> TaskData:
     _refuse(
         options,
         "is a function that loads its data itself",
-        *("data_dir", "download", "image_column", "label_column", "stream"),
+        *("data_dir", "download", "image_column", "label_column", "stream", "resize"),
     )
     function = TASKS.load(task)
     try:
@@ -147,13 +147,20 @@ def _call(options: DataOptions) -> TaskData:
         ) from error
     if not isinstance(data, TaskData):
         raise UserError(f"--task {task} returned {type(data).__name__}: return a TaskData")
+    if options.channels not in (None, data.image_channels):
+        raise UserError(
+            f"--image-channels {options.channels}: --task {task} returned images of "
+            f"{data.image_channels}; convert them there, or leave the option out"
+        )
     if options.image_size not in (None, data.image_size):
         raise UserError(
             f"--image-size {options.image_size}: --task {task} returned images of "
             f"{data.image_size}x{data.image_size} pixels; resize them there, or leave the option "
             "out"
         )
-    return data.sample(options.limit)
+    # the function may keep its own, which are not to be released
+    train, valid, test = map(copy.copy, (data.train, data.valid, data.test))
+    return replace(data, train=train, valid=valid, test=test).sample(options.limit)
 
 
 def _load_named(task: Task, class_name: str, options: DataOptions, size: int) -> TaskData:
@@ -185,7 +192,7 @@ def _load_named(task: Task, class_name: str, options: DataOptions, size: int) ->
         download=options.download,
         survey=survey,
     )
-    kept, held_out = _hold_out(len(train), task.valid_size, str(files))
+    kept, held_out = hold_out(len(train), task.valid_size, str(files))
     splits = train.take(kept), train.take(held_out), test
     whole = _task_data(task.name, task.class_names, splits, survey)
     return whole.sample(options.limit)
@@ -237,7 +244,7 @@ def _read(
             f"{folder.shown} has no train split: expected train.parquet (or shards) or "
             f"train/<class>/; it holds {contents(folder)}"
         )
-    sources, unlabelled = _without_unlabelled(sources)
+    sources, unlabelled = without_unlabelled(sources)
     if task is not None and not sources.keys() & {"test", "valid"}:
         raise UserError(
             f"{folder.shown} has no test split, which the task {task.name!r} has: add it, or give "
@@ -248,7 +255,7 @@ def _read(
         for split, source in sources.items()
     }
     classes = map_classes(raw, task.class_names if task else None)
-    rows, held_out = _splits(sources, task.valid_size if task else None, folder.shown)
+    rows, held_out = split_rows(sources, task.valid_size if task else None, folder.shown)
     picked = {
         split: (source, chosen[sample(classes.labels[source][chosen], options.limit)])
         for split, (source, chosen) in rows.items()
@@ -285,61 +292,6 @@ def is_streamed(options: DataOptions, number: int, form: ImageFormat) -> bool:
     return number * math.prod(form.shape) > STREAMED_SHARE * memory_bytes()[1]
 
 
-def _without_unlabelled(
-    sources: dict[Split, Source],
-) -> tuple[dict[Split, Source], list[str]]:
-    """Leave out splits whose labels are all -1, as in competitions."""
-    labelled, notes = {}, []
-    for split, source in sources.items():
-        values = source.labels.unique().to_pylist()
-        if split != "train" and values in ([-1], [None], [-1.0]):
-            notes.append(f"the {split} split is unlabelled (all {values[0]}), and is not used")
-        else:
-            labelled[split] = source
-    return labelled, notes
-
-
-def _splits(
-    sources: Mapping[Split, Source], valid_size: int | None, shown: str
-) -> tuple[dict[Split, tuple[Split, Indices]], list[str]]:
-    """Return the source and the rows of each split; those that are missing are held out.
-
-    A validation split without a test split is the test split.
-    """
-    whole = {split: np.arange(source.num_rows) for split, source in sources.items()}
-    found: dict[Split, tuple[Split, Indices]] = {s: (s, rows) for s, rows in whole.items()}
-    notes = []
-    if "test" not in found and "valid" in found:
-        found["test"] = found.pop("valid")
-        notes.append("there is no labelled test split: the validation split is the test split")
-    train = whole["train"]
-    for split in ("test", "valid"):
-        if split in found:
-            continue
-        size = valid_size if split == "valid" else None
-        if size is None:
-            size = max(1, min(MAX_HELD_OUT, len(train) // 10))
-        kept, out = _hold_out(len(train), size, shown)
-        found[split] = "train", train[out]
-        train = train[kept]
-        found["train"] = "train", train
-        if split == "test" or valid_size is None:
-            word = "validation" if split == "valid" else split
-            notes.append(
-                f"{size:,} of the training images are held out for {word}: there is no such split"
-            )
-    return found, notes
-
-
-def _hold_out(num_images: int, size: int, shown: str) -> tuple[Indices, Indices]:
-    if num_images <= size:
-        raise UserError(
-            f"{shown} has {num_images:,} training images, of which {size:,} are to be held out "
-            "for validation: give more, or a validation split"
-        )
-    return holdout(num_images, size)
-
-
 def _stream(
     sources: Mapping[Split, Source],
     classes: ClassMap,
@@ -366,7 +318,7 @@ def _decode(
     """Decode the rows of all splits, each file once; again in colour where not all are grey."""
     wanted = {
         origin: np.unique(np.concatenate([r for o, r in picked.values() if o == origin]))
-        for origin in {origin for origin, _ in picked.values()}
+        for origin in dict.fromkeys(origin for origin, _ in picked.values())
     }
     chosen = {origin: sources[origin].take(rows) for origin, rows in wanted.items()}
     survey = Survey()

@@ -20,6 +20,7 @@ from rayff.data.images import (
     ImageSet,
     Pixels,
     Survey,
+    UnsuitableImageError,
     decode_image,
     holds_grey,
 )
@@ -62,6 +63,8 @@ def decode_all(encoded: Encoded, form: ImageFormat) -> tuple[Pixels, Survey] | B
             return BadImage(index, "the image is null")
         try:
             decoded = decode_image(data, form)
+        except UnsuitableImageError as error:
+            return BadImage(index, str(error))
         except ValueError as error:
             return BadImage(index, f"the bytes are not an image ({error})")
         images[index] = decoded.pixels

@@ -233,7 +233,7 @@ class TestPaths:
         assert sorted(rows_of(data.train) + rows_of(data.valid)) == list(range(num_train))
 
     def test_no_more_are_held_out_than_the_limit(self, monkeypatch):
-        monkeypatch.setattr("rayff.data.loading.MAX_HELD_OUT", 4)
+        monkeypatch.setattr("rayff.data.splits.MAX_HELD_OUT", 4)
         write_task(self.folder, num_train=60)
         assert len(load(self.folder).valid) == 4
 

@@ -13,14 +13,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from rayff import TrainConfig, load_model
 from rayff.config.errors import UserError
+from rayff.distributed.reading import hand_over
 from rayff.engine.evaluation import evaluate
 from rayff.engine.run import TrainResult
 from rayff.runs.run_directory import RunDirectory
-from tests.data.files import encoded, image_structs, random_pixels
+from tests.data.files import encoded, image_structs, load, random_pixels
 from tests.helpers.ray_instance import local_ray
 from tests.helpers.runs import (
     RecordingCallback,
@@ -142,6 +144,17 @@ class TestOnRay:
     def _cluster(self) -> Iterator[None]:
         with local_ray(num_cpus=3):
             yield
+
+    def test_images_in_memory_are_handed_over(self, task: str):
+        data = load(task, image_size=40)
+        whole = {split: images.images.copy() for split, images in data.splits.items()}
+        mark = data.fingerprint
+        shared = hand_over(data)
+        assert all(images.images.size == 0 for images in data.splits.values())
+        assert [len(images) for images in data.splits.values()] == [96, 20, 30]
+        assert (data.image_channels, data.image_size, data.fingerprint) == (3, 40, mark)
+        for split, images in ray.get(shared.reference).items():
+            assert (images.images == whole[split]).all()
 
     @pytest.mark.smoke
     def test_two_stages(self, task: str, alone: TrainResult, tmp_path: Path):
