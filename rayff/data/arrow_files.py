@@ -14,7 +14,7 @@ import pyarrow as pa
 from rayff.config.errors import UserError
 from rayff.data.columns import Choice, choose_columns
 from rayff.data.parquet import class_names, image_bytes
-from rayff.data.sources import ROWS_A_READ, Block, Encoded, Location, Rows, Source, taken
+from rayff.data.sources import Block, Encoded, Location, Rows, Source, rows_a_read, taken
 
 DATASETS = "dataset_dict.json"
 """File that lists the splits; each is a folder."""
@@ -43,8 +43,9 @@ class ArrowFile(Block):
         first = 0
         with _opened(self.location) as reader:
             for batch in reader:
-                for start in range(0, len(batch), ROWS_A_READ):
-                    part = image_bytes(batch.column(name).slice(start, ROWS_A_READ))
+                count = rows_a_read(batch.nbytes // max(1, len(batch)))
+                for start in range(0, len(batch), count):
+                    part = image_bytes(batch.column(name).slice(start, count))
                     yield taken(part, chosen, first).to_pylist()
                     first += len(part)
 

@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from rayff.config.errors import UserError
 from rayff.data.columns import SPLIT_COLUMN, Choice, choose_columns
-from rayff.data.sources import ROWS_A_READ, Block, Encoded, Location, Rows, Source, taken
+from rayff.data.sources import Block, Encoded, Location, Rows, Source, rows_a_read, taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,9 @@ class RowGroup(Block):
         chosen = None if self.rows is None else np.array(self.rows)
         seen = 0
         with opened(self.location) as file:
+            size = file.metadata.row_group(self.number).total_byte_size // self.group_rows
             for batch in file.iter_batches(
-                batch_size=ROWS_A_READ, row_groups=[self.number], columns=[self.column]
+                batch_size=rows_a_read(size), row_groups=[self.number], columns=[self.column]
             ):
                 yield taken(image_bytes(batch.column(0)), chosen, seen).to_pylist()
                 seen += len(batch)

@@ -20,8 +20,9 @@ Rows = NDArray[np.int64]
 Encoded = list[bytes | None]
 """Files of images, in the order of their rows; None where a row has none."""
 
-ROWS_A_READ = 2048
-"""Rows of a table that are held at a time."""
+MAX_ROWS_A_READ = 2048
+BYTES_A_READ = 2**24
+"""Encoded images of a table that are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,11 @@ class Source:
                 return block.place(row)
             row -= block.num_rows
         raise IndexError(row)
+
+
+def rows_a_read(row_bytes: int) -> int:
+    """Return how many rows of a size are read at a time."""
+    return max(1, min(MAX_ROWS_A_READ, BYTES_A_READ // max(1, row_bytes)))
 
 
 def taken(values: Any, rows: Rows | None, first: int) -> Any:
