@@ -101,6 +101,8 @@ def _show(facts: dict[str, Any]) -> None:
         "actors",
         "seconds a batch",
         "share of the slowest",
+        "weights",
+        "memory, about",
         "bytes onward",
     ):
         table.add_column(name, justify="right")
@@ -112,6 +114,8 @@ def _show(facts: dict[str, Any]) -> None:
             str(stage["replicas"]),
             f"{stage['seconds']:.4f}",
             f"{100 * stage['share']:.0f}%",
+            f"{stage['weights'] / 1e6:.1f} M",
+            f"{stage['memory_bytes'] / 2**20:,.0f} MiB",
             f"{onward / 2**20:.1f} MiB" if onward else "-",
         )
     console.print(table)

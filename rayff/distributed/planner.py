@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rayff.engine.preparation import assemble
 from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
+from rayff.models.architecture import Architecture
 from rayff.models.zoo import default_image_size
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, StageResources, make_plan
@@ -172,6 +174,20 @@ def _without_data(config: TrainConfig) -> PreparedRun:
     return assemble(config, data, RunDirectory(Path()), check_size=False)
 
 
+def _memory_bytes(part: Architecture, run: Run) -> int:
+    """Return about what a stage needs beside its process: its layers and one layer's batch.
+
+    A layer has its weights, gradient and two moments of the optimizer in float32; of a batch its
+    input, its product and what it hands on.
+    """
+    element = DTYPES[run.resolved.precision].itemsize
+    batch = max(
+        math.prod(layer.in_shape) + math.prod(layer.out_shape) + math.prod(layer.feature_shape)
+        for layer in part.layers
+    )
+    return 4 * 4 * part.num_weights + run.recipe.batch_size * batch * element
+
+
 def _facts(run: Run, plan: Plan) -> dict[str, Any]:
     seconds = plan.stages_s
     batch_bytes = run.recipe.batch_size * DTYPES[run.resolved.precision].itemsize
@@ -199,10 +215,17 @@ def _facts(run: Run, plan: Plan) -> dict[str, Any]:
                 "replicas": replicas,
                 "seconds": stage_s,
                 "share": stage_s / max(seconds),
+                "weights": part.num_weights,
+                "memory_bytes": _memory_bytes(part, run),
                 "bytes_onward": bytes_onward,
             }
-            for layers, replicas, stage_s, bytes_onward in zip(
-                plan.layer_ranges, plan.replicas, seconds, [*onward, 0], strict=True
+            for layers, replicas, stage_s, bytes_onward, part in zip(
+                plan.layer_ranges,
+                plan.replicas,
+                seconds,
+                [*onward, 0],
+                plan.architecture.stages(plan.cuts),
+                strict=True,
             )
         ],
     }
