@@ -8,6 +8,7 @@ from rayff.data.images import ImageFormat, ImageSet, convert
 
 TEST_SIZE = 200
 VALID_SIZE = 200
+ORIGINAL_SIZES = "8x8"
 
 _MAX_VALUE = 16
 _SPLIT_SEED = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rayff.config.registry import is_import_path
 from rayff.config.train_config import Resize, TrainConfig
 from rayff.data.classes import ClassMap, Labels, RawLabels, map_classes
 from rayff.data.columns import Choice
-from rayff.data.digits import read_digits
+from rayff.data.digits import ORIGINAL_SIZES, read_digits
 from rayff.data.images import ImageFormat, ImageSet, Split, Survey
 from rayff.data.layouts import Layout, contents, find_layout
 from rayff.data.locations import absolute, file_system
@@ -102,7 +102,7 @@ def load_task(options: DataOptions) -> TaskData:
         _refuse(options, "has no columns", "image_column", "label_column")
         _refuse(options, "has no files", "stream")
         splits = read_digits(ImageFormat(options.channels or known.image_channels, size))
-        whole = _task_data(known.name, known.class_names, splits)
+        whole = _task_data(known.name, known.class_names, splits, ORIGINAL_SIZES)
         return whole.sample(options.limit)
     if options.data_dir is None and not options.download:
         raise UserError(
@@ -194,7 +194,7 @@ def _load_named(task: Task, class_name: str, options: DataOptions, size: int) ->
     )
     kept, held_out = hold_out(len(train), task.valid_size, str(files))
     splits = train.take(kept), train.take(held_out), test
-    whole = _task_data(task.name, task.class_names, splits, survey)
+    whole = _task_data(task.name, task.class_names, splits, survey.sizes, survey.notes())
     return whole.sample(options.limit)
 
 
@@ -342,7 +342,8 @@ def _task_data(
     name: str,
     class_names: tuple[str, ...],
     splits: tuple[ImageSet, ImageSet, ImageSet],
-    survey: Survey | None = None,
+    original_sizes: str,
+    notes: Sequence[str] = (),
 ) -> TaskData:
     train, valid, test = splits
     return TaskData(
@@ -351,6 +352,6 @@ def _task_data(
         train=train,
         valid=valid,
         test=test,
-        original_sizes=survey.sizes if survey else None,
-        notes=tuple(survey.notes()) if survey else (),
+        original_sizes=original_sizes,
+        notes=tuple(notes),
     )

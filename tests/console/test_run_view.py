@@ -178,8 +178,8 @@ def test_the_header_describes_the_run(tmp_path: Path) -> None:
         "tinycnn on digits: 4 layers, 26,850 weights, 32 images an epoch, seed 3",
     ]
     assert lines[2] == (
-        "data: 32 train, 32 valid, 32 test images of 32x32 pixels in grey; 10 classes with 3 to 4 "
-        "training images each"
+        "data: 32 train, 32 valid, 32 test images of 8x8 pixels in grey, now 32x32; 10 classes "
+        "with 3 to 4 training images each"
     )
     assert lines[3].endswith("; 1 thread, fp32, plain rule")
     assert lines[4] == f"run directory {tmp_path}"
