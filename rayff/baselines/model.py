@@ -105,7 +105,7 @@ class Backpropagation(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, EndToEndLayer)]
 
     def forward(self, features: Tensor, share: Share | None = None) -> Tensor:
-        """Return the logits of every head, (heads, B, C), of normalised images (B, K, 32, 32).
+        """Return the logits of every head, (heads, B, C), of normalised images (B, K, S, S).
 
         Args:
             features: the images.

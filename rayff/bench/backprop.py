@@ -56,7 +56,7 @@ class BackpropCommand(KernelOptions, DeviceOptions, BenchCommand):
     arch: str = "tinycnn"
     """Network: {architectures}, or package.module:function."""
     task: str = "digits"
-    """Data: {tasks}, a folder of image Parquet, or package.module:function."""
+    """Data: {tasks}, a folder or URI of images, or package.module:function."""
     data_dir: str | None = None
     """Folder that holds the task's data."""
     limit: int | None = None

@@ -48,7 +48,7 @@ class EnduranceCommand(BenchCommand):
     width: int | None = None
     """Channels of the first layer. Default: the architecture's own."""
     task: str = "digits"
-    """Data: {tasks}, a folder of image Parquet, or package.module:function."""
+    """Data: {tasks}, a folder or URI of images, or package.module:function."""
     data_dir: str | None = None
     """Folder that holds the task's data."""
     stages: int = 2
