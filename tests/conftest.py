@@ -2,7 +2,7 @@ import os
 import random
 import re
 from collections.abc import Generator, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -88,3 +88,16 @@ def same_threads() -> Iterator[None]:
 def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a tiny task, which no test changes."""
     return write_tiny_task(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server of S3 with a bucket; see tests.helpers.s3."""
+    from tests.helpers.s3 import S3  # a second to import, and most tests do without
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = S3()
+    yield server
+    server.close()

@@ -19,7 +19,7 @@ from rayff.data.columns import Choice
 from rayff.data.digits import ORIGINAL_SIZES, read_digits
 from rayff.data.images import ImageFormat, ImageSet, Split, Survey
 from rayff.data.layouts import Layout, contents, find_layout
-from rayff.data.locations import absolute, file_system
+from rayff.data.locations import absolute, file_system, is_uri
 from rayff.data.memory import memory_bytes
 from rayff.data.order import Indices, sample
 from rayff.data.reading import ColourFoundError, looks_grey, read_images
@@ -219,7 +219,8 @@ def _load_path(options: DataOptions, size: int) -> TaskData:
 
 def _location(folder: str, flag: str) -> Location:
     files, path = file_system(folder, flag)
-    return Location(files=files, path=path, shown=folder.rstrip("/") or "/")
+    shown = folder.partition("?")[0] if is_uri(folder) else folder
+    return Location(files=files, path=path, shown=shown.rstrip("/") or "/")
 
 
 def _read(

@@ -17,7 +17,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.config.validation import check_cuts, check_method, check_replicas
 from rayff.data.augmentation import try_augmentations
 from rayff.data.loading import data_options, load_task
-from rayff.data.locations import absolute
+from rayff.data.locations import absolute, is_uri
 from rayff.data.streaming import StreamedSet
 from rayff.data.tasks import TaskData, known_task, task_recipe
 from rayff.engine.run import PreparedRun
@@ -37,7 +37,10 @@ from rayff.runs.storage import Storage
 
 def default_run_dir(config: TrainConfig) -> str:
     """Return runs/ARCH-TASK-DATE-TIME."""
-    names = (Path(name).name.replace(":", "-") for name in (config.arch, config.task))
+    names = (
+        Path(name.partition("?")[0] if is_uri(name) else name).name.replace(":", "-")
+        for name in (config.arch, config.task)
+    )
     return f"runs/{'-'.join(names)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -1,6 +1,5 @@
 """Folders that cannot be written, full disks, storages that fail, data that is missing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +9,8 @@ import pytest
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.doctor import storage
+from tests.helpers.s3 import S3
 from tests.helpers.tiny_task import write_tiny_task
-from tests.runs.test_storage import S3
 
 
 @pytest.fixture
@@ -65,15 +64,6 @@ class TestStorage:
         with pytest.raises(UserError) as caught:
             storage.storage("s3://me:secret@bucket/runs")
         assert "secret" not in str(caught.value)
-
-    @pytest.fixture
-    def s3(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = S3()
-        yield server
-        server.close()
 
     @pytest.mark.parametrize(
         ("method", "step"), [("PUT", "written"), ("GET", "read back"), ("DELETE", "deleted")]

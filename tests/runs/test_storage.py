@@ -1,16 +1,10 @@
 """The copy of a run in a storage: local folders, fsspec, and a real S3 server with faults."""
 
-import logging
 import shutil
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from rayff import TrainConfig
 from rayff.data.locations import file_system
@@ -25,6 +19,7 @@ from tests.helpers.runs import (
     timeless,
     train_locally,
 )
+from tests.helpers.s3 import S3
 from tests.helpers.tiny_task import BATCHES, tiny_config
 
 LAST = 2 * BATCHES
@@ -32,50 +27,6 @@ LAST = 2 * BATCHES
 
 def stored(task: str, run_dir: Path, storage_path: str, **changes: Any) -> TrainConfig:
     return tiny_config(task, run_dir, storage_path=storage_path, **changes)
-
-
-class S3:
-    """moto's server in this process; `fails` decides which requests break off."""
-
-    def __init__(self) -> None:
-        self.fails: Callable[[str, str], bool] = lambda method, path: False
-        app = DomainDispatcherApplication(create_backend_app)
-
-        def breakable(environ: Any, start_response: Any) -> Any:
-            if self.fails(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
-                half = int(environ.get("CONTENT_LENGTH") or 0) // 2
-                environ["wsgi.input"].read(half)
-                start_response("403 Forbidden", [])  # an answer that no client tries again
-                return [b""]
-            return app(environ, start_response)
-
-        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-        self.server = make_server("127.0.0.1", 0, breakable, threaded=True)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-        self.address = f"127.0.0.1:{self.server.server_port}"
-        self.client = boto3.client(
-            "s3", endpoint_url=f"http://{self.address}", region_name="us-east-1"
-        )
-        bucket = f"bucket-{self.server.server_port}"  # all servers of a process share objects
-        self.client.create_bucket(Bucket=bucket)
-        self.uri = (
-            f"s3://{bucket}/runs?endpoint_override={self.address}&scheme=http&region=us-east-1"
-        )
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = S3()
-    yield server
-    server.close()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
