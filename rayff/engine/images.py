@@ -6,6 +6,7 @@ import time
 import warnings
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,8 @@ class StoredImages:
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         with warnings.catch_warnings():  # nothing writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.images = torch.from_numpy(images.images).to(device)
-            self.labels = torch.from_numpy(images.labels).to(device)
+            self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(device)
+            self.labels = torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
 
     def fetch(self, rows: Indices, epoch: int) -> tuple[Tensor, Tensor]:
         """Return images and labels."""

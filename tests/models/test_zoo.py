@@ -7,7 +7,7 @@ import pytest
 
 from rayff.config.errors import UserError
 from rayff.models.architecture import Architecture
-from rayff.models.zoo import ARCHITECTURES, Row, architecture, chain
+from rayff.models.zoo import ARCHITECTURES, Row, architecture, chain, default_image_size
 
 # in, out, kernel, stride, pool before it, pixels a side of the output, join
 RESNET = [
@@ -312,3 +312,51 @@ class TestMistakes:
     def test_a_value_out_of_range_is_refused(self, options: dict[str, Any], sentence: str):
         with pytest.raises(UserError, match=sentence):
             architecture(**{"name": "resnet", "num_classes": 10, "image_channels": 3, **options})
+
+
+class TestImageSizes:
+    @pytest.mark.parametrize(
+        ("name", "size", "sizes"),
+        [
+            ("resnet", 64, {0: 64, 4: 64, 8: 32, 12: 16, 16: 8}),
+            ("vgg", 64, {0: 64, 4: 32, 7: 16, 10: 8, 13: 4}),
+            ("tinycnn", 28, {0: 28, 1: 14, 2: 7, 3: 7}),
+            ("resnet_imagenet", 224, {0: 112, 1: 56, 5: 56, 9: 28, 13: 14, 17: 7}),
+            ("resnet_imagenet", 96, {0: 48, 1: 24, 17: 3}),
+        ],
+    )
+    def test_maps_follow_the_images(self, name: str, size: int, sizes: dict[int, int]):
+        network = architecture(name, num_classes=10, image_channels=3, image_size=size)
+        assert network.image_shape == (3, size, size)
+        assert {layer: network.convolutions[layer].out_size for layer in sizes} == sizes
+
+    def test_each_has_a_size_of_its_own(self):
+        assert default_image_size("resnet_imagenet") == 224
+        assert default_image_size("resnet") == default_image_size("vgg8b") == 32
+        network = architecture("resnet_imagenet", num_classes=10, image_channels=3)
+        assert network.image_size == 224
+
+    @pytest.mark.parametrize(
+        ("name", "size", "sentence"),
+        [
+            (
+                "resnet",
+                50,
+                r"--image-size 50 does not fit --arch resnet \(.* multiple of 8, such as",
+            ),
+            ("resnet", 12, "use a multiple of 8, such as --image-size 16"),
+            ("vgg", 8, "use a multiple of 16, such as --image-size 16"),
+            ("resnet_imagenet", 100, "use a multiple of 32, such as --image-size 96"),
+        ],
+    )
+    def test_one_that_does_not_fit_is_answered_with_one_that_does(
+        self, name: str, size: int, sentence: str
+    ):
+        with pytest.raises(UserError, match=sentence):
+            architecture(name, num_classes=10, image_channels=3, image_size=size)
+
+    def test_a_function_gets_the_size(self):
+        network = architecture(
+            f"{__name__}:returns_rows", num_classes=3, image_channels=1, image_size=12, width=6
+        )
+        assert network.image_shape == (1, 12, 12)
