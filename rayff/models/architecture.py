@@ -241,12 +241,15 @@ class Architecture:
         """Raise a UserError where a layer's channels do not split into a group for each class."""
         for layer in self.layers:
             if layer.out_channels % self.num_classes:
-                width = -(-self.layers[0].out_channels // self.num_classes) * self.num_classes
+                narrow = self.layers[0].out_channels
+                width = -(-narrow // self.num_classes) * self.num_classes
+                millions = self.num_weights * (width / narrow) ** 2 / 1e6
                 raise UserError(
                     f"architecture {self.name!r}: the {layer.out_channels} channels of layer "
                     f"{layer.index} do not split into {self.num_classes} equal groups, one a "
                     f"class; widen the network with --width {width} (or another multiple of "
-                    f"{self.num_classes}), or use a loss with a head, such as --loss linear"
+                    f"{self.num_classes}; it has about {millions:,.0f} million weights then), or "
+                    "use a loss with a head, such as --loss linear"
                 )
 
     def _check_shortcuts(self) -> None:
