@@ -35,8 +35,9 @@ MAX_POINTS = 10_000
 """Combinations that are checked before a search starts; a further one is when its trial starts."""
 
 _COMBINED = frozenset(
-    "arch method loss width task data_dir download limit batch_size stages elastic cuts replicas "
-    "transport placement device cpus_per_stage gpus_per_stage".split()
+    "arch method loss width task data_dir download limit image_size image_channels image_column "
+    "label_column stream batch_size stages elastic cuts replicas transport placement device "
+    "cpus_per_stage gpus_per_stage".split()
 )
 """Options that decide together whether a trial can run, and on what resources."""
 
