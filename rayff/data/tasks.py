@@ -112,6 +112,8 @@ class TaskData:
             digest.update(repr((len(split), *split.image_shape)).encode())
             digest.update(split.labels.tobytes())
             digest.update(split.some().tobytes())
+            if isinstance(split, StreamedSet):  # its order follows the blocks of the files
+                digest.update(repr(split.order).encode())
         return digest.hexdigest()
 
     def describe(self) -> list[str]:

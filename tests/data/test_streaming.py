@@ -175,6 +175,9 @@ def test_a_fingerprint_changes_with_images_and_labels(folder: Path):
     assert stream == again
     assert load(folder, stream=False, image_size=8).fingerprint == stored
     table = pq.read_table(folder / "train.parquet")
+    pq.write_table(table, folder / "train.parquet", row_group_size=9)  # read in another order
+    assert load(folder, stream=True, image_size=8).fingerprint != stream
+    assert load(folder, stream=False, image_size=8).fingerprint == stored
     labels = pa.array([*table.column("label").to_pylist()[:-2], 0, 1])
     changed = table.set_column(1, "label", labels)
     pq.write_table(changed, folder / "train.parquet", row_group_size=7)
