@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 MIB = 2**20
 STORE = 80 * MIB
+IMAGES = 5
+"""MiB of the task's images, which the store holds as long as the run."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +81,7 @@ def test_other_work_that_fills_the_store_makes_the_window_shrink(
     others: list[Any] = []
 
     def fill() -> None:
-        others.extend(ray.put(np.zeros(MIB, dtype=np.uint8)) for _ in range(53))
+        others.extend(ray.put(np.zeros(MIB, dtype=np.uint8)) for _ in range(53 - IMAGES))
 
     monkeypatch.setattr(pipeline, "STORE_EVERY_S", 0.1)
     config = make_config(task, tmp_path / "run", chunk=1, width=16)  # 1 MiB a message

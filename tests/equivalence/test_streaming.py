@@ -138,13 +138,15 @@ def test_other_data_is_refused_when_it_is_resumed(task: str, tmp_path: Path):
         train_locally(config, resume=True)
 
 
-@pytest.mark.ray
-class TestOnRay:
-    @pytest.fixture(scope="class", autouse=True)
-    def _cluster(self) -> Iterator[None]:
-        with local_ray(num_cpus=3):
-            yield
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_ray(num_cpus=3):
+        yield
 
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+class TestOnRay:
     def test_images_in_memory_are_handed_over(self, task: str):
         data = load(task, image_size=40)
         whole = {split: images.images.copy() for split, images in data.splits.items()}
