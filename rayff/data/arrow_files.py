@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rayff.config.errors import UserError
 from rayff.data.columns import Choice, choose_columns
 from rayff.data.parquet import class_names, image_bytes
-from rayff.data.sources import Block, Encoded, Location, Rows, Source, rows_a_read, taken
+from rayff.data.sources import Block, Encoded, Location, Source, TableBlock, rows_a_read, taken
 
 DATASETS = "dataset_dict.json"
 """File that lists the splits; each is a folder."""
@@ -23,24 +22,13 @@ STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrowFile(Block):
+class ArrowFile(TableBlock):
     """An Arrow file of record batches."""
-
-    location: Location
-    column: str
-    rows: tuple[int, ...] | None = None
-    """Rows of the file that are read; None for all."""
-
-    def take(self, rows: Rows) -> ArrowFile:
-        """Return some rows."""
-        own = rows if self.rows is None else np.array(self.rows)[rows]
-        return replace(self, num_rows=len(own), rows=tuple(own.tolist()))
 
     def images(self) -> Iterator[Encoded]:
         """Yield the encoded images, some at a time."""
         name = self.column.partition(".")[0]
-        chosen = None if self.rows is None else np.array(self.rows)
-        first = 0
+        chosen, first = self.chosen, 0
         with _opened(self.location) as reader:
             for batch in reader:
                 count = rows_a_read(batch.nbytes // max(1, len(batch)))
@@ -48,11 +36,6 @@ class ArrowFile(Block):
                     part = image_bytes(batch.column(name).slice(start, count))
                     yield taken(part, chosen, first).to_pylist()
                     first += len(part)
-
-    def place(self, row: int) -> str:
-        """Return file and row."""
-        in_file = row if self.rows is None else self.rows[row]
-        return f"{self.location.shown}, row {in_file} (counted from 0)"
 
 
 def saved_splits(folder: Location) -> list[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,33 +18,29 @@ from pyarrow import fs
 
 from rayff.config.errors import UserError
 from rayff.data.columns import SPLIT_COLUMN, Choice, choose_columns
-from rayff.data.sources import Block, Encoded, Location, Rows, Source, rows_a_read, taken
+from rayff.data.sources import (
+    Block,
+    Encoded,
+    Location,
+    Rows,
+    Source,
+    TableBlock,
+    rows_a_read,
+    taken,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowGroup(Block):
+class RowGroup(TableBlock):
     """A row group of a Parquet file, or some rows of it."""
 
-    location: Location
     number: int
-    first_row: int
-    """Of the group, counted in the file."""
     group_rows: int
     """Rows of the whole group."""
-    column: str
-    """Path of the encoded images."""
-    rows: tuple[int, ...] | None = None
-    """Rows of the group that belong to the split; None for all."""
-
-    def take(self, rows: Rows) -> RowGroup:
-        """Return some rows."""
-        own = rows if self.rows is None else np.array(self.rows)[rows]
-        return replace(self, num_rows=len(own), rows=tuple(own.tolist()))
 
     def images(self) -> Iterator[Encoded]:
         """Yield the encoded images, some at a time."""
-        chosen = None if self.rows is None else np.array(self.rows)
-        seen = 0
+        chosen, seen = self.chosen, 0
         with opened(self.location) as file:
             size = file.metadata.row_group(self.number).total_byte_size // self.group_rows
             for batch in file.iter_batches(
@@ -54,11 +50,6 @@ class RowGroup(Block):
                 seen += len(batch)
         if seen != self.group_rows:
             raise _unequal(self.location)
-
-    def place(self, row: int) -> str:
-        """Return file and row."""
-        in_group = row if self.rows is None else self.rows[row]
-        return f"{self.location.shown}, row {self.first_row + in_group} (counted from 0)"
 
 
 def read_source(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from rayff.config.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Rows = NDArray[np.int64]
 
@@ -106,6 +109,34 @@ class Block(ABC):
     @abstractmethod
     def place(self, row: int) -> str:
         """Return where a row is, for messages; rows of the block are counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableBlock(Block):
+    """Rows of a file that is a table, or of a part of it."""
+
+    location: Location
+    column: str
+    """Path of the encoded images."""
+    first_row: int = 0
+    """Of the part, counted in the file."""
+    rows: tuple[int, ...] | None = None
+    """Rows of the part that are read; None for all."""
+
+    def take(self, rows: Rows) -> Self:
+        """Return a block of some rows, by ascending numbers in this one."""
+        own = rows if self.rows is None else np.array(self.rows)[rows]
+        return replace(self, num_rows=len(own), rows=tuple(own.tolist()))
+
+    def place(self, row: int) -> str:
+        """Return file and row, counted from 0 in the file."""
+        in_part = row if self.rows is None else self.rows[row]
+        return f"{self.location.shown}, row {self.first_row + in_part} (counted from 0)"
+
+    @property
+    def chosen(self) -> Rows | None:
+        """The rows as an array."""
+        return None if self.rows is None else np.array(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
