@@ -17,6 +17,7 @@ import torch
 from rayff.bench.command import BenchCommand, train_config
 from rayff.config.train_config import TrainConfig
 from rayff.data.images import ImageSet
+from rayff.data.loading import data_options
 from rayff.data.tasks import TaskData
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Batch, Evaluate, Report, Train
@@ -27,7 +28,6 @@ from rayff.kernels.precision import DTYPES
 from rayff.kernels.timing import clock
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
-from rayff.models.zoo import default_image_size
 from rayff.partition.plan import Plan
 from rayff.partition.profile import Conditions
 from rayff.runs.run_directory import RunDirectory
@@ -38,7 +38,7 @@ NUM_CLASSES = 10
 def random_run(config: TrainConfig, num_batches: int = 1) -> PreparedRun:
     """Return a run on so many batches of random images, and one image each to evaluate on."""
     config = dataclasses.replace(config, task="cifar10")  # whose recipe is the architecture's
-    size = config.image_size or default_image_size(config.arch)
+    size = data_options(config).size
     shape = ((config.batch_size or 1) * num_batches, 3, size, size)
     generator = np.random.default_rng(0)
     images = ImageSet(

@@ -63,7 +63,7 @@ def map_classes(splits: Mapping[Split, RawLabels], task_names: tuple[str, ...] |
         kinds = ", ".join(f"{value.type} in {split}" for split, value in values.items())
         raise UserError(f"the labels of the splits are of several types ({kinds}): use one")
     if all(texts):
-        return _by_text(values, task_names, splits)
+        return _by_text(values, task_names)
     return _by_number(values, task_names, splits)
 
 
@@ -93,11 +93,7 @@ def _plain_values(raw: RawLabels) -> Any:
     return pa.array(numbers.astype(np.int64))
 
 
-def _by_text(
-    values: Mapping[Split, Any],
-    task_names: tuple[str, ...] | None,
-    splits: Mapping[Split, RawLabels],
-) -> ClassMap:
+def _by_text(values: Mapping[Split, Any], task_names: tuple[str, ...] | None) -> ClassMap:
     """Map labels that are words."""
     words = sorted({word for value in values.values() for word in pc.unique(value).to_pylist()})
     for word in words:

@@ -68,6 +68,11 @@ class DataOptions:
     stream: bool | None = None
     """Leave the images in their files; None where they would take much of the free memory."""
 
+    @property
+    def size(self) -> int:
+        """Pixels a side of the images."""
+        return self.image_size or self.default_size
+
 
 def data_options(config: TrainConfig) -> DataOptions:
     """Return the options of a run's data; a run of another method reads the same."""
@@ -95,13 +100,12 @@ def load_task(options: DataOptions) -> TaskData:
     if is_import_path(options.task):
         return _call(options)
     known = known_task(options.task)
-    size = options.image_size or options.default_size
     if known is None:
-        return _load_path(options, size)
+        return _load_path(options)
     if known.torchvision is None:
         _refuse(options, "has no columns", "image_column", "label_column")
         _refuse(options, "has no files", "stream")
-        splits = read_digits(ImageFormat(options.channels or known.image_channels, size))
+        splits = read_digits(ImageFormat(options.channels or known.image_channels, options.size))
         whole = _task_data(known.name, known.class_names, splits, ORIGINAL_SIZES)
         return whole.sample(options.limit)
     if options.data_dir is None and not options.download:
@@ -109,7 +113,7 @@ def load_task(options: DataOptions) -> TaskData:
             f"the task {known.name!r} needs its data: pass --data-dir DIR with a copy of it, or "
             "let rayff train --download fetch it"
         )
-    return _load_named(known, known.torchvision, options, size)
+    return _load_named(known, known.torchvision, options)
 
 
 def _refuse(options: DataOptions, why: str, *names: str) -> None:
@@ -163,14 +167,14 @@ def _call(options: DataOptions) -> TaskData:
     return replace(data, train=train, valid=valid, test=test).sample(options.limit)
 
 
-def _load_named(task: Task, class_name: str, options: DataOptions, size: int) -> TaskData:
+def _load_named(task: Task, class_name: str, options: DataOptions) -> TaskData:
     """Search the data folder for files of any layout, then for torchvision's."""
     data_dir = options.data_dir or DEFAULT_DOWNLOAD_DIR
     root = _location(data_dir, "--data-dir")
     places = [*(root / name for name in task.folders), root]
     for place in places:
         if layout := find_layout(place, subfolders=(*_CONFIGS, *task.folders)):
-            return _read(layout, place, task.name, options, size, task)
+            return _read(layout, place, task.name, options, task)
     _refuse(options, "was not found in tables", "image_column", "label_column", "stream")
     folder = Path(absolute(data_dir, "--data-dir"))
     files = torchvision_folder(class_name, folder)
@@ -182,7 +186,7 @@ def _load_named(task: Task, class_name: str, options: DataOptions, size: int) ->
             f"{files}; put them there, pass another --data-dir, or let rayff train --download "
             "fetch them"
         )
-    form = ImageFormat(options.channels or task.image_channels, size, options.resize)
+    form = ImageFormat(options.channels or task.image_channels, options.size, options.resize)
     survey = Survey()
     train, test = read_torchvision(
         class_name,
@@ -198,7 +202,7 @@ def _load_named(task: Task, class_name: str, options: DataOptions, size: int) ->
     return whole.sample(options.limit)
 
 
-def _load_path(options: DataOptions, size: int) -> TaskData:
+def _load_path(options: DataOptions) -> TaskData:
     _refuse(options, "is a folder itself", "data_dir", "download")
     folder = _location(options.task, "--task")
     layout = find_layout(folder)
@@ -214,7 +218,7 @@ def _load_path(options: DataOptions, size: int) -> TaskData:
             "train/<class>/ and test/<class>/ with image files, or Parquet with a column 'split'; "
             f"it holds {contents(folder)}"
         )
-    return _read(layout, folder, folder.name, options, size, None)
+    return _read(layout, folder, folder.name, options, None)
 
 
 def _location(folder: str, flag: str) -> Location:
@@ -228,7 +232,6 @@ def _read(
     folder: Location,
     name: str,
     options: DataOptions,
-    size: int,
     task: Task | None,
 ) -> TaskData:
     """Read the splits of a layout."""
@@ -263,7 +266,7 @@ def _read(
     }
     channels = options.channels or (task.image_channels if task else None)
     grey = channels is None and looks_grey(sources.values())
-    form = ImageFormat(channels or (1 if grey else 3), size, options.resize)
+    form = ImageFormat(channels or (1 if grey else 3), options.size, options.resize)
     number = sum(len(chosen) for _, chosen in picked.values())
     images: Mapping[Split, ImageSet | StreamedSet]
     if is_streamed(options, number, form):

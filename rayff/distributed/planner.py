@@ -26,7 +26,6 @@ from rayff.engine.resolution import resolve_run
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
 from rayff.models.architecture import Architecture
-from rayff.models.zoo import default_image_size
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, StageResources, make_plan
 from rayff.partition.profile import AllReduceTime, costs
@@ -167,7 +166,7 @@ def _without_data(config: TrainConfig) -> PreparedRun:
     """Return a run as far as a plan needs it; only a folder of images is read for it."""
     if config.task in TASKS:
         task = TASKS.load(config.task)
-        size = config.image_size or default_image_size(config.arch)
+        size = data_options(config).size
         data = TaskData.empty(task.name, task.class_names, task.image_channels, size)
     else:
         data = load_task(data_options(config))
