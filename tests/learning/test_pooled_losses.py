@@ -32,7 +32,8 @@ def layer_of(config: LossConfig, spec: LayerSpec, dropout: float = 0.2) -> CWCon
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in layer.loss.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise / parameter.shape[-1:].numel() ** 0.5)
     return layer
 
 
@@ -91,7 +92,10 @@ def cases(draw: st.DrawFn) -> tuple[LossConfig, LayerSpec, float, int]:
 
 
 def at_an_edge(layer: CWConv, x: Tensor) -> bool:
-    """Whether rounding decides the sign of an activation, or channels hardly vary."""
+    """Whether rounding decides a sign, channels hardly vary, or autograd in float32 is off too.
+
+    Where a softmax is saturated, p - 1 keeps few digits of float32, whoever computes it.
+    """
     y = AnalyticStep(in_float64(layer), x.double()).forward()
     near = y.abs().min() <= 1e-5 * y.square().mean().sqrt()
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +111,11 @@ def at_an_edge(layer: CWConv, x: Tensor) -> bool:
         for parameter in other.parameters():
             parameter.copy_(rounded(parameter))
     moved = learn(autograd_step, other, rounded(x), labels)
-    return bool(near) or any(relative(moved[name], exact[name]) > 2e-6 for name in exact)
+    narrow = learn(autograd_step, copy.deepcopy(layer), x, labels)
+    return bool(near) or any(
+        relative(moved[name], exact[name]) > 2e-6 or relative(narrow[name], exact[name]) > 1e-5
+        for name in exact
+    )
 
 
 @pytest.mark.parametrize("compiled", [True, False])
