@@ -33,6 +33,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from joblib import cpu_count
 from PIL import Image
 
 from rayff.bench.command import BenchCommand, benchmark
@@ -40,7 +41,6 @@ from rayff.bench.results import Results, in_turns
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.data.loading import data_options, load_task
-from rayff.data.reading import num_cores
 
 CLASSES = 10
 ROWS_A_GROUP = 1000
@@ -132,7 +132,7 @@ def training(command: DataCommand, folder: Path, **changes: Any) -> TrainConfig:
 
 def rates(command: DataCommand, parquet: Path, folders: Path) -> dict[str, Callable[[], float]]:
     """Return what decodes all training images, by name; each returns images a second."""
-    size, workers = command.image_size, num_cores()
+    size, workers = command.image_size, cpu_count()
 
     def timed(count: Callable[[], int]) -> Callable[[], float]:
         def rate() -> float:
@@ -204,7 +204,7 @@ def _throughput(
     kind = f"{command.images:,} JPEG of {command.pixels} pixels, {size / 2**20:.0f} MiB"
     decoded = in_turns(rates(command, parquet, folders), command.repeats)
     per_core = [
-        {"reader": name, "images_per_s": found, "per_core": round(median(found) / num_cores())}
+        {"reader": name, "images_per_s": found, "per_core": round(median(found) / cpu_count())}
         for name, found in decoded.items()
     ]
     results.table(f"{kind}: decoded at {command.image_size}", per_core, " ".join(per_core[0]))

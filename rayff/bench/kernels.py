@@ -7,9 +7,11 @@ the other, else 1.
 With --update, time the backends for each shape of layer, of colour and of grey images, and write
 the fastest pair of forward pass and weight gradient into the table, as rows of this machine's
 device class. They replace rows of the same shape; rows of another machine or version of torch are
-dropped. A large layer is timed with fewer images than a batch, and its row says with how many.
+dropped. A large layer is timed with fewer images than a batch, and its row says with how many. On
+a CPU, every other core does the same work at the same time, as the stages of a pipeline do: they
+share its memory and caches.
 
-Both take up to ten minutes on two cores, on which nothing else should compute.
+Both take up to twenty minutes on two cores, on which nothing else should compute.
 
 A machine with AVX2 alone (device class cpu) can be emulated on any later one. The variables keep
 PyTorch's own kernels, oneDNN, MKL and the C++ compiler from later instructions; caches, clock rate
@@ -25,15 +27,19 @@ Examples:
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from joblib import cpu_count
 from rich.console import Console
 from rich.progress import track
 
@@ -119,10 +125,14 @@ def update(command: KernelsCommand, results: Results, device: torch.device) -> N
     for precision in (command.precision,) if command.precision else formats(device):
         name = str(DTYPES[precision]).removeprefix("torch.")
         known = {(images, tuple(shape)): kernels for images, shape, kernels in entry.get(name, [])}
-        for (images, shape), spec in progress(todo.items(), f"{own}, {name}"):
-            best = fastest_kernels(spec, images, device, DTYPES[precision], command.repeats)
-            known[images, shape] = str(best)
-            rows.append({"format": name, "images": images, "shape": shape, "kernels": str(best)})
+        with neighbours(device) as beside:
+            for (images, shape), spec in progress(todo.items(), f"{own}, {name}"):
+                work = (spec, images, device, DTYPES[precision], command.repeats)
+                others_done = beside(work)
+                best = str(fastest_kernels(*work))
+                wait(others_done)
+                known[images, shape] = best
+                rows.append({"format": name, "images": images, "shape": shape, "kernels": best})
         formatted = [[images, list(shape), best] for (images, shape), best in known.items()]
         others = {key: value for key, value in entry.items() if isinstance(value, list)}
         date = time.strftime("%Y-%m-%d")
@@ -130,6 +140,19 @@ def update(command: KernelsCommand, results: Results, device: torch.device) -> N
         write_table(PATH, classes)
     results.figures["rows"] = rows
     results.table(f"{own}, written to {PATH}", rows, "format images shape kernels")
+
+
+@contextmanager
+def neighbours(device: torch.device) -> Iterator[Callable[[tuple[Any, ...]], list[Future[Any]]]]:
+    """Give a function that lets every other core, of one thread each, time the same backends."""
+    others = cpu_count() // torch.get_num_threads() - 1 if device.type == "cpu" else 0
+    if others < 1:
+        yield lambda work: []
+        return
+    threads = torch.get_num_threads()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(others, spawn, torch.set_num_threads, (threads,)) as pool:
+        yield lambda work: [pool.submit(fastest_kernels, *work) for _ in range(others)]
 
 
 def compare(command: KernelsCommand, results: Results, device: torch.device) -> None:

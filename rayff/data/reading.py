@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import get_reusable_executor
 
 from rayff.config.errors import UserError
@@ -146,9 +145,9 @@ def _decoded(blocks: Sequence[Block], form: ImageFormat) -> Iterator[tuple[Block
             failures.append(error)
 
     small = sum(len(data or b"") for data in first.encoded) < FEW_BYTES * len(first.encoded)
-    alone = num_cores() == 1 or (small and sum(block.num_rows for block in blocks) < FEW_IMAGES)
+    alone = cpu_count() == 1 or (small and sum(block.num_rows for block in blocks) < FEW_IMAGES)
     parallel = Parallel(
-        n_jobs=1 if alone else num_cores(),
+        n_jobs=1 if alone else cpu_count(),
         backend="loky" if small else "threading",
         return_as="generator",
         pre_dispatch="2 * n_jobs",
@@ -198,10 +197,3 @@ def looks_grey(sources: Iterable[Source]) -> bool:
                         block.place(int(row)), f"the bytes are not an image ({error})"
                     ) from error
     return True
-
-
-def num_cores() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

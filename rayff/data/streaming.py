@@ -14,12 +14,13 @@ from functools import cached_property
 from itertools import islice, tee
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from rayff.data.classes import Labels
 from rayff.data.images import ImageFormat, Pixels, Survey
 from rayff.data.order import Indices, StreamOrder
-from rayff.data.reading import decode_block, num_cores
+from rayff.data.reading import decode_block
 from rayff.data.sources import Block, Source
 
 WINDOW_BYTES = 2**27
@@ -87,7 +88,7 @@ class StreamedSet:
 
     def parts(self) -> Iterator[Pixels]:
         """Yield all images in the order of their rows, some at a time."""
-        yield from decode_in_threads(self.source.blocks, self.form, num_cores())
+        yield from decode_in_threads(self.source.blocks, self.form, cpu_count())
 
 
 def window_rows(form: ImageFormat) -> int:
@@ -241,7 +242,7 @@ def decode_in_threads(blocks: Iterable[Block], form: ImageFormat, ahead: int) ->
         UserError: an image is null or no image.
     """
     coming = iter(blocks)
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         waiting = deque(pool.submit(decode_block, b, form) for b in islice(coming, ahead))
         try:
             while waiting:
