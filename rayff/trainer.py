@@ -73,7 +73,10 @@ class Trainer:
         prepared = prepare(self.config, resume=resume)
         if (result := finished(prepared)) is not None:
             if not self.quiet:
-                print(f"the run is complete: {result.metrics[-1].reached}; nothing is left to do")
+                over = (
+                    "complete" if result.metrics[-1].epoch == result.epochs else "out of patience"
+                )
+                print(f"the run is {over}: {result.metrics[-1].reached}; nothing is left to do")
             return result
         callbacks = [*self.callbacks, *self._console()]
         if self.backend == "local":
@@ -133,5 +136,8 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
             f"in {prepared.directory.path} and continue with --resume"
         ) from error
     return TrainResult(
-        run_dir=prepared.directory.path, metrics=records, epochs=prepared.recipe.epochs
+        run_dir=prepared.directory.path,
+        metrics=records,
+        epochs=prepared.recipe.epochs,
+        patience=prepared.config.patience,
     )

@@ -38,6 +38,8 @@ class ResolvedConfig:
     precision: Precision
     kernels: tuple[Kernels, ...]
     """Of each layer; torch's convolution with the plain rule."""
+    frozen: tuple[int, ...] = ()
+    """Layers that only run forward."""
 
     @property
     def num_layers(self) -> int:
@@ -97,6 +99,7 @@ def resolve(
         rule=resolve_rule(config, of_modules=of_modules),
         precision=precision,
         kernels=kernels,
+        frozen=config.frozen,
     )
 
 
@@ -138,34 +141,48 @@ def written_out(config: TrainConfig, resolved: ResolvedConfig) -> TrainConfig:
     )
 
 
-_FOUND = ("precision", "kernels", "stream")
-"""Options that a run resolves by the machine where it starts, and keeps when it is resumed."""
+_FOUND = ("precision", "kernels", "stream", "init_from")
+"""Options of the start of a run, in part resolved by its machine, which it keeps when it is
+resumed."""
+
+_RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
+
+_OF_SCHEDULE = ("epochs", "lr", "lr_schedule", "warmup_epochs", "lr_scale") + sum(
+    SCHEDULE_OPTIONS.values(), ()
+)
+"""Values of the recipe that may change where a run goes on."""
 
 _FIXED = (
     *("arch", "method", "loss", "width", "task", "limit", "augment", "seed"),
     *("image_size", "resize", "image_channels", "image_column", "label_column"),
     *(*OWN_LOSS_OPTIONS, "label_smoothing", "class_weights"),
-    *(field.name for field in dataclasses.fields(Recipe)),
+    *(name for name in _RECIPE if name not in _OF_SCHEDULE),
 )
-"""Options that decide a run's bits, and so stay when it is resumed."""
+"""Options that decide a run's bits, and stay when it is resumed."""
 
 
 def deciding_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that decide what a run learns, up to rounding; the seed aside."""
-    names = (name for name in (*_FIXED, "precision", "stream") if name != "seed")
-    return {name: getattr(config, name) for name in names}
+    others = (*_OF_SCHEDULE, "precision", "stream", "init_from", "freeze")
+    return {name: getattr(config, name) for name in (*_FIXED, *others) if name != "seed"}
 
 
 def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """Return the config with which a run goes on.
+    """Return the config with which a run goes on: epochs, schedule and frozen layers may change.
 
     Args:
         saved: the run's, as `written_out` returned it.
-        asked: the user's, with its recipe written out.
+        asked: the user's; what is None in its recipe is as in the run.
 
     Raises:
-        UserError: `asked` would change the run's bits.
+        UserError: `asked` would change the bits of what is trained already.
     """
+    schedule = asked.lr_schedule or saved.lr_schedule
+    unused = [n for owner, names in SCHEDULE_OPTIONS.items() if owner != schedule for n in names]
+    same = [n for n in (*_RECIPE, "freeze") if getattr(asked, n) is None and n not in unused]
+    asked = dataclasses.replace(asked, **{name: getattr(saved, name) for name in same})
+    if asked.lr is not None and asked.lr_min == saved.lr_min and asked.lr < (saved.lr_min or 0):
+        asked = dataclasses.replace(asked, lr_min=asked.lr)
     for name in (*_FIXED, *_FOUND, "rule"):
         was, wanted = getattr(saved, name), getattr(asked, name)
         if name == "kernels" and was and wanted:  # one entry may stand for all layers

@@ -119,6 +119,11 @@ class TrainConfig:
     """Optimizer of every layer: {optimizers}, or package.module:Class, a subclass of
     torch.optim.Optimizer. Default: adamw; adam for predsim, and on vgg for goodness,
     squared_goodness and bp."""
+    init_from: str | None = None
+    """Run whose trained layers the new run begins with, where their shapes fit; the best model of
+    a run with --keep-best is in RUN/best."""
+    freeze: str | None = None
+    """Layers that only run forward, such as 0-4 or 0,2-3; none for none of them. Default: none."""
     seed: int = 0
     """Seed of weights, dropout and batch order; the same seed gives the same bits."""
     precision: Precision | None = None
@@ -180,6 +185,12 @@ class TrainConfig:
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     keep_checkpoints: int = 2
     """Checkpoints to keep, the newest ones."""
+    keep_best: bool = False
+    """Keep the model of the checkpoint with the best validation accuracy, in the folder best of
+    the run directory."""
+    patience: int | None = None
+    """Epochs without a better validation accuracy after which the run ends, at the next
+    checkpoint. Default: train all epochs."""
     storage_path: str | None = None
     """Folder, shared mount or URI (s3://bucket/folder) where a copy of the run directory is kept
     up to date; a run whose own directory is lost or older resumes from it."""
@@ -210,6 +221,15 @@ class TrainConfig:
         if self.replicas in (None, "auto"):
             return None
         return tuple(int(count) for count in str(self.replicas).split(","))
+
+    @property
+    def frozen(self) -> tuple[int, ...]:
+        """Numbers of the layers that only run forward, ascending."""
+        found: set[int] = set()
+        for part in () if self.freeze in (None, "none") else str(self.freeze).split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+        return tuple(sorted(found))
 
     @property
     def apart(self) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PIPELINE_OPTIONS = (
     *("stages", "elastic", "cuts", "replicas", "rebalance", "transport", "rule", "kernels"),
-    *("autotune", "loss", *OWN_LOSS_OPTIONS),
+    *("autotune", "loss", "freeze", *OWN_LOSS_OPTIONS),
 )
 """Options that a run by backpropagation has no use for."""
 
@@ -26,13 +26,14 @@ LOGGERS = ("tensorboard", "mlflow", "wandb")
 _TOO_LARGE = 2**128
 """More than a seed can use, and less than a float can hold."""
 
+_LAYERS = re.compile("[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _REPLICAS = re.compile("[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 
 _AT_LEAST = {
     **dict.fromkeys(
         ("image_size", "width", "limit", "epochs", "batch_size", "stages", "workers"), 1
     ),
-    **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints"), 1),
+    **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints", "patience"), 1),
     **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay", "warmup_epochs"), 0),
     **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
     "max_failures": -1,
@@ -69,14 +70,14 @@ def validate(config: TrainConfig) -> None:
         raise UserError(f"--width must be a number of {_WIDEST:,} at most: choose a smaller one")
     _check_resources(config)
     _check_learning_rates(config)
-    for name in ("task", "data_dir", "run_dir", "storage_path"):
+    for name in ("task", "data_dir", "run_dir", "storage_path", "init_from"):
         value = getattr(config, name)
         if value is not None and not is_path(value):
             raise UserError(
                 f"{flag(name)}: {value!a} is not a valid path: remove NUL or undecodable "
                 "characters"
             )
-    for name in ("run_dir", "storage_path"):
+    for name in ("run_dir", "storage_path", "init_from"):
         if getattr(config, name) == "":
             raise UserError(f"{flag(name)} '' names no folder: name one, or leave the option out")
     if config.dropout is not None and not 0 <= config.dropout <= 255 / 256:
@@ -88,6 +89,11 @@ def validate(config: TrainConfig) -> None:
         )
     if config.elastic is not None:
         _check_elastic(config)
+    if config.freeze not in (None, "none") and not _LAYERS.fullmatch(str(config.freeze)):
+        raise UserError(
+            f"--freeze {_one_line(config.freeze)}: give numbers of layers, such as 0-4 or 0,2-3, "
+            "or none"
+        )
     check_loss_options(config)
     _check_kernels(config)
     for name in config.loggers:
@@ -236,6 +242,23 @@ def check_cuts(cuts: tuple[int, ...], stages: int | None, num_layers: int) -> No
         raise UserError(
             f"--cuts {shown}: the network has {num_layers} layers, so a cut is at most "
             f"{num_layers - 1}"
+        )
+
+
+def check_frozen(config: TrainConfig, num_layers: int) -> None:
+    """Raise a UserError where a frozen layer is not there, or none is left to learn."""
+    frozen = config.frozen
+    if config.freeze not in (None, "none") and not frozen:
+        raise UserError(f"--freeze {config.freeze}: a range begins with its lower number")
+    if frozen and frozen[-1] >= num_layers:
+        raise UserError(
+            f"--freeze {config.freeze}: the network has {num_layers} layers, of which the last is "
+            f"number {num_layers - 1}"
+        )
+    if len(frozen) == num_layers:
+        raise UserError(
+            f"--freeze {config.freeze} leaves no layer to learn; freeze fewer, or use rayff "
+            "evaluate"
         )
 
 

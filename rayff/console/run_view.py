@@ -217,9 +217,10 @@ def run_header(run: Run, plan: Plan) -> str:
         f"{plan}; {compute(run, plan)}",
         f"run directory {run.directory.path}",
     ]
-    if run.checkpoint is not None:
+    if run.progress != Progress():
+        assert run.checkpoint is not None, "without one a run begins at its start"
         lines.append(f"resumed from the checkpoint of step {run.checkpoint.step}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *run.notes])
 
 
 def compute(run: Run, plan: Plan) -> str:

@@ -245,6 +245,7 @@ class Controller:
             cuts=plan.cuts,
             callbacks=active.callbacks,
             recorder=active.recorder,
+            patience=run.config.patience,
             should_stop=active.should_stop,
             change_plan=change_plan,
         )

@@ -115,6 +115,7 @@ def measure_costs(
     return costs(
         network,
         profile.times,
+        frozen=resolved.frozen,
         batch_size=run.recipe.batch_size,
         bytes_per_element=DTYPES[resolved.precision].itemsize,
         seconds_per_byte=profile.seconds_per_byte,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rayff.engine.callbacks import Callback, CallbackList
 from rayff.engine.run import Run, TrainResult
@@ -12,7 +14,10 @@ from rayff.engine.stop import StopRequest
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Checkpoint
 from rayff.runs.checkpoint_manager import CheckpointManager
+from rayff.runs.files import write_atomically
+from rayff.runs.metrics import EpochRecord
 from rayff.runs.recorder import RunRecorder
+from rayff.runs.run_directory import BEST, BEST_RECORD, CONFIG
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class ActiveRun:
             metrics=self.recorder.records,
             epochs=self.run.recipe.epochs,
             stopped_by=self.stop.signum,
+            patience=self.run.config.patience,
         )
 
 
@@ -61,6 +67,8 @@ def start_run(run: Run, plan: Plan, callbacks: Sequence[Callback]) -> Iterator[A
     try:
         every.on_start(run, plan)
         with stop, make_recorder(run, every) as recorder:
+            if run.checkpoint is not None and run.checkpoint.step == 0:
+                recorder.add_snapshot(run.checkpoint, final=True)  # its source may go
             yield ActiveRun(run, every, recorder, stop)
     except BaseException as error:
         every.on_end(error)
@@ -71,9 +79,11 @@ def start_run(run: Run, plan: Plan, callbacks: Sequence[Callback]) -> Iterator[A
 def make_recorder(run: Run, callbacks: Callback) -> RunRecorder:
     """Return the records of a run whose directory exists."""
 
-    def export(snapshot: Checkpoint) -> None:
+    def export(snapshot: Checkpoint, record: EpochRecord | None) -> None:
         assert snapshot.readouts is not None, "the recorder gives each snapshot its readouts"
         run.write_model(snapshot, snapshot.readouts, run.resolved.precision)
+        if run.config.keep_best and record is not None:
+            keep_best(run, snapshot, record)
 
     manager = CheckpointManager(
         run.checkpoints,
@@ -90,3 +100,33 @@ def make_recorder(run: Run, callbacks: Callback) -> RunRecorder:
         tensorboard="tensorboard" in run.config.loggers,
         on_warning=callbacks.on_warning,
     )
+
+
+def keep_best(run: Run, snapshot: Checkpoint, record: EpochRecord) -> None:
+    """Write the model of a snapshot into the folder of the best one, if it is better than that.
+
+    Args:
+        run: what is trained.
+        snapshot: with its readouts.
+        record: of the epoch that ended with it.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    assert snapshot.readouts is not None, "the recorder gives each snapshot its readouts"
+    folder = run.directory.path / BEST
+    if record.valid_accuracy <= best_accuracy(folder):
+        return
+    folder.mkdir(exist_ok=True)
+    run.write_model(snapshot, snapshot.readouts, run.resolved.precision, folder)
+    write_atomically(folder / CONFIG, (run.directory.path / CONFIG).read_bytes())
+    facts = {n: getattr(record, n) for n in ("epoch", "valid_accuracy", "test_accuracy")}
+    write_atomically(folder / BEST_RECORD, json.dumps(facts).encode() + b"\n")
+
+
+def best_accuracy(folder: Path) -> float:
+    """Return the validation accuracy of the model in the folder of the best one, else -1."""
+    try:
+        return float(json.loads((folder / BEST_RECORD).read_bytes())["valid_accuracy"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return -1.0

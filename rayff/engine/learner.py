@@ -169,6 +169,7 @@ class LocalLearner:
             memory_format=memory_format(config.rule, device, of_modules=of_modules)
         )
         for layer in self.chain.parts():
+            layer.frozen = layer.spec.index in config.frozen
             if config.kernels and isinstance(layer, CWConv):
                 layer.kernels = config.kernels[layer.spec.index]
         self.loss_layers = [layer.spec.index for layer in self.chain.parts()]

@@ -65,6 +65,7 @@ def train_locally(prepared: PreparedRun, callbacks: Sequence[Callback] = ()) -> 
                 cuts=plan.cuts,
                 callbacks=active.callbacks,
                 recorder=active.recorder,
+                patience=run.config.patience,
                 should_stop=active.should_stop,
             )
             loop.train(local_pipeline(run, plan.cuts, device, states))
@@ -128,7 +129,7 @@ def local_plan(run: Run, device: torch.device) -> Plan:
         config,
         network,
         StageResources(cpus=cpus, gpus=gpus),
-        estimated_costs(network, batch_size, device.type),
+        estimated_costs(network, batch_size, device.type, run.resolved.frozen),
         count,
         batch_size,
     )

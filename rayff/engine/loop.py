@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from rayff.config.text import plural
 from rayff.data.images import Split
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Snapshot, Train
@@ -17,7 +18,7 @@ from rayff.engine.readout_fit import ReadoutFit
 from rayff.engine.schedule import Schedule
 from rayff.learning.readout import best_window
 from rayff.runs.checkpoint import Checkpoint, Progress
-from rayff.runs.metrics import EpochRecord
+from rayff.runs.metrics import EpochRecord, best_record, out_of_patience
 from rayff.runs.recorder import RunRecorder
 from rayff.runs.timeline import Timeline
 
@@ -95,6 +96,7 @@ class Loop:
         cuts: boundaries of the plan, for the records.
         callbacks: called as the run progresses.
         recorder: writes what the run leaves; training goes on from its newest snapshot.
+        patience: epochs without a better validation accuracy that end the run at a snapshot.
         should_stop: asked before each chunk; True ends the run with a snapshot.
         change_plan: called at each snapshot with the seconds of each stage for a batch; True
             leaves the loop there, because the plan changes.
@@ -104,6 +106,7 @@ class Loop:
     cuts: tuple[int, ...]
     callbacks: Callback
     recorder: RunRecorder
+    patience: int | None = None
     should_stop: Callable[[], bool] = lambda: False
     change_plan: Callable[[list[float]], bool] = lambda stage_s: False
 
@@ -132,7 +135,13 @@ class Loop:
             seconds = end_s - (reports[0].started_s if previous_end_s is None else previous_end_s)
             previous_end_s = end_s
             if isinstance(command, Snapshot):
-                self._snapshot(command, reports, tally)
+                spent = command.batch == 0 and out_of_patience(
+                    self.recorder.records, self.patience
+                )
+                self._snapshot(command, reports, tally, final=command.final or spent)
+                if spent and not command.final:
+                    self._say_patience()
+                    return True
                 if not command.final and pace.stage_s and self.change_plan(pace.stage_s):
                     return False
                 pace = Pace()
@@ -190,7 +199,16 @@ class Loop:
             data_wait=tally.waited_s / elapsed_s,
         )
 
-    def _snapshot(self, command: Snapshot, reports: Sequence[Report], tally: EpochTally) -> None:
+    def _say_patience(self) -> None:
+        best, reached = best_record(self.recorder.records), self.recorder.progress.epoch
+        self.callbacks.on_warning(
+            f"no better validation accuracy for {plural(reached - best.epoch, 'epoch')}: the run "
+            f"ends after epoch {reached}; best was {best.reached}"
+        )
+
+    def _snapshot(
+        self, command: Snapshot, reports: Sequence[Report], tally: EpochTally, *, final: bool
+    ) -> None:
         snapshot = Checkpoint(
             step=command.epoch * self.schedule.batches_per_epoch + command.batch,
             progress=Progress(
@@ -201,7 +219,7 @@ class Loop:
             ),
             states={index: state for report in reports for index, state in report.states.items()},
         )
-        self.recorder.add_snapshot(snapshot, final=command.final)
+        self.recorder.add_snapshot(snapshot, final=final)
 
 
 def _add_to_timeline(

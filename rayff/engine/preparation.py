@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from safetensors.torch import load
 from rayff.config.errors import UserError
 from rayff.config.kernels import parse_kernels
 from rayff.config.local_loss import loss_config
+from rayff.config.recipe import Recipe
 from rayff.config.registry import is_import_path
 from rayff.config.resolved import resolve_recipe, resolve_rule, resume_config, with_recipe
 from rayff.config.train_config import TrainConfig
-from rayff.config.validation import check_cuts, check_method, check_replicas
+from rayff.config.validation import check_cuts, check_frozen, check_method, check_replicas
 from rayff.data.augmentation import try_augmentations
 from rayff.data.loading import data_options, load_task
 from rayff.data.locations import absolute, is_uri
 from rayff.data.streaming import StreamedSet
 from rayff.data.tasks import TaskData, known_task, task_recipe
+from rayff.engine.continuation import as_ranges, changed_schedule, initial_checkpoint
 from rayff.engine.run import PreparedRun
 from rayff.learning.layer_state import check_state
 from rayff.learning.losses import loss_class, try_loss
@@ -31,6 +34,7 @@ from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Checkpoint
 from rayff.runs.metrics import METRICS_FILE, read_metrics
+from rayff.runs.model_file import read_model
 from rayff.runs.run_directory import RunDirectory
 from rayff.runs.storage import Storage
 
@@ -51,41 +55,53 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         UserError: whatever is wrong with options, data, network, directory or checkpoint.
     """
     directory = RunDirectory(Path(config.run_dir or default_run_dir(config)))
+    trained_before: Recipe | None = None
     storage = Storage(directory.path, config.storage_path) if config.storage_path else None
-    config = with_recipe(_placed(config), resolve_recipe(config, task_recipe(config.task)))
+    config = _placed(config)
     if resume:
         if config.run_dir is None:
             raise UserError("--resume needs --run-dir: the folder of the run to continue")
         if storage is not None:
             storage.pull()
         saved = directory.read_config()
-        saved = with_recipe(saved, resolve_recipe(saved, task_recipe(saved.task)))
-        config = resume_config(saved, config)
+        trained_before = resolve_recipe(saved, task_recipe(saved.task))
+        config = resume_config(with_recipe(saved, trained_before), config)
     else:
         directory.check_new()
         if storage is not None:
             storage.check_new()
+    if config.init_from is not None and not resume:
+        read_model(Path(config.init_from))  # before data is read
     options = data_options(config)
     if resume:
         options = dataclasses.replace(options, stream=config.stream)
     data = load_task(options)
     prepared = assemble(config, data, directory)
-    if not resume:
-        return prepared
-    checkpoint = prepared.checkpoints.read_latest()
-    prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
+    checkpoint = prepared.checkpoints.read_latest() if resume else None
+    notes = []
     if checkpoint is not None:
+        prepared = dataclasses.replace(prepared, checkpoint=checkpoint)
         _check_checkpoint(prepared, checkpoint)
-    return prepared
+        done = checkpoint.progress.epoch
+        assert trained_before is not None, "a run that is resumed has a recipe"
+        if (change := changed_schedule(trained_before, prepared.recipe, done)) is not None:
+            notes.append(change)
+    elif config.init_from is not None:
+        path = Path(config.init_from)
+        checkpoint, notes = initial_checkpoint(prepared, read_model(path), path)
+    if config.frozen:
+        notes.append(f"layers that only run forward: {as_ranges(config.frozen)}")
+    return dataclasses.replace(prepared, checkpoint=checkpoint, notes=tuple(notes))
 
 
 def _placed(config: TrainConfig) -> TrainConfig:
     """Return the options with folders that mean the same from every working directory."""
     data_dir = config.data_dir and absolute(config.data_dir, "--data-dir")
+    init_from = config.init_from and os.path.abspath(config.init_from)
     task = config.task
     if not is_import_path(task) and known_task(task) is None:
         task = absolute(task, "--task")
-    return dataclasses.replace(config, task=task, data_dir=data_dir)
+    return dataclasses.replace(config, task=task, data_dir=data_dir, init_from=init_from)
 
 
 def assemble(
@@ -135,10 +151,14 @@ def assemble(
 def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:
     """Raise a UserError where data, layers or metrics are not those of the checkpoint."""
     progress, size = checkpoint.progress, prepared.recipe.batch_size
+    if progress.epoch > prepared.recipe.epochs:
+        raise UserError(
+            f"--epochs {prepared.recipe.epochs}: the run has trained {progress.epoch} already; "
+            "name more, or leave the option out"
+        )
     batches, images = prepared.schedule(chunk=1).batches_per_epoch, len(prepared.splits["train"])
     if (
         checkpoint.step != progress.epoch * batches + progress.batch
-        or progress.epoch > prepared.recipe.epochs
         or progress.batch > batches
         or progress.images != min(progress.batch * size, images)
     ):
@@ -200,6 +220,7 @@ def check_learning(config: TrainConfig, network: Architecture, last_batch: int) 
 def check_plan_options(config: TrainConfig, num_layers: int, batch_size: int) -> None:
     """Raise a UserError where options contradict each other or do not fit the network."""
     check_method(config, batch_size)
+    check_frozen(config, num_layers)
     check_replicas(config, num_layers, batch_size)
     if config.kernels is not None:
         parse_kernels(config.kernels, num_layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rayff.learning.methods import num_classifiers
 from rayff.learning.readout import Readouts, sample_size
 from rayff.models.architecture import Architecture
 from rayff.runs.checkpoint import Checkpoint, CheckpointStore, Progress
-from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
+from rayff.runs.metrics import METRICS_FILE, EpochRecord, out_of_patience, read_metrics
 from rayff.runs.model_file import ModelDescription, write_model
 from rayff.runs.run_directory import RunDirectory
 from rayff.runs.storage import Storage
@@ -37,7 +38,10 @@ class PreparedRun:
     architecture: Architecture
     directory: RunDirectory
     checkpoint: Checkpoint | None
-    """Where a resumed run goes on; None at the start."""
+    """Where the run begins: in the middle, or with the layers of another one; None where all
+    layers are new."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of where it begins."""
 
     def resolve(self, precision: Precision, kernels: tuple[Kernels, ...]) -> Run:
         """Return the run with nothing left open."""
@@ -115,15 +119,24 @@ class PreparedRun:
 
     def complete_records(self) -> list[EpochRecord]:
         """Return the records of a run that is complete, else none."""
-        epochs, metrics = self.recipe.epochs, self.directory.path / METRICS_FILE
-        known = self.config.precision is not None and metrics.exists()
-        if self.progress.epoch < epochs or not known:
+        done, metrics = self.progress.epoch, self.directory.path / METRICS_FILE
+        if self.config.precision is None or self.progress.batch or not metrics.exists():
             return []
         records = read_metrics(metrics)
-        return records if [record.epoch for record in records] == [*range(1, epochs + 1)] else []
+        ended = done == self.recipe.epochs or out_of_patience(records, self.config.patience)
+        whole = [record.epoch for record in records] == [*range(1, done + 1)]
+        return records if ended and whole else []
 
-    def write_model(self, snapshot: Checkpoint, readouts: Readouts, precision: str) -> None:
+    def write_model(
+        self, snapshot: Checkpoint, readouts: Readouts, precision: str, folder: Path | None = None
+    ) -> None:
         """Write the network of a snapshot with its readouts.
+
+        Args:
+            snapshot: of all layers.
+            readouts: of the network.
+            precision: number format of its activations.
+            folder: where to; by default the run directory.
 
         Raises:
             OSError: the disk is full or gone.
@@ -138,7 +151,7 @@ class PreparedRun:
             loss=loss_config(self.config),
             resize=self.config.resize,
         )
-        write_model(self.directory.path, description, snapshot.states, readouts.fusion)
+        write_model(folder or self.directory.path, description, snapshot.states, readouts.fusion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +174,8 @@ class TrainResult:
     """Of the whole run."""
     stopped_by: int | None = None
     """Number of the signal that stopped it early, or None."""
+    patience: int | None = None
+    """Epochs without a better validation accuracy that ended the run."""
 
     @property
     def readouts(self) -> dict[str, float]:
@@ -169,8 +184,10 @@ class TrainResult:
 
     @property
     def complete(self) -> bool:
-        """Whether all epochs were trained."""
-        return bool(self.metrics) and self.metrics[-1].epoch == self.epochs
+        """Whether the run is over: all epochs were trained, or its patience is spent."""
+        return bool(self.metrics) and (
+            self.metrics[-1].epoch == self.epochs or out_of_patience(self.metrics, self.patience)
+        )
 
     def __repr__(self) -> str:
         reached = self.metrics[-1].reached if self.metrics else "no epoch complete"

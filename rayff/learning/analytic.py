@@ -110,7 +110,8 @@ def analytic_step(
     assert losses is not None, "labels give losses"
 
     def backward() -> Tensor:
-        step.weight_gradient(gradient)
+        if not layer.frozen:
+            step.weight_gradient(gradient)
         return losses.sum() / batch_size
 
     return result.features, backward
@@ -122,14 +123,21 @@ def pooled_step(
     """Compute the step of any pooled loss: autograd sees the moments alone."""
     layer = step.layer
     pooled = step.pool(dropout_state)
+    moments = [m for m in (pooled.mean, pooled.square) if m is not None]
+
+    def loss_of(leaves: list[Tensor]) -> Tensor:
+        _, losses = local_loss(layer.loss, Moments(*leaves), labels, layer.num_classes)
+        assert losses is not None, "labels give losses"
+        return losses.sum() / batch_size
 
     def backward() -> Tensor:
-        leaves = [m.requires_grad_() for m in (pooled.mean, pooled.square) if m is not None]
+        if layer.frozen:
+            with torch.no_grad():
+                return loss_of(moments)
+        leaves = [m.requires_grad_() for m in moments]
         layer.loss.zero_grad()
         with torch.enable_grad():
-            _, losses = local_loss(layer.loss, Moments(*leaves), labels, layer.num_classes)
-            assert losses is not None, "labels give losses"
-            loss = losses.sum() / batch_size
+            loss = loss_of(leaves)
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in layer.loss.parameters():
             if parameter.requires_grad:

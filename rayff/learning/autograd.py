@@ -10,7 +10,8 @@ from torch import Tensor
 from rayff.learning.local_layer import LocalLayer
 
 Backward = Callable[[], Tensor]
-"""Leaves the gradient of the loss in the layer's parameters; returns the loss, detached."""
+"""Leaves the gradient of the loss in the layer's parameters, unless the layer is frozen; returns
+the loss, detached."""
 
 LayerStep = Callable[[LocalLayer, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Backward]]
 """One local step of one layer: takes the layer, its input (B, ...), labels (B,), the number of
@@ -41,12 +42,15 @@ def autograd_step(
     Returns:
         the features for the next layer, detached, and the backward pass of the loss.
     """
-    h, features = layer.outputs(x, dropout_state)
-    _, losses = layer.losses(h, labels)
+    with torch.set_grad_enabled(not layer.frozen):
+        h, features = layer.outputs(x, dropout_state)
+        _, losses = layer.losses(h, labels)
     assert losses is not None, "labels give losses"
     loss: Tensor = losses.sum() / batch_size
 
     def backward() -> Tensor:
+        if layer.frozen:
+            return loss
         layer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in layer.parameters():

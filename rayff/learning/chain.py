@@ -110,7 +110,7 @@ class Chain(nn.Module):
         return {
             layer.spec.index: layer.dropout_state(share, device)
             for layer in self.parts()
-            if layer.dropped
+            if layer.dropped and not layer.frozen
         }
 
     def walk(self, activations: Activations, visit: Visit) -> Activations:

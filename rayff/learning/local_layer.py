@@ -23,6 +23,7 @@ class LocalLayer(nn.Module, ABC):
         dropped: of 256 activations, how many training sets to zero.
         seed: the run's seed.
         dtype: number format in which the layer computes, and of its features.
+        frozen: whether it only runs forward in training, without dropout and as in evaluation.
         loss: of the activation.
     """
 
@@ -31,7 +32,12 @@ class LocalLayer(nn.Module, ABC):
     dropped: int
     seed: int
     dtype: torch.dtype
+    frozen: bool = False
     loss: nn.Module
+
+    def train(self, mode: bool = True) -> LocalLayer:
+        """Switch between training and evaluation; a frozen layer stays in evaluation."""
+        return super().train(mode and not self.frozen)
 
     def add_loss(self, config: LossConfig, own: Any = None) -> None:
         """Make the layer's loss, under a seed of its own.

@@ -64,14 +64,20 @@ class ChainStep:
                 else seeded_generators(layer.seed, index, step, x.device)
             ):
                 features, backward = self.layer_step(layer, x, labels, batch_size, state)
-            self.updates.add(layer, backward, losses)
+            if layer.frozen:
+                losses.append(backward())
+            else:
+                self.updates.add(layer, backward, losses)
             return features
 
         if len(labels):
             activations = self.chain.walk(activations, visit)
         else:
             for layer in self.chain.parts():
-                self.updates.add(layer, _no_images(layer), losses)
+                if layer.frozen:
+                    losses.append(torch.zeros((), device=labels.device))
+                else:
+                    self.updates.add(layer, _no_images(layer), losses)
         self.updates.finish()
         return activations, losses
 

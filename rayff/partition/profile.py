@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,7 @@ def costs(
     architecture: Architecture,
     times: Sequence[LayerTime],
     *,
+    frozen: Collection[int] = (),
     batch_size: int,
     bytes_per_element: int,
     seconds_per_byte: float,
@@ -321,6 +322,7 @@ def costs(
     Args:
         architecture: all layers.
         times: of each layer, as measured.
+        frozen: numbers of the layers that only run forward.
         batch_size: images of a batch.
         bytes_per_element: of features.
         seconds_per_byte: of a transfer between stages.
@@ -330,12 +332,16 @@ def costs(
         architecture.boundary_elements(cut) * batch_size * bytes_per_element * seconds_per_byte
         for cut in range(1, len(architecture))
     ]
+    learns = [layer.index not in frozen for layer in architecture.layers]
     return Costs(
-        layer_s=[time.images_s for time in times],
+        layer_s=[
+            time.forward_s + time.pointwise_s + learning * time.gradient_s
+            for time, learning in zip(times, learns, strict=True)
+        ],
         boundary_s=[0.0, *activations],
-        step_s=[time.optimizer_s for time in times],
+        step_s=[t.optimizer_s * learning for t, learning in zip(times, learns, strict=True)],
         all_reduce_s=[
-            all_reduce.call_s + 4 * layer.num_weights * all_reduce.byte_s
-            for layer in architecture.layers
+            learning * (all_reduce.call_s + 4 * layer.num_weights * all_reduce.byte_s)
+            for layer, learning in zip(architecture.layers, learns, strict=True)
         ],
     )

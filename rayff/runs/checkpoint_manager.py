@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rayff.config.errors import RunError
 from rayff.runs.checkpoint import Checkpoint, CheckpointStore, Progress
+from rayff.runs.metrics import EpochRecord
 from rayff.runs.storage import Storage
 
 
@@ -27,7 +28,8 @@ class CheckpointManager:
 
     Args:
         store: the folder of the checkpoints.
-        export: writes the model of a snapshot.
+        export: writes the model of a snapshot, given the record of the epoch that ended with it
+            if one did.
         storage: where a copy of the run directory is kept; None for nowhere.
         latest: the checkpoint that the run goes on from; None at the start.
         on_checkpoint: called with the folder of each checkpoint on disk.
@@ -40,7 +42,7 @@ class CheckpointManager:
     def __init__(
         self,
         store: CheckpointStore,
-        export: Callable[[Checkpoint], None],
+        export: Callable[[Checkpoint, EpochRecord | None], None],
         storage: Storage | None,
         latest: Checkpoint | None,
         *,
@@ -78,15 +80,20 @@ class CheckpointManager:
         """Where the run goes on."""
         return Progress() if self.latest is None else self.latest.progress
 
-    def add(self, snapshot: Checkpoint, *, final: bool) -> None:
+    def add(self, snapshot: Checkpoint, *, final: bool, record: EpochRecord | None = None) -> None:
         """Keep a snapshot, and write it while the run goes on; the final one is waited for.
+
+        Args:
+            snapshot: of all layers.
+            final: whether it is the last of the run.
+            record: of the epoch that ended with it; None in the middle of one.
 
         Raises:
             RunError: the final one cannot be written.
         """
         self.latest = snapshot
         self._collect(wait=True)
-        self._writing = snapshot, self._writer.submit(self._write, snapshot)
+        self._writing = snapshot, self._writer.submit(self._write, snapshot, record)
         self._collect(wait=final, final=final)
 
     def poll(self) -> None:
@@ -94,9 +101,9 @@ class CheckpointManager:
         self._collect(wait=False)
         self._send(wait=False)
 
-    def _write(self, snapshot: Checkpoint) -> Path:
+    def _write(self, snapshot: Checkpoint, record: EpochRecord | None) -> Path:
         path = self.store.write(snapshot)
-        self.export(snapshot)
+        self.export(snapshot, record)
         return path
 
     def _collect(self, *, wait: bool, final: bool = False) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,18 @@ class EpochRecord:
             f"valid {self.valid_accuracy:.2f}%, test {self.test_accuracy:.2f}%{layers} "
             f"(epoch {self.epoch})"
         )
+
+
+def best_record(records: Sequence[EpochRecord]) -> EpochRecord:
+    """Return that of the first epoch with the best validation accuracy."""
+    return max(records, key=lambda record: record.valid_accuracy)
+
+
+def out_of_patience(records: Sequence[EpochRecord], patience: int | None) -> bool:
+    """Return whether the validation accuracy has not become better for so many epochs."""
+    if patience is None or not records:
+        return False
+    return records[-1].epoch - best_record(records).epoch >= patience
 
 
 _ARROW = {

@@ -107,7 +107,9 @@ class RunRecorder:
             RunError: the final one cannot be written.
         """
         snapshot = dataclasses.replace(snapshot, readouts=self._readouts)
-        self.checkpoints.add(snapshot, final=final)
+        at_end = snapshot.progress.batch == 0 and self.records
+        record = self.records[-1] if at_end else None
+        self.checkpoints.add(snapshot, final=final, record=record)
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Add a line to events.jsonl: what happened to the run, when and where it stood."""

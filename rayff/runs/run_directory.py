@@ -16,6 +16,10 @@ from rayff.runs.files import is_aside, write_atomically
 CONFIG = "config.json"
 SEARCH = "search.json"
 """The file of a search's folder that describes the search."""
+BEST = "best"
+"""The folder of a run with the model of its best epoch by validation."""
+BEST_RECORD = "best.json"
+"""Its file with the epoch and the accuracies."""
 TRIALS = "trials"
 """The folder of a search that holds the run directories of its trials."""
 

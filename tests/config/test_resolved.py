@@ -167,16 +167,9 @@ class TestResume:
             ("seed", "--seed", 8),
             ("precision", "--precision", "fp32"),
             ("kernels", "--kernels", "unfold"),
-            ("epochs", "--epochs", 6),
             ("batch_size", "--batch-size", 65),
             ("optimizer", "--optimizer", "adam"),
-            ("lr", "--lr", 0.2),
-            ("lr_schedule", "--lr-schedule", "constant"),
-            ("lr_min", "--lr-min", 0.02),
-            ("lr_steps", "--lr-steps", (0.5,)),
-            ("lr_decay", "--lr-decay", 0.5),
-            ("warmup_epochs", "--warmup-epochs", 1),
-            ("lr_scale", "--lr-scale", 0.5),
+            ("init_from", "--init-from", "elsewhere"),
             ("clip_norm", "--clip-norm", 2.0),
             ("weight_decay", "--weight-decay", 0.03),
             ("dropout", "--dropout", 0.4),
@@ -221,6 +214,27 @@ class TestResume:
         del options["clip_norm"]
         before = TrainConfig.from_dict(options)
         assert with_recipe(before, resolve_recipe(before, {})) == SAVED
+
+    def test_what_is_not_asked_is_as_in_the_run(self):
+        recipe = {field.name: None for field in dataclasses.fields(Recipe)}
+        assert resume_config(SAVED, dataclasses.replace(SAVED, **recipe)) == SAVED
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"epochs": 200},
+            {"lr": 0.2, "lr_min": 0.1, "lr_scale": 0.5, "warmup_epochs": 3},
+            {"freeze": "0-3"},
+        ],
+        ids=str,
+    )
+    def test_epochs_schedule_and_frozen_layers_may_change(self, changes: dict[str, Any]):
+        asked = dataclasses.replace(SAVED, **changes)
+        assert resume_config(SAVED, asked) == asked
+
+    def test_another_schedule_leaves_the_values_of_the_one_before(self):
+        asked = TrainConfig(**{**SAVED.to_dict(), "lr_schedule": "constant", "lr_min": None})
+        assert resume_config(SAVED, asked) == asked
 
     def test_where_and_how_it_computes_may_change(self):
         asked = dataclasses.replace(

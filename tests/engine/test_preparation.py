@@ -162,7 +162,8 @@ class TestMistakesOfAResumption:
         self.refused(config, match)
 
     @pytest.mark.parametrize(
-        "progress", [{"epoch": 2, "batch": 0}, {"epoch": 0, "batch": 1, "images": 95}]
+        "progress",
+        [{"epoch": 0, "batch": 2, "images": 96}, {"epoch": 0, "batch": 1, "images": 95}],
     )
     def test_a_checkpoint_of_a_position_that_the_run_never_has(
         self, config: TrainConfig, progress: dict[str, int]
