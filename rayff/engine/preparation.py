@@ -24,6 +24,7 @@ from rayff.data.streaming import StreamedSet
 from rayff.data.tasks import TaskData, known_task, task_recipe
 from rayff.engine.continuation import as_ranges, changed_schedule, initial_checkpoint
 from rayff.engine.run import PreparedRun
+from rayff.learning.classifier import Classifier
 from rayff.learning.layer_state import check_state
 from rayff.learning.losses import loss_class, try_loss
 from rayff.learning.losses.goodness import Goodness
@@ -71,7 +72,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         if storage is not None:
             storage.check_new()
     if config.init_from is not None and not resume:
-        read_model(Path(config.init_from))  # before data is read
+        _source(config.init_from)  # before data is read
     options = data_options(config)
     if resume:
         options = dataclasses.replace(options, stream=config.stream)
@@ -87,11 +88,19 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         if (change := changed_schedule(trained_before, prepared.recipe, done)) is not None:
             notes.append(change)
     elif config.init_from is not None:
-        path = Path(config.init_from)
-        checkpoint, notes = initial_checkpoint(prepared, read_model(path), path)
+        source = _source(config.init_from)
+        checkpoint, notes = initial_checkpoint(prepared, source, Path(config.init_from))
     if config.frozen:
         notes.append(f"layers that only run forward: {as_ranges(config.frozen)}")
     return dataclasses.replace(prepared, checkpoint=checkpoint, notes=tuple(notes))
+
+
+def _source(run_dir: str) -> Classifier:
+    """Return the network that a new run begins with."""
+    try:
+        return read_model(Path(run_dir))
+    except UserError as error:
+        raise UserError(f"--init-from: {error}") from error
 
 
 def _placed(config: TrainConfig) -> TrainConfig:

@@ -157,7 +157,7 @@ class TestInitFrom:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({"init_from": "nowhere"}, "there is no run directory .*nowhere"),
+            ({"init_from": "nowhere"}, "--init-from: there is no run directory .*nowhere"),
             ({"init_from": ""}, "--init-from '' names no folder"),
             ({"width": 8}, "no layer of 'tinycnn' has the shape of one of 'tinycnn'.*--width"),
         ],
