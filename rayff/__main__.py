@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "classify image files with a trained network",
     "plan": "show how a network would be cut into stages, without training",
     "tune": "search over trainings with Ray Tune",
+    "runs": "list runs with their states and accuracies",
     "report": "write an HTML page with figures of a run",
     "bench": "measure speed and memory",
     "doctor": "check this machine or cluster",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
+import io
 import pkgutil
 import re
 import sys
@@ -29,6 +29,7 @@ from tyro.constructors import (
 from rayff.config.errors import RunError, UserError, near
 from rayff.config.option_names import near_option
 from rayff.config.text import printable
+from rayff.console.outlet import discard
 
 T = TypeVar("T")
 
@@ -288,11 +289,14 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command with the program's arguments and exit with its code.
 
     A UserError becomes its sentence and exit code 2, a RunError its sentence and exit code 1,
-    an interruption exit code 130; none shows a traceback.
+    an interruption exit code 130; none shows a traceback. Characters that the output does not
+    have are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(sys.argv[1:])
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (UserError, RunError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
             f"[bold red]error:[/] {escape(printable(str(error)))}"
@@ -301,6 +305,6 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         code = 141
     sys.exit(code)

@@ -58,6 +58,7 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
         return asked
     from rayff.config_file import read_options
     from rayff.runs.run_directory import RunDirectory
+    from rayff.runs.run_lock import locked
     from rayff.runs.storage import Storage
 
     if asked.resume and asked.run_dir is None:
@@ -65,7 +66,8 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     if asked.resume and asked.config is not None:
         raise UserError("--config and --resume exclude each other: a run has its own options")
     if asked.resume and asked.run_dir is not None and asked.storage_path is not None:
-        Storage(Path(asked.run_dir), asked.storage_path).pull()
+        with locked(Path(asked.run_dir), on_wait=print) as path:
+            Storage(path, asked.storage_path).pull()
     saved = (
         RunDirectory(Path(asked.run_dir)).read_config()
         if asked.run_dir is not None and asked.resume

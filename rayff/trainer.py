@@ -64,21 +64,28 @@ class Trainer:
             resume: continue from the last checkpoint in `config.run_dir`.
 
         Raises:
-            UserError: a mistake in the run or its data, or a cluster that cannot hold the plan.
+            UserError: a mistake in the run or its data, a directory that another process works
+                in, or a cluster that cannot hold the plan.
             RunError: more failures than the run allows, or a model that cannot be written.
         """
+        from rayff.engine.claim import claimed
         from rayff.engine.preparation import prepare
 
         self._check_loggers()
-        prepared = prepare(self.config, resume=resume)
-        if (result := finished(prepared)) is not None:
-            if not self.quiet:
-                over = (
-                    "complete" if result.metrics[-1].epoch == result.epochs else "out of patience"
-                )
-                print(f"the run is {over}: {result.metrics[-1].reached}; nothing is left to do")
+        with claimed(self.config, resume=resume, on_wait=self._say) as config:
+            prepared = prepare(config, resume=resume)
+            if (result := finished(prepared)) is None:
+                return self._train(prepared)
+            last = result.metrics[-1]
+            over = "complete" if last.epoch == result.epochs else "out of patience"
+            self._say(f"the run is {over}: {last.reached}; nothing is left to do")
             return result
-        callbacks = [*self.callbacks, *self._console()]
+
+    def _train(self, prepared: PreparedRun) -> TrainResult:
+        from rayff.console.log import LogCallback
+
+        options = "--backend local" if self.backend == "local" else ""
+        callbacks = [*self.callbacks, *self._console(options), LogCallback(options)]
         if self.backend == "local":
             from rayff.engine.local import train_locally
 
@@ -88,12 +95,16 @@ class Trainer:
 
         return train_on_cluster(prepared, callbacks)
 
-    def _console(self) -> list[Callback]:
+    def _say(self, message: str) -> None:
+        if not self.quiet:
+            print(message, flush=True)
+
+    def _console(self, resume_options: str) -> list[Callback]:
         if self.quiet:
             return []
         from rayff.console.run_view import ConsoleCallback
 
-        return [ConsoleCallback()]
+        return [ConsoleCallback(resume_options=resume_options)]
 
     def _check_loggers(self) -> None:
         """Raise a UserError where a logger's library is missing, or the backend has none."""

@@ -39,6 +39,9 @@ for _name in ("tune", "report", "doctor", "bench"):
 COMMANDS = {"__main__", "cli", "config_file", "evaluate", "plan", "predict", "train", "trainer"}
 """Modules outside of the subpackages, which may import all of them."""
 
+ROOM_COMMANDS = {"rayff.runs.__main__"}
+"""Commands in a subpackage below what they print with; they may import all others too."""
+
 WITH_RAY = {"distributed", "tune", "baselines", "doctor", "bench"}
 """The subpackages that may import Ray."""
 
@@ -92,7 +95,10 @@ def test_every_module_is_known():
     assert {subpackage(module) for module in MODULES} - {""} - COMMANDS == BELOW.keys()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if subpackage(name) in BELOW])
+@pytest.mark.parametrize(
+    "module",
+    [name for name in MODULES if subpackage(name) in BELOW and name not in ROOM_COMMANDS],
+)
 def test_a_module_imports_the_subpackages_below_it_alone(module: str):
     allowed = BELOW[subpackage(module)] | {subpackage(module)}
     upward = [
@@ -127,6 +133,11 @@ def test_ray_is_imported_by_its_subpackages_alone():
 def test_the_package_imports_neither_torch_nor_ray():
     heavy = run("import sys, rayff; rayff.Trainer, rayff.TrainConfig(); print(*sys.modules)")
     assert not {"torch", "ray", "numpy"} & {name.partition(".")[0] for name in heavy.split()}
+
+
+def test_runs_are_listed_without_torch_and_ray():
+    heavy = run("import sys, rayff.runs.__main__; print(*sys.modules)")
+    assert not {"torch", "ray"} & {name.partition(".")[0] for name in heavy.split()}
 
 
 def test_all_other_modules_are_imported_without_ray():

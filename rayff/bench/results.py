@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayff.config.errors import UserError
-from rayff.kernels.device_class import has_avx512
+from rayff.kernels.device_class import has_avx512, processor_name
 from rayff.runs.files import write_atomically
 
 T = TypeVar("T")
@@ -46,12 +46,7 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """Return the processor's name, and how it is kept from some of its instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(names, platform.processor() or platform.machine())
+    name = processor_name()
     limits = " ".join(f"{each}={os.environ[each]}" for each in EMULATION if os.getenv(each))
     return f"emulated on {name}: {limits}" if limits else name
 

@@ -196,6 +196,10 @@ class TrainConfig:
     up to date; a run whose own directory is lost or older resumes from it."""
     max_failures: int = 3
     """Stages or nodes that may be lost before the run gives up; -1 for any number."""
+    tags: str | None = None
+    """Names that rayff runs lists the run with and finds it by, with commas between them."""
+    notes: str | None = None
+    """What the run is for, in words; rayff runs --json has it."""
     logger: str = "tensorboard"
     """Where the metrics of each epoch go besides the run directory's own files: {loggers}, with
     commas between them, or none."""
@@ -208,6 +212,12 @@ class TrainConfig:
         """Where the metrics go, each once."""
         names = (name.strip() for name in self.logger.split(","))
         return () if self.logger == "none" else tuple(dict.fromkeys(names))
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """The tags, each once."""
+        names = (name.strip() for name in (self.tags or "").split(","))
+        return tuple(dict.fromkeys(filter(None, names)))
 
     @property
     def elastic_range(self) -> tuple[int, int] | None:

@@ -80,6 +80,10 @@ def validate(config: TrainConfig) -> None:
     for name in ("run_dir", "storage_path", "init_from"):
         if getattr(config, name) == "":
             raise UserError(f"{flag(name)} '' names no folder: name one, or leave the option out")
+    if not is_plain(config.tags or ""):
+        raise UserError(f"--tags {config.tags!a}: remove control characters")
+    if not is_plain((config.notes or "").replace("\n", " ").replace("\t", " ")):
+        raise UserError(f"--notes {config.notes!a}: remove control characters")
     if config.dropout is not None and not 0 <= config.dropout <= 255 / 256:
         raise UserError(f"--dropout must be from 0 to 255/256 (0.996), not {config.dropout}")
     if config.replicas not in (None, "auto") and not _REPLICAS.fullmatch(str(config.replicas)):

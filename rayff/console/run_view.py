@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rayff.console.frame import (
     live_display,
     stage_bars,
 )
+from rayff.console.outlet import run_console
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
 from rayff.engine.progress import Tracker
@@ -41,10 +43,12 @@ class ConsoleCallback(Callback):
 
     Args:
         console: where to print; standard output if None.
+        resume_options: what a command needs besides --resume to go on with the run.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(emoji=False)
+    def __init__(self, console: Console | None = None, *, resume_options: str = "") -> None:
+        self.console = console or run_console()
+        self.resume_options = resume_options
         self.tracker = Tracker(epochs=0, num_train_images=0, stage_names=(), start=Progress())
         self.live: Live | None = None
         self._checkpoint = ""
@@ -60,6 +64,8 @@ class ConsoleCallback(Callback):
             start=run.progress,
         )
         self._run_dir = run.directory.path
+        if run.checkpoint is not None:
+            self._checkpoint = f"step-{run.checkpoint.step:08d}"
         self.start(tracker, run_header(run, plan))
 
     def start(self, tracker: Tracker, header: str) -> None:
@@ -113,7 +119,8 @@ class ConsoleCallback(Callback):
         if readouts := self._readouts():
             self._print(readouts)
         if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs:
-            self._print(f"continue with: rayff train --run-dir {self._run_dir} --resume")
+            words = ["--run-dir", str(self._run_dir), "--resume", *self.resume_options.split()]
+            self._print(f"continue with: rayff train {shlex.join(words)}")
 
     def _print_line(self, text: str) -> None:
         """Print what the display shows, where there is none."""

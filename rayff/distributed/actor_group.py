@@ -37,6 +37,8 @@ class Capabilities:
     """The default."""
     missing: str | None = None
     """Why the compiled kernels are missing, in a clause; None where they are installed."""
+    name: str = ""
+    """Of the device's model."""
 
     @classmethod
     def common(cls, found: Sequence[Capabilities]) -> Capabilities:

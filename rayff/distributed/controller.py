@@ -58,14 +58,13 @@ from rayff.distributed.placement import (
     num_actors,
     stage_resources,
 )
-from rayff.distributed.planner import warn_of_missing_kernels
 from rayff.distributed.ray_metrics import RayMetrics
 from rayff.distributed.reading import hand_over
 from rayff.distributed.session import ray_session
 from rayff.engine.active_run import ActiveRun, start_run
 from rayff.engine.callbacks import Callback
 from rayff.engine.loop import Loop
-from rayff.engine.resolution import resolve_run
+from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, make_plan, rebalanced
@@ -205,14 +204,17 @@ class Controller:
     def _begin(self, group: ActorGroup) -> ActiveRun:
         """Resolve the run by its devices, plan it, and make what lives as long as it does."""
         prepared = self.prepared
-        common = Capabilities.common(group.capabilities())
+        capabilities = group.capabilities()
+        common = Capabilities.common(capabilities)
         run = resolve_run(prepared, common.precision, common.device_class, group.autotune)
-        warn_of_missing_kernels(run, common, self.resources, self._warn)
+        on_gpu = self.resources.gpus > 0
+        warn_of_missing_kernels(run, common.missing, self._warn, on_gpu=on_gpu)
         self.costs = group.measure(run)
         plan = self._plan_for(run, group.num_actors)
         self.plan = dataclasses.replace(plan, nodes=group.node_names)
         callbacks = [*self.callbacks, self.ray_metrics, *run_loggers(run, self._warn)]
-        self.active = self.whole_run.enter_context(start_run(run, self.plan, callbacks))
+        devices = [each.name for each in capabilities]
+        self.active = self.whole_run.enter_context(start_run(run, self.plan, callbacks, devices))
         self.state = dataclasses.replace(self.state, begun=True)
         return self.active
 

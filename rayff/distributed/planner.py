@@ -22,7 +22,7 @@ from rayff.distributed.placement import capacity, nodes, num_actors, stage_resou
 from rayff.distributed.session import ray_session
 from rayff.distributed.stage_actor import remote_stage
 from rayff.engine.preparation import assemble
-from rayff.engine.resolution import resolve_run
+from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
 from rayff.models.architecture import Architecture
@@ -39,29 +39,11 @@ ASSUMED_ALL_REDUCE = {
 
 NOTICE_S = 3.0
 """After which the user learns what takes so long."""
-_CPU_REMEDY = (
-    "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and from "
-    "which programs may run"
-)
-_GPU_REMEDY = "with Triton (pip install triton), a C compiler and Python's headers"
 
 
 def all_reduce_backend(resources: StageResources) -> str:
     """Return what sums gradients: nccl, which needs a whole GPU for each replica, or gloo."""
     return "nccl" if resources.gpus >= 1 else "gloo"
-
-
-def warn_of_missing_kernels(
-    run: Run, found: Capabilities, resources: StageResources, warn: Callable[[str], None]
-) -> None:
-    """Warn where a run goes without the compiled kernels that it would use."""
-    fast = run.config.method == "ff" and run.resolved.rule == "fast"
-    if fast and found.missing is not None:
-        remedy = _GPU_REMEDY if resources.gpus else _CPU_REMEDY
-        warn(
-            f"the fast rule runs without its compiled kernels: {found.missing}; it is faster "
-            f"{remedy}"
-        )
 
 
 def ask_capabilities(
@@ -154,7 +136,7 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
                 common.device_class,
                 lambda precision: autotune_on(actors[0], prepared, precision),
             )
-            warn_of_missing_kernels(run, common, resources, warn)
+            warn_of_missing_kernels(run, common.missing, warn, on_gpu=resources.gpus > 0)
             measured = measure_costs(run, resources, actors, warn)
         finally:
             for actor in actors:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -40,16 +41,57 @@ def ray_session() -> Iterator[None]:
         else:
             ray.init(address="local", include_dashboard=False, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray instance"
-        raise UserError(
-            f"{where} did not answer: {str(error).strip().splitlines()[0]}; check RAY_ADDRESS, "
-            "that the head node runs this version of Ray, and that RAY_AUTH_MODE and the token "
-            "are those of the cluster"
-        ) from error
+        raise UserError(_folder_problem(error) or _no_connection(error, address)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_connection(error: Exception, address: str | None) -> str:
+    said = str(error).strip().splitlines()[0]
+    if not address:
+        return f"a local Ray instance did not start: {said}; rayff doctor checks this machine"
+    return (
+        f"the Ray cluster at {address} did not answer: {said}; check RAY_ADDRESS, that the head "
+        "node runs this version of Ray, and that RAY_AUTH_MODE and the token are those of the "
+        "cluster"
+    )
+
+
+def _folder_problem(error: Exception) -> str | None:
+    """Return what is wrong with a folder that Ray needs on this machine, and the remedy."""
+    base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    denied = Path(getattr(error, "filename", None) or "")
+    if "home directory" in str(error):
+        return (
+            "Ray keeps a token in the home folder, and this user has none: set HOME to a folder "
+            "that can be written"
+        )
+    if "AF_UNIX" in str(error):
+        return (
+            f"Ray's sockets in {base} would have names of more than 107 characters: set "
+            "RAY_TMPDIR to a folder with a shorter name, such as /tmp"
+        )
+    if denied.is_relative_to(base):
+        folder = next(each for each in (denied, *denied.parents) if os.path.exists(each))
+        return (
+            f"Ray cannot write {folder}, which belongs to {_owner(folder)}: set RAY_TMPDIR to a "
+            "folder of yours"
+        )
+    if ".ray" in denied.parts:
+        return (
+            f"Ray keeps a token in the home folder and cannot write {denied}: set HOME to a "
+            "folder that can be written"
+        )
+    return None
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return folder.owner()
+    except KeyError:  # not in /etc/passwd
+        return f"user {folder.stat().st_uid}"
 
 
 def _knock(address: str) -> None:

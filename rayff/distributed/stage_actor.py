@@ -37,9 +37,8 @@ from rayff.engine.commands import Chunk, Command, Report, Snapshot
 from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.replicas import join, split
 from rayff.engine.stage import Stage
-from rayff.kernels import gpu, native
 from rayff.kernels.autotune import autotune
-from rayff.kernels.device_class import device_class
+from rayff.kernels.device_class import device_class, device_name, missing_kernels
 from rayff.kernels.precision import DTYPES, configure_torch, default_precision
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
@@ -216,8 +215,12 @@ class StageActor:
 
 def device_capabilities(device: torch.device) -> Capabilities:
     """Return what a device can do."""
-    missing = native.missing() if device.type == "cpu" else gpu.missing()
-    return Capabilities(device_class(device), default_precision(device), missing)
+    return Capabilities(
+        device_class(device),
+        default_precision(device),
+        missing_kernels(device),
+        device_name(device),
+    )
 
 
 def _with_bytes(report: Report, *messages: Message) -> Report:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
+from rayff.config.errors import RunError, UserError
 from rayff.engine.callbacks import Callback, CallbackList
 from rayff.engine.run import Run, TrainResult
 from rayff.engine.stop import StopRequest
@@ -16,6 +19,7 @@ from rayff.runs.checkpoint import Checkpoint
 from rayff.runs.checkpoint_manager import CheckpointManager
 from rayff.runs.files import write_atomically
 from rayff.runs.metrics import EpochRecord
+from rayff.runs.record import COMPLETE, FAILED, STOPPED, RunRecord, Session
 from rayff.runs.recorder import RunRecorder
 from rayff.runs.run_directory import BEST, BEST_RECORD, CONFIG
 
@@ -43,15 +47,26 @@ class ActiveRun:
             patience=self.run.config.patience,
         )
 
+    @property
+    def reason(self) -> str:
+        """Why the run has ended, for its record."""
+        if self.result().complete:
+            return COMPLETE
+        signum = self.stop.signum
+        return f"{STOPPED} by {'a callback' if signum is None else Signals(signum).name}"
+
 
 @contextmanager
-def start_run(run: Run, plan: Plan, callbacks: Sequence[Callback]) -> Iterator[ActiveRun]:
+def start_run(
+    run: Run, plan: Plan, callbacks: Sequence[Callback], devices: Sequence[str]
+) -> Iterator[ActiveRun]:
     """Make the run directory, start the callbacks, and open the records.
 
     Args:
         run: what is trained.
         plan: its first plan.
         callbacks: called as the run progresses; each that was started is ended.
+        devices: name of each actor's device.
 
     Raises:
         UserError: the directory cannot be written, or a callback refuses to start.
@@ -64,16 +79,43 @@ def start_run(run: Run, plan: Plan, callbacks: Sequence[Callback]) -> Iterator[A
             "once, without one)"
         )
     )
+    session = Session.begin(nodes=plan.nodes, devices=devices)
+    record = RunRecord(run.directory.path, session, every.on_warning)
     try:
         every.on_start(run, plan)
         with stop, make_recorder(run, every) as recorder:
             if run.checkpoint is not None and run.checkpoint.step == 0:
                 recorder.add_snapshot(run.checkpoint, final=True)  # its source may go
-            yield ActiveRun(run, every, recorder, stop)
+            active = ActiveRun(run, every, recorder, stop)
+            with _ending(record, active):
+                yield active
     except BaseException as error:
+        record.end(reason_of(error))
         every.on_end(error)
         raise
     every.on_end(None)
+
+
+@contextmanager
+def _ending(record: RunRecord, active: ActiveRun) -> Iterator[None]:
+    """Write how the run ends while its copy elsewhere is still kept up to date."""
+    try:
+        yield
+    except BaseException as error:
+        record.end(reason_of(error))
+        raise
+    record.end(active.reason)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a run has ended that an error ends, for its record."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"{STOPPED} at once by a second signal"
+    if isinstance(error, SystemExit):  # so Ray Tune ends the thread of a trial
+        return f"{STOPPED} by SystemExit"
+    said = textwrap.shorten(str(error), 500, placeholder=" ...")
+    kind = "" if isinstance(error, (UserError, RunError)) and said else type(error).__name__
+    return f"{FAILED}: {': '.join(part for part in (kind, said) if part)}"
 
 
 def make_recorder(run: Run, callbacks: Callback) -> RunRecorder:

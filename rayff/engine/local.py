@@ -12,16 +12,16 @@ from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import as_option
 from rayff.engine.active_run import start_run
-from rayff.engine.callbacks import Callback
+from rayff.engine.callbacks import Callback, CallbackList
 from rayff.engine.learner import StageSpec, States, make_learner
 from rayff.engine.loop import Loop
 from rayff.engine.pipeline import LocalPipeline
 from rayff.engine.prediction import pick_device
-from rayff.engine.resolution import resolve_run
+from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.engine.stage import Stage
 from rayff.kernels.autotune import autotune
-from rayff.kernels.device_class import device_class
+from rayff.kernels.device_class import device_class, device_name, missing_kernels
 from rayff.kernels.precision import DTYPES, default_precision
 from rayff.partition.estimate import estimated_costs
 from rayff.partition.plan import Plan, StageResources, default_chunk, make_plan
@@ -52,8 +52,11 @@ def train_locally(prepared: PreparedRun, callbacks: Sequence[Callback] = ()) -> 
     device = pick_device(prepared.config.device)
     with torch_threads(prepared.config):
         run = resolve_for(prepared, device)
+        warn = CallbackList(callbacks).on_warning
+        missing, on_gpu = missing_kernels(device), device.type == "cuda"
+        warn_of_missing_kernels(run, missing, warn, on_gpu=on_gpu)
         plan = local_plan(run, device)
-        with start_run(run, plan, callbacks) as active:
+        with start_run(run, plan, callbacks, [device_name(device)]) as active:
             states = None if run.checkpoint is None else run.checkpoint.states
             chunk = run.config.chunk or default_chunk(
                 plan,

@@ -11,6 +11,12 @@ from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
 from rayff.kernels.table import table_kernels
 
+_CPU_REMEDY = (
+    "with a C++ compiler, such as g++, and with a RAYFF_CACHE_DIR that can be written and from "
+    "which programs may run"
+)
+_GPU_REMEDY = "with Triton (pip install triton), a C compiler and Python's headers"
+
 
 def resolve_run(
     prepared: PreparedRun,
@@ -42,3 +48,20 @@ def resolve_run(
         images = prepared.recipe.batch_size
         kernels = table_kernels(network, images, device_class, DTYPES[precision])
     return prepared.resolve(precision, kernels)
+
+
+def warn_of_missing_kernels(
+    run: Run, missing: str | None, warn: Callable[[str], None], *, on_gpu: bool
+) -> None:
+    """Warn where a run goes without the compiled kernels that it would use.
+
+    Args:
+        run: what is trained.
+        missing: why they are missing, in a clause; None where they are there.
+        warn: called with the sentence.
+        on_gpu: whether they are those of a GPU.
+    """
+    fast = run.config.method == "ff" and run.resolved.rule == "fast"
+    if fast and missing is not None:
+        remedy = _GPU_REMEDY if on_gpu else _CPU_REMEDY
+        warn(f"the fast rule runs without its compiled kernels: {missing}; it is faster {remedy}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
-from rayff.kernels import amx, native
+from rayff.kernels import amx, gpu, native
 
 CPU_CLASSES = ("cpu-torch", "cpu", "cpu-avx512", "cpu-avx512-bf16", "cpu-amx")
 """From the least to the most able; cpu-torch has no compiled kernels."""
@@ -21,6 +24,26 @@ def device_class(device: torch.device) -> str:
     if not has_avx512():
         return "cpu"
     return "cpu-avx512-bf16" if has_bf16_units() else "cpu-avx512"
+
+
+def missing_kernels(device: torch.device) -> str | None:
+    """Return why a device's compiled kernels cannot be used, in a clause; None where they can."""
+    return native.missing() if device.type == "cpu" else gpu.missing()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device's model."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """Return the name of the processor's model."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def has_avx512() -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rayff.config.errors import UserError
+
 _SOURCES = [Path(__file__).with_name(name) for name in ("cpu.cpp", "amx.cpp")]
 _HEADER = Path(__file__).with_name("cpu.h")
 _FLAGS = (
@@ -37,11 +39,21 @@ class NoKernelsError(Exception):
 
 
 def cache_dir() -> Path:
-    """Return the cache folder of this machine: RAYFF_CACHE_DIR or ~/.cache/rayff."""
+    """Return the cache folder of this machine: RAYFF_CACHE_DIR or ~/.cache/rayff.
+
+    Raises:
+        UserError: there is no home folder.
+    """
     named = os.environ.get("RAYFF_CACHE_DIR")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayff"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayff"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder for compiled kernels: set HOME, or RAYFF_CACHE_DIR, to a "
+            "folder that can be written"
+        ) from error
 
 
 @functools.cache

@@ -60,6 +60,7 @@ class CheckpointManager:
         self._writing: tuple[Checkpoint, Future[Path]] | None = None
         self._sending: Future[None] | None = None
         self._unsent = False
+        self._is_current = False
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -68,6 +69,7 @@ class CheckpointManager:
         self._collect(wait=True)
         self._writer.shutdown()
         self._send(wait=True)
+        self._send_record()
         self._sender.shutdown()
 
     @property
@@ -135,11 +137,24 @@ class CheckpointManager:
             sent, self._sending = self._sending, None
             try:
                 sent.result()
+                self._is_current = True
             except OSError as error:
+                self._is_current = False
                 self.on_warning(
                     f"the copy in {self.storage.name} is behind ({reason(error)}): training goes "
                     "on, and the next checkpoint is sent again"
                 )
+
+    def _send_record(self) -> None:
+        """Send how the run ended, which is known behind the last checkpoint."""
+        if self.storage is None or not self._is_current:
+            return
+        try:
+            self.storage.push_record()
+        except OSError as error:
+            self.on_warning(
+                f"the copy in {self.storage.name} does not say how the run ended ({reason(error)})"
+            )
 
 
 def reason(error: OSError) -> str:

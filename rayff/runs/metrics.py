@@ -10,15 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.tensorboard import SummaryWriter
 
 from rayff.config.errors import UserError
 from rayff.config.text import layer_range
 from rayff.runs.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.parquet"
 """File of a run directory that has its records."""
@@ -128,8 +130,7 @@ class Metrics:
     def __init__(self, directory: Path, *, tensorboard: bool = True) -> None:
         self.directory = directory
         self.records: list[EpochRecord] = []
-        events = directory / "tensorboard"
-        self._events = SummaryWriter(str(events)) if tensorboard else None
+        self._events = _tensorboard(directory / "tensorboard") if tensorboard else None
 
     def __enter__(self) -> Metrics:
         return self
@@ -167,6 +168,12 @@ class Metrics:
             for name, value in scalars(record).items():
                 self._events.add_scalar(name, value, record.epoch)
             self._events.flush()
+
+
+def _tensorboard(folder: Path) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter  # lists of runs are read without torch
+
+    return SummaryWriter(str(folder))
 
 
 def scalars(record: EpochRecord) -> dict[str, float]:

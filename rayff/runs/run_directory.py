@@ -12,6 +12,7 @@ from typing import Any
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.runs.files import is_aside, write_atomically
+from rayff.runs.run_lock import LOCK
 
 CONFIG = "config.json"
 SEARCH = "search.json"
@@ -64,8 +65,8 @@ class RunDirectory:
             )
 
     def _contents(self) -> Iterator[Path]:
-        """Yield the folder's entries without files whose writing was interrupted."""
-        return (path for path in self.path.iterdir() if not is_aside(path))
+        """Yield the folder's entries that belong to a run."""
+        return (path for path in self.path.iterdir() if not is_passing(path))
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and write config.json, which `--config` and `--resume` read.
@@ -83,6 +84,11 @@ class RunDirectory:
         if not config.is_file():  # also a pipe, which would be waited for
             raise UserError(f"{self.path} is no run directory: it has no config.json")
         return read_config(config)
+
+
+def is_passing(path: Path) -> bool:
+    """Return whether a file is the lock, or one whose writing was interrupted."""
+    return path.name == LOCK or is_aside(path)
 
 
 def write_json(folder: Path, name: str, data: Any) -> None:

@@ -18,8 +18,8 @@ from pyarrow import fs
 from rayff.config.errors import UserError
 from rayff.data.locations import file_system, unreachable
 from rayff.runs.checkpoint import MANIFEST, checkpoint_step, complete_checkpoints
-from rayff.runs.files import is_aside
-from rayff.runs.run_directory import CONFIG
+from rayff.runs.record import LOG, RECORD
+from rayff.runs.run_directory import CONFIG, is_passing
 
 CHECKPOINTS = "checkpoints"
 FLAG = "--storage-path"
@@ -68,11 +68,21 @@ class Storage:
             self._send(f"{there}/{MANIFEST}")
         for path in sorted(self.run_dir.rglob("*")):
             name = path.relative_to(self.run_dir).as_posix()
-            if path.is_file() and not is_aside(path) and not name.startswith(CHECKPOINTS):
+            if path.is_file() and not is_passing(path) and not name.startswith(CHECKPOINTS):
                 self._send(name)
         for old in sorted(self._checkpoints(), key=checkpoint_step)[:-keep]:
             self.files.delete_file(f"{self.folder}/{CHECKPOINTS}/{old}/{MANIFEST}")
             self.files.delete_dir(f"{self.folder}/{CHECKPOINTS}/{old}")
+
+    def push_record(self) -> None:
+        """Send the record and the log, which change without a checkpoint.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        for name in (RECORD, LOG):
+            if (self.run_dir / name).is_file():
+                self._send(name)
 
     def pull(self) -> bool:
         """Fetch the run where the copy is further than the directory, or all there is of it.

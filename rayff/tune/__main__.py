@@ -111,11 +111,13 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 def main(args: Sequence[str]) -> int:
     """Search; return 0, 1 where a trial failed, or 128 plus the number of a signal."""
     command = parse(TuneCommand, module="rayff.tune", description=DESCRIPTION, args=args)
+    from rayff.runs.run_lock import locked
     from rayff.tune.search import resume_search, start_search
     from rayff.tune.space import load_space
 
     if command.resume:
-        return resume_search(Path(command.run_dir or ""))
+        with locked(Path(command.run_dir or "").expanduser(), on_wait=print) as folder:
+            return resume_search(folder)
     fields = _given(
         num_samples=command.samples,
         scheduler=command.scheduler,
@@ -131,8 +133,10 @@ def main(args: Sequence[str]) -> int:
     seed = options.get("seed", 0)
     seeds = range(seed, seed + command.seeds) if command.seeds > 1 else ()
     space = dataclasses.replace(load_space(command.space or ""), **fields).fixed(options, seeds)
-    folder = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return start_search(space, command.search, Path(folder))
+    named = command.run_dir or f"runs/{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    new_name = command.run_dir is None
+    with locked(Path(named).expanduser(), new_name=new_name, on_wait=print) as folder:
+        return start_search(space, command.search, folder)
 
 
 def _given(**values: Any) -> dict[str, Any]:

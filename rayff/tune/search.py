@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.experiment import Trial
-from rich.console import Console
 from rich.text import Text
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
+from rayff.console.outlet import run_console
 from rayff.console.search_view import SearchView
 from rayff.data.loading import data_options, load_task
 from rayff.distributed.loggers import check_loggers
@@ -201,9 +202,7 @@ def _set_up(search: Search, folder: Path) -> tuple[Any, SearchCallback]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     header = f"{search.description}\nsearch folder {folder}"
-    view = SearchView(
-        Console(highlight=False, emoji=False), header, search.varied, search.num_trials
-    )
+    view = SearchView(run_console(highlight=False), header, search.varied, search.num_trials)
     function = trial_function(folder / TRIALS, Path(search.cwd), clones=search.clones)
     loggers = {name: CALLBACKS[name](folder.name) for name in search.loggers}
     return tune.with_resources(function, trial_bundles), SearchCallback(folder, view, loggers)
@@ -225,14 +224,15 @@ def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Pa
     ]
     write_results(folder / "results.parquet", rows)
     failed = print_results(search, rows)
+    if callback.stop.requested:
+        words = ["rayff", "tune", "--run-dir", str(folder), "--resume"]
+        run_console(highlight=False).print(f"continue with: {shlex.join(words)}", soft_wrap=True)
     return int(failed) if callback.stop.signum is None else 128 + callback.stop.signum
 
 
 def print_results(search: Search, rows: Sequence[Row]) -> bool:
     """Print the table, the best trial and the failed ones; return whether one failed."""
-    console = Console(
-        highlight=False, emoji=False, width=10_000
-    )  # nothing is cut: the terminal wraps
+    console = run_console(highlight=False, width=10_000)  # nothing is cut: the terminal wraps
     points = ranked(rows, search)
     console.print()
     console.print(results_table(points, search))

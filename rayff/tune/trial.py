@@ -15,6 +15,7 @@ from ray import tune
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
+from rayff.console.log import LogCallback
 from rayff.distributed.controller import train_on_cluster
 from rayff.distributed.loggers import LOGGERS
 from rayff.distributed.placement import Node, bundle, nodes, num_actors, stage_resources
@@ -25,6 +26,7 @@ from rayff.partition.plan import Plan, StageResources
 from rayff.runs.checkpoint import Progress, checkpoint_step
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
 from rayff.runs.run_directory import CONFIG, RunDirectory
+from rayff.runs.run_lock import locked
 from rayff.tune.space import METRICS
 
 _MANY_LAYERS = 10_000
@@ -105,7 +107,9 @@ def trial_function(trials: Path, cwd: Path, *, clones: bool) -> Callable[[dict[s
             run = dataclasses.replace(run, autotune=False)  # its kernels are in its config.json
         else:
             shutil.rmtree(directory.path, ignore_errors=True)
-        train_on_cluster(prepare(run, resume=resume), [TrialCallback(clones=clones)])
+        with locked(directory.path):
+            prepared = prepare(run, resume=resume)
+            train_on_cluster(prepared, [TrialCallback(clones=clones), LogCallback()])
 
     return trial
 

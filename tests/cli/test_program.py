@@ -37,7 +37,7 @@ def test_help_has_a_line_for_each_command(
     assert main(args) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: rayff COMMAND [OPTIONS]\n")
-    assert [*COMMANDS] == "train evaluate predict plan tune report bench doctor".split()
+    assert [*COMMANDS] == "train evaluate predict plan tune runs report bench doctor".split()
     for name, about in COMMANDS.items():
         assert re.search(f"^  {name} +{re.escape(about)}$", text, re.MULTILINE)
 

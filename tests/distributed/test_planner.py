@@ -12,6 +12,7 @@ from rayff.distributed import planner
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.stage_actor import Profile
 from rayff.engine.preparation import prepare
+from rayff.engine.resolution import warn_of_missing_kernels
 from rayff.engine.run import Run
 from rayff.partition.plan import StageResources
 
@@ -74,8 +75,7 @@ def test_missing_kernels_are_named_with_their_remedy(
     prepared = prepare(config, resume=False)
     run = prepared.resolve("fp32", (Kernels(),) * len(prepared.architecture))
     warnings: list[str] = []
-    found, each = Capabilities("cpu", "fp32", missing), StageResources(cpus=1, gpus=gpus)
-    planner.warn_of_missing_kernels(run, found, each, warnings.append)
+    warn_of_missing_kernels(run, missing, warnings.append, on_gpu=gpus > 0)
     assert len(warnings) == bool(parts)
     assert all(part in warnings[0] for part in parts)
 

@@ -82,6 +82,7 @@ def write_run(
     window: tuple[int, int] = (0, 0),
     temperatures: Temperatures | None = None,
     fusion: Fusion | None = None,
+    class_names: tuple[str, ...] = CLASSES,
 ) -> Path:
     """Leave in `path` what a training would."""
     directory = RunDirectory(path)
@@ -93,7 +94,7 @@ def write_run(
     description = ModelDescription(
         architecture=architecture("tinycnn", num_classes=3, image_channels=3, width=3),
         sip_window=window,
-        class_names=CLASSES,
+        class_names=class_names,
         precision="fp32",
         temperatures=temperatures,
     )
