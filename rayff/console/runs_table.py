@@ -24,7 +24,7 @@ _STYLES = {
     "damaged": "red",
 }
 _RIGHT = {"epochs", "valid %", "test %", "time"}
-_DISPENSABLE = ("loss", "task", "arch", "start", "tags", "time")
+_DISPENSABLE = ("loss", "task", "arch", "start", "tags", "time", "epochs")
 """Columns that a narrow terminal goes without, the first one first."""
 
 

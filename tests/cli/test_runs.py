@@ -99,9 +99,9 @@ def test_json_has_everything(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_narrow_terminal_has_the_columns_that_count(runs: Path) -> None:
     for width, titles in (
         (80, "run state epochs valid % test % time"),
-        (110, "run state epochs valid % test % time tags start"),
+        (105, "run state epochs valid % test % time tags start"),
         (200, "run state arch task loss epochs valid % test % time tags start"),
-        (40, "run state epochs valid % test %"),
+        (40, "run state valid % test %"),
     ):
         console = Console(width=width, force_terminal=True, color_system=None, record=True)
         with console.capture() as captured:

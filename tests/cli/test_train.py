@@ -70,9 +70,11 @@ class TestAWholeRun:
             "checkpoints",
             "config.json",
             "events.jsonl",
+            "log.txt",
             "metrics.csv",
             "metrics.parquet",
             "model.safetensors",
+            "run.json",
             "tensorboard",
             "timeline.parquet",
         }

@@ -36,9 +36,11 @@ RUN_DIRECTORY = {
     "checkpoints",
     "config.json",
     "events.jsonl",
+    "log.txt",
     "metrics.csv",
     "metrics.parquet",
     "model.safetensors",
+    "run.json",
     "tensorboard",
     "timeline.parquet",
 }
