@@ -1,39 +1,77 @@
 #!/usr/bin/env bash
 # A training over several nodes of a Slurm cluster: one Ray node on each, a stage on each GPU.
 #
-#   sbatch jobs/slurm.sh --arch resnet --task cifar10 --data-dir /shared/data --run-dir runs/resnet
+#   sbatch --nodes=4 --gpus-per-node=1 \
+#       jobs/slurm.sh --arch resnet --task cifar10 --data-dir /shared/data --run-dir runs/resnet
 #
-# The flags are those of `python -m rayff.train`. Wants a clone with its .venv (make train) on a
-# file system that all nodes share. Submitted again with --resume, the run goes on.
+# Without --gpus-per-node it trains on CPUs. The flags behind the script are those of
+# `python -m rayff.train`. Wants a clone with its .venv (make train) on a file system that all nodes
+# share. `scancel --batch --signal=TERM JOB` ends it with a checkpoint, as the time limit does;
+# submitted again with --resume, the run goes on.
 #SBATCH --job-name=rayff
-#SBATCH --nodes=4
+#SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
-#SBATCH --gpus-per-node=1
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@120
+#SBATCH --no-kill
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 bin=.venv/bin
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head="${nodes[0]}" # where this script runs
 
-head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a node
-export RAY_ADDRESS="$head:$port"
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+on() { srun --nodes=1 --ntasks=1 --overlap --nodelist="$1" "${@:2}"; }
+
+# The address from which the last node was reached: no name has to resolve.
+address="$(on "${nodes[-1]}" printenv SLURM_LAUNCH_NODE_IPADDR)"
+# Jobs may share a node: ports are free ones, temporary folders are the job's own.
+read -r port client_port < <("$bin/python" jobs/slurm_nodes.py ports 2)
+client=()
+"$bin/python" -c 'import grpc' 2>/dev/null && client=(--ray-client-server-port="$client_port")
+
+export RAY_ADDRESS="$address:$port"
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$PWD/.ray-token-$SLURM_JOB_ID" # other users of the nodes have none
 (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
-on() { srun --nodes=1 --ntasks=1 --overlap --nodelist="$1" "${@:2}"; }
+# shellcheck disable=SC2016 # expands on the node
+ray_node='
+folder="$(mktemp -d /tmp/rayff-slurm-XXXXXX)"
+"$0" start --block --temp-dir="$folder/ray" --node-name="$SLURMD_NODENAME" \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+  --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0 "$@" &
+ray=$!
+trap "kill -KILL $ray" TERM
+wait "$ray" || code=$?
+until rm -rf "$folder"; do sleep 0.2; done
+exit "${code:-0}"'
+steps=()
+start() {
+  on "$1" bash -c "$ray_node" "$bin/ray" "${@:2}" &
+  steps+=($!)
+}
+await() { # until Ray has these nodes; one that ends before is an error
+  "$bin/python" jobs/slurm_nodes.py wait "$@" &
+  wait -n $! "${steps[@]}"
+}
 
-on "$head" "$bin/ray" start --head --port="$port" --num-cpus="$SLURM_CPUS_PER_TASK" \
-  --include-dashboard=false --block &
-until "$bin/ray" status >/dev/null 2>&1; do sleep 1; done
-for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n +2); do
-  on "$node" "$bin/ray" start --address="$RAY_ADDRESS" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
-done
+training=
+finish() {
+  rm -f "$RAY_AUTH_TOKEN_PATH"
+  scancel --signal=TERM "$SLURM_JOB_ID" # its steps, and not this script
+  wait
+}
+trap finish EXIT
+trap 'kill -TERM $training 2>/dev/null || exit 143' TERM
 
-"$bin/python" -m rayff.train "$@" & # SIGTERM, two minutes before the end, reaches it with a checkpoint
+start "$head" --head --port="$port" --node-ip-address="$address" --include-dashboard=false \
+  "${client[@]}"
+await "$head"
+for node in "${nodes[@]:1}"; do start "$node" --address="$RAY_ADDRESS"; done
+await "${nodes[@]}"
+
+"$bin/python" -m rayff.train "$@" & # SIGTERM reaches it with a checkpoint
 training=$!
-trap 'kill -TERM "$training"' TERM
 wait "$training" || wait "$training"
