@@ -13,7 +13,6 @@ happens. The resources of an actor are decided once: its number of threads decid
 from __future__ import annotations
 
 import dataclasses
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -46,8 +45,9 @@ from rayff.distributed.failure_policy import (
     Widen,
     decide,
 )
-from rayff.distributed.failures import StageFailedError
+from rayff.distributed.failures import NoGpuError, StageFailedError
 from rayff.distributed.flow_control import run_chunk, run_window
+from rayff.distributed.last_word import answers, how_to_go_on
 from rayff.distributed.loggers import run_loggers
 from rayff.distributed.placement import (
     APART,
@@ -59,8 +59,8 @@ from rayff.distributed.placement import (
     stage_resources,
 )
 from rayff.distributed.ray_metrics import RayMetrics
-from rayff.distributed.reading import hand_over
-from rayff.distributed.session import ray_session
+from rayff.distributed.reading import SharedImages, hand_over
+from rayff.distributed.session import Session, ray_session
 from rayff.engine.active_run import ActiveRun, start_run
 from rayff.engine.callbacks import Callback
 from rayff.engine.loop import Loop
@@ -89,8 +89,29 @@ def train_on_cluster(
         UserError: a mistake in the run, or a cluster that cannot hold the plan.
         RunError: more failures than the run allows.
     """
-    with ray_session(), ExitStack() as whole_run:
-        return Controller(prepared, callbacks, whole_run).train()
+    with ray_session() as session:
+        images = hand_over(prepared.data)
+        try:
+            return _train(prepared, images, callbacks, session)
+        except NoGpuError as error:
+            config = prepared.config
+            if config.device != "auto" or config.gpus_per_stage is not None:
+                raise
+            warning = f"{error}: training on CPUs"
+            for callback in callbacks:
+                callback.on_warning(warning)
+            on_cpus = dataclasses.replace(config, device="cpu")
+            prepared = dataclasses.replace(prepared, config=on_cpus)
+            return _train(prepared, images, callbacks, session)
+
+
+def _train(
+    prepared: PreparedRun, images: SharedImages, callbacks: Sequence[Callback], session: Session
+) -> TrainResult:
+    with ExitStack() as whole_run:
+        controller = Controller(prepared, images, callbacks, whole_run, session)
+        session.on_lost = controller.end_at_once
+        return controller.train()
 
 
 class Controller:
@@ -98,20 +119,25 @@ class Controller:
 
     Args:
         prepared: the run.
+        images: its images, in the object store.
         callbacks: of the user and the console.
         whole_run: closes what lives as long as the run.
+        session: the connection to Ray.
     """
 
     def __init__(
         self,
         prepared: PreparedRun,
+        images: SharedImages,
         callbacks: Sequence[Callback],
         whole_run: ExitStack,
+        session: Session,
     ) -> None:
         self.prepared = prepared
-        self.images = hand_over(prepared.data)
+        self.images = images
         self.callbacks = callbacks
         self.whole_run = whole_run
+        self.session = session
         config, there, layers = prepared.config, nodes(), len(prepared.architecture)
         fewest, most = actor_range(config, there, layers)
         self.resources = stage_resources(config, there, num_actors(config, there, layers))
@@ -215,6 +241,7 @@ class Controller:
         callbacks = [*self.callbacks, self.ray_metrics, *run_loggers(run, self._warn)]
         devices = [each.name for each in capabilities]
         self.active = self.whole_run.enter_context(start_run(run, self.plan, callbacks, devices))
+        self.session.tell(run_dir=str(run.directory.path))
         self.state = dataclasses.replace(self.state, begun=True)
         return self.active
 
@@ -311,6 +338,21 @@ class Controller:
         assert isinstance(action, (Retry, End))
         return action
 
+    def end_at_once(self, cause: str) -> str:
+        """Bring the newest snapshot to the disk and end the callbacks: Ray is lost.
+
+        Called from another thread, while that of the run may be stuck in a call of Ray.
+
+        Returns:
+            the cause, with how to go on.
+        """
+        if self.active is None:
+            return f"{cause}; the training had not begun: start it again"
+        self.active.recorder.checkpoints.settle()
+        text = f"{cause}; {how_to_go_on(str(self.active.run.directory.path))}"
+        self.active.callbacks.on_end(RunError(text))
+        return text
+
     def _now(self) -> RunState:
         """Return the state with the present requests to stop."""
         stop = self.active is not None and self.active.should_stop()
@@ -342,17 +384,9 @@ def await_verdict() -> None:
     while time.monotonic() < deadline:
         found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in found if node["Alive"]]
-        if all(_answers(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in alive):
+        if all(answers(n["NodeManagerAddress"], n["NodeManagerPort"], _CONNECT_S) for n in alive):
             return
         time.sleep(0.5)
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), _CONNECT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _shown(cuts: tuple[int, ...]) -> str:

@@ -37,6 +37,10 @@ class StageFailedError(RunError):
         super().__init__(f"{stage} died: {self.cause}")
 
 
+class NoGpuError(UserError):
+    """A node has a GPU by Ray's account, and torch sees none there."""
+
+
 def is_failure(error: RayError) -> bool:
     """Return whether a process or node died, or an object with it: no error raised by code."""
     if isinstance(error, RayTaskError):

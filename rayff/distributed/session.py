@@ -1,12 +1,15 @@
-"""The connection to Ray: joins a cluster, or starts a local instance."""
+"""The connection to Ray: joins a cluster, or starts a private instance."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +17,116 @@ import ray
 
 from rayff.config.environment import set_ray_defaults
 from rayff.config.errors import UserError
+from rayff.config.text import printable
+from rayff.distributed import last_word
+from rayff.distributed.address import check_address
+from rayff.distributed.watch import ClusterWatch, parts_of_ray
 
-CONNECT_TIMEOUT_S = 10.0
+_CLEAN_UP_S = 15.0
+
+
+class Session:
+    """A connection to Ray, which ends the process with a sentence where Ray ends.
+
+    Attributes:
+        on_lost: called before, in a thread of its own, with what has happened; returns what is
+            said of it. The thread of the run may be stuck in a call of Ray.
+    """
+
+    def __init__(self, helper: subprocess.Popen[str] | None = None) -> None:
+        self.on_lost: Callable[[str], str] = lambda cause: f"{cause}; start it again"
+        self._helper = helper
+
+    def tell(self, **facts: Any) -> None:
+        """Tell rayff.distributed.last_word a fact."""
+        if self._helper is not None and self._helper.stdin is not None:
+            with suppress(OSError):  # it is gone
+                self._helper.stdin.write(json.dumps(facts) + "\n")
+                self._helper.stdin.flush()
+
+    def end_process(self, cause: str) -> None:
+        """Say what has happened and end this process, which Ray would do without a word."""
+        text = cause
+        with suppress(Exception):
+            text = self.on_lost(cause)
+        print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+        self.tell(said=True)
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(1)
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session() -> Iterator[Session]:
     """Connect to Ray; a local instance that is started here is stopped at the end.
 
-    RAY_ADDRESS names the cluster to join, as inside `ray job submit`; without it a local
-    instance starts, without a dashboard. A connection that is already there is used and kept.
+    RAY_ADDRESS names the cluster to join, as inside `ray job submit`; without it a private
+    instance starts, without a dashboard, in a temporary folder that is removed with it. A
+    connection that is already there is used and kept.
 
     Raises:
-        UserError: the cluster does not answer.
+        UserError: the cluster cannot be joined from here.
     """
     if ray.is_initialized():
-        yield
+        session = Session()
+        with ClusterWatch(parts_of_ray(), session.end_process):
+            yield session
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     set_ray_defaults()
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if address:
-            _knock(address)
-            ray.init(address=address, **quiet)
+    with ExitStack() as stack:
+        session = Session(stack.enter_context(_helper()))
+        if address == "local":
+            _start(session)
         else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            check_address(address)
+            _connect(address)
+        stack.callback(ray.shutdown)
+        parts = parts_of_ray()
+        if address != "local":
+            session.tell(node=parts[0].address)
+        with ClusterWatch(parts, session.end_process):
+            yield session
+
+
+@contextmanager
+def _helper() -> Iterator[subprocess.Popen[str]]:
+    """Be a process that has the last word, in a session of its own, where no Ctrl-C reaches it."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", last_word.__file__],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            Session(process).tell(said=True)
+
+
+def _start(session: Session) -> None:
+    """Start an instance in a folder of its own, which others cannot enter."""
+    try:
+        folder = tempfile.mkdtemp(prefix="rayff-", dir=os.environ.get("RAY_TMPDIR"))
+    except OSError as error:
+        raise UserError(
+            f"a local Ray instance needs a temporary folder ({error}); set RAY_TMPDIR to a folder "
+            "that can be written"
+        ) from error
+    session.tell(folder=folder)
+    _connect("local", include_dashboard=False, _temp_dir=f"{folder}/ray")
+
+
+def _connect(address: str, **options: Any) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_folder_problem(error) or _no_connection(error, address)) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-def _no_connection(error: Exception, address: str | None) -> str:
+def _no_connection(error: Exception, address: str) -> str:
     said = str(error).strip().splitlines()[0]
-    if not address:
+    if address == "local":
         return f"a local Ray instance did not start: {said}; rayff doctor checks this machine"
     return (
         f"the Ray cluster at {address} did not answer: {said}; check RAY_ADDRESS, that the head "
@@ -92,10 +168,3 @@ def _owner(folder: Path) -> str:
         return folder.owner()
     except KeyError:  # not in /etc/passwd
         return f"user {folder.stat().st_uid}"
-
-
-def _knock(address: str) -> None:
-    """Raise an OSError where nothing listens; ray.init would try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()

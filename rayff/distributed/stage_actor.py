@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from rayff.data.augmentation import parse_augmentations
 from rayff.data.tasks import Splits
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import Address, ReplicaGroup, use_own_interface
+from rayff.distributed.failures import NoGpuError
 from rayff.distributed.reading import Readers
 from rayff.distributed.transport import (
     Message,
@@ -214,7 +216,17 @@ class StageActor:
 
 
 def device_capabilities(device: torch.device) -> Capabilities:
-    """Return what a device can do."""
+    """Return what a device can do.
+
+    Raises:
+        NoGpuError: it is a GPU that torch does not see.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise NoGpuError(
+            f"Ray counts a GPU on node {socket.gethostname()}, but torch {torch.__version__} sees "
+            "none there; use --device cpu, install torch for the node's driver (`rayff doctor` on "
+            "the node says what is wrong), or start the node with --num-gpus 0"
+        )
     return Capabilities(
         device_class(device),
         default_precision(device),

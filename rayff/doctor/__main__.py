@@ -107,6 +107,7 @@ def checks(command: DoctorCommand, stack: ExitStack) -> dict[str, Check]:
         "Ray": partial(cluster.connect, stack),
         "nodes": cluster.node_resources,
         "node versions": cluster.node_versions,
+        "GPUs of nodes": cluster.node_gpus,
     }
 
 

@@ -2,11 +2,9 @@
 
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from rayff.distributed.session import ray_session
 from rayff.doctor.check import CheckResult, fail, note, ok, one_line, slow
 from rayff.doctor.software import unmet_requirements
 
-JOIN_TIMEOUT_S = 30.0
 TASK_TIMEOUT_S = 60.0
 """A node may have to start a worker first."""
 
@@ -50,27 +47,13 @@ def connect(stack: ExitStack) -> CheckResult:
     """Join the cluster of RAY_ADDRESS, or start a local Ray; `stack` takes the connection.
 
     Raises:
-        UserError: the cluster does not answer.
+        UserError: the cluster cannot be joined.
     """
     address = os.environ.get("RAY_ADDRESS")
-    if address and not _join_ends():
-        text = f"{address} (RAY_ADDRESS) cannot be joined within {JOIN_TIMEOUT_S:g} s"
-        return fail(text, "set it to a head node that this machine can reach, as host:6379")
     start = time.perf_counter()
     stack.enter_context(ray_session())
     how = f"joined {address}" if address else "a local Ray started"
     return ok(f"{how} in {time.perf_counter() - start:.1f} s")
-
-
-def _join_ends() -> bool:
-    """Try to join in another process, since Ray may wait for minutes or abort its process."""
-    program = "from rayff.distributed.session import ray_session\nwith ray_session(): pass"
-    command = [sys.executable, "-c", program]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=JOIN_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode >= 0  # where it raises, joining in this process will too
 
 
 def node_resources() -> CheckResult | None:
@@ -97,20 +80,36 @@ def node_versions() -> CheckResult | None:
     """Run a task on every node and compare its versions with those of this process."""
     if not ray.is_initialized():
         return None
+    return compare_versions(versions(), _ask(versions, _alive()))
+
+
+def node_gpus() -> CheckResult | None:
+    """Check that torch sees the GPUs of nodes that Ray counts some on."""
+    if not ray.is_initialized():
+        return None
+    with_gpus = [node for node in _alive() if node["Resources"].get("GPU")]
+    return compare_gpus(_ask(gpus_of_torch, with_gpus)) if with_gpus else None
+
+
+def _alive() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = [node for node in found if node["Alive"]]
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(versions)
-    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    return [node for node in found if node["Alive"]]
+
+
+def _ask(question: Callable[[], str], there: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Call a function in a task on each node; return pairs of host name and answer."""
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(question)
+    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in there]
     calls = [remote.options(scheduling_strategy=pin).remote() for pin in pins]
     ready, _ = ray.wait(calls, num_returns=len(calls), timeout=TASK_TIMEOUT_S)
     answers = []
-    for node, call in zip(alive, calls, strict=True):
+    for node, call in zip(there, calls, strict=True):
         try:
             answer = ray.get(call) if call in ready else f"no answer for {TASK_TIMEOUT_S:g} s"
         except Exception as error:  # an import on the node may raise anything
             answer = one_line(str(error).rpartition("Error: ")[2])
         answers.append((node["NodeManagerHostname"], answer))
-    return compare_versions(versions(), answers)
+    return answers
 
 
 def versions() -> str:
@@ -125,3 +124,22 @@ def compare_versions(own: str, answers: Sequence[tuple[str, str]]) -> CheckResul
         text = f"{own} here, but not on {len(others)} of {len(answers)} nodes ({others[0]})"
         return fail(text, "install the same packages on all, or submit a job with --working-dir")
     return ok(f"{own} on all {len(answers)}")
+
+
+def gpus_of_torch() -> str:
+    """Return an empty text where torch sees a GPU, and else why not."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # it says why; AssertionError where torch is built for CPUs
+        return one_line(error)
+    return ""
+
+
+def compare_gpus(answers: Sequence[tuple[str, str]]) -> CheckResult:
+    """Judge the answers of the nodes with GPUs: pairs of host name and what keeps torch."""
+    blind = [f"{host}: {answer}" for host, answer in answers if answer]
+    if blind:
+        text = f"torch sees none on {len(blind)} of {len(answers)} nodes with GPUs ({blind[0]})"
+        remedy = "install torch for the driver of the node, or start it with --num-gpus 0"
+        return fail(f"{text}; stages run on CPUs unless --device cuda is given", remedy)
+    return ok(f"torch sees those of all {len(answers)} nodes with GPUs")

@@ -103,6 +103,13 @@ class CheckpointManager:
         self._collect(wait=False)
         self._send(wait=False)
 
+    def settle(self) -> None:
+        """Wait until the snapshots so far are on the disk; from any thread."""
+        try:
+            self._writer.submit(int).result()  # behind the writes: there is one thread for them
+        except RuntimeError:  # closing down
+            self._writer.shutdown()
+
     def _write(self, snapshot: Checkpoint, record: EpochRecord | None) -> Path:
         path = self.store.write(snapshot)
         self.export(snapshot, record)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from rayff.distributed import session
 from rayff.distributed.session import ray_session
 from rayff.kernels import native
 from tests.helpers.mistakes import refused
@@ -47,6 +48,7 @@ def test_a_folder_is_named_with_its_remedy(
     def init(**options: object) -> None:
         raise error
 
+    monkeypatch.setattr(session, "check_address", lambda address: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     with refused(sentence.replace("BASE", str(tmp_path))) as caught, ray_session():

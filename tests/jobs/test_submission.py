@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from rayff import TrainConfig
 from rayff.engine.evaluation import evaluate
@@ -177,17 +179,21 @@ class TestAJobFromAClone:
 
 @pytest.mark.slow
 class TestAJobOfTheInstalledPackage:
-    """It has no working directory: the nodes have the package."""
+    """It has no working directory: the nodes have the package. KubeRay submits one so."""
 
     def test_that_is_stopped_leaves_a_checkpoint_and_no_actor_and_resumes_with_the_same_bits(
         self, head: Head, options: dict[str, Any], tmp_path: Path
     ) -> None:
         options, run_dir = {**options, "epochs": 12}, tmp_path / "run"
-        waits = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+        spec = yaml.safe_load((REPOSITORY / "jobs/kuberay-rayjob.yaml").read_text())["spec"]
+        entrypoint = spec["entrypoint"].replace("/runs/resnet", str(run_dir))
+        flags = " ".join(as_flags(options, stages=2))
+        entrypoint = re.sub(r"--arch .* -1", flags, entrypoint)
+        waits = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]))
         submit = ["ray", "job", "submit", "--runtime-env-json", waits]
-        train = ["python", "-m", "rayff.train", "--run-dir", str(run_dir)]
+        train = shlex.split(entrypoint)
         with subprocess.Popen(
-            [*submit, "--submission-id=stopped", "--", *train, *as_flags(options, stages=2)],
+            [*submit, "--submission-id=stopped", "--", *train],
             env=head.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -218,7 +224,7 @@ class TestAJobOfTheInstalledPackage:
         reached = int(max(path.name for path in run_dir.glob("checkpoints/step-*"))[5:])
         assert reached < 12 * 40
 
-        again = head.run(*submit, "--", *train, "--resume")
+        again = head.run(*submit, "--", *train)
         assert again.code == 0, again.client_output
         assert f"resumed from the checkpoint of step {reached}\n" in again.log
         assert {path.name for path in run_dir.iterdir()} == RUN_DIRECTORY

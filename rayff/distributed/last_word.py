@@ -1,0 +1,80 @@
+"""A program beside a driver: what is left to do when Ray has ended that. Standard library only.
+
+Ray's C++ core ends a driver at once, without a word and with exit code 1, where the node that it
+is connected to shuts down (`ray stop`). This program reads facts about the driver from standard
+input, a JSON object a line, until the driver has gone. Then it says what has happened, unless the
+driver has, and removes the temporary folder of a private Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+CLEAN_UP_S = 10.0
+"""How long processes that end may go on writing to the folder."""
+
+
+def main() -> None:
+    """Wait for the end of the driver and act."""
+    facts: dict[str, Any] = {"said": False, "run_dir": None, "folder": None, "node": None}
+    for line in sys.stdin:
+        facts |= json.loads(line)
+    if not facts["said"]:
+        shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live view hides the cursor
+        text = f"{cause(facts['node'])}; {how_to_go_on(facts['run_dir'])}"
+        print(f"{shown}error: {text}", file=sys.stderr, flush=True)
+    if facts["folder"] is not None:
+        remove(Path(facts["folder"]))
+
+
+def cause(node: list[Any] | None) -> str:
+    """Return why a driver has ended without a word; `node` is the address of its raylet.
+
+    The raylet of a private Ray ends with the driver.
+    """
+    if node is not None and answers(node[0], node[1]):
+        return "this process was ended from outside, as the system does where memory runs out"
+    return (
+        "the Ray node of this process has ended, and this process with it, as after `ray stop` or "
+        "a kill"
+    )
+
+
+def how_to_go_on(run_dir: str | None) -> str:
+    """Return the command that continues a run."""
+    if run_dir is None or not any(Path(run_dir).glob("checkpoints/step-*/manifest.json")):
+        return "there is no checkpoint yet: start it again"
+    return f"its newest checkpoint is on disk, continue with: {resume_command(run_dir)}"
+
+
+def resume_command(run_dir: str) -> str:
+    """Return the command that continues a run."""
+    return f"rayff train --run-dir {quote(run_dir)} --resume"
+
+
+def answers(host: str, port: int, timeout_s: float = 1.0) -> bool:
+    """Return whether something listens there."""
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that ending processes still write to."""
+    deadline = time.monotonic() + CLEAN_UP_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
