@@ -78,9 +78,10 @@ def main(args: Sequence[str]) -> int:
         note = "note: the model has no temperatures, so its probabilities are uncalibrated"
         print(note, file=sys.stderr)
     if command.json:
-        print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=1))
+        pairs = zip(command.images, predictions, strict=True)
+        print(json.dumps([{"file": f, **dataclasses.asdict(p)} for f, p in pairs], indent=1))
         return 0
-    names = [printable(prediction.file) for prediction in predictions]
+    names = [printable(file) for file in command.images]
     file_width = max(map(len, names))
     class_width = max(len(prediction.class_name) for prediction in predictions)
     for name, p in zip(names, predictions, strict=True):

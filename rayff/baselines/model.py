@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
-from rayff.learning.chain import join, normalise
+from rayff.learning.chain import Activations, close_block, join, open_shortcut
 from rayff.learning.classifier import Classifier
 from rayff.learning.generators import Share, head_seed
 from rayff.learning.layer import ConvLayer
-from rayff.models.architecture import Architecture, LayerSpec, Spec
+from rayff.models.architecture import Architecture, LayerSpec
 
 
 class EndToEndLayer(ConvLayer):
@@ -46,7 +46,7 @@ class EndToEndLayer(ConvLayer):
                 )
                 nn.init.zeros_(self.head.bias)
 
-    def activate(self, x: Tensor, share: Share | None) -> Tensor:
+    def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
         """Return the normalised features, (B, K, H, W), in the format of `x`, with autograd."""
         if self.spec.pool:
             x = F.avg_pool2d(x, 2)
@@ -132,7 +132,7 @@ class Backpropagation(nn.Module):
         parts = self.parts()
         for position in block:
             layer = parts[position]
-            features = layer.activate(features, share)
+            features = layer(features, share)
             if layer.spec.join != "none":
                 features = join(features, entered, layer.spec)
             if layer.head is not None:
@@ -171,6 +171,7 @@ class EndToEndNetwork(Classifier):
         super().__init__(network.architecture, window, class_names)
         self.network = network
         self.dtype = dtype
+        self.eval()
 
     @classmethod
     def build(
@@ -188,9 +189,9 @@ class EndToEndNetwork(Classifier):
         return cls(network, window, class_names, dtype)
 
     @property
-    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
-        """Each layer with the module that holds its parameters."""
-        return [(layer.spec, layer) for layer in self.network.parts()]
+    def layers(self) -> nn.ModuleList:
+        """The layers."""
+        return self.network.layers
 
     def _has_classifier(self, layer: int) -> bool:
         return self.network.parts()[layer].head is not None
@@ -200,7 +201,10 @@ class EndToEndNetwork(Classifier):
         heads = [layer for layer in range(len(self.architecture)) if self._has_classifier(layer)]
         return heads[classifier] + 1
 
-    @torch.no_grad()
-    def iter_logits(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of one head after the other, (B, C) each."""
-        yield from self.network.head_logits(normalise(images, self.dtype))
+    def compute(self, layer: int, activations: Activations) -> tuple[Activations, Tensor | None]:
+        """Return what leaves a layer, and the logits of its head, (B, C), where it has one."""
+        part = self.network.parts()[layer]
+        shortcut = open_shortcut(part.spec, activations)
+        activations = close_block(part.spec, part(activations.features), shortcut)
+        logits = None if part.head is None else part.logits(activations.features)
+        return activations, logits

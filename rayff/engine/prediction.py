@@ -10,7 +10,7 @@ import torch
 
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
-from rayff.data.images import ImageFormat, read_image
+from rayff.data.images import ImageFormat, Pixels, read_image
 from rayff.kernels.precision import configure_torch
 from rayff.learning.classifier import Classifier
 
@@ -19,7 +19,6 @@ from rayff.learning.classifier import Classifier
 class Prediction:
     """The predicted class of one image."""
 
-    file: str
     class_name: str
     probability: float
     layers_used: int
@@ -35,24 +34,45 @@ def predict(
     Raises:
         UserError: a file is missing or is no image; before the first answer.
     """
-    channels, size, _ = model.architecture.image_shape
-    form = ImageFormat(channels, size, model.resize)
-    device = next(model.parameters()).device
-    images = [torch.tensor(read_image(Path(file), form), device=device) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if early_exit is None:
-            probabilities = model.probabilities(image[None])[0]
-            layers_used = model.depth
-        else:
-            probabilities, layers_used = model.early_exit(image, early_exit)
-        best = int(probabilities.argmax())
-        yield Prediction(
-            file=file,
-            class_name=model.class_names[best],
-            probability=float(probabilities[best]),
+    form = image_format(model)
+    for image in [read_image(Path(file), form) for file in files]:
+        yield from classify_batch(model, image[None], early_exit)
+
+
+def classify_batch(
+    model: Classifier, images: Pixels, early_exit: float | None = None
+) -> list[Prediction]:
+    """Classify a batch of images, uint8 (B, K, S, S), on the model's device.
+
+    Args:
+        model: with the readout that is wanted.
+        images: in the format of the model.
+        early_exit: probability at which an image needs no further layer of the window; None for
+            every layer of the readout.
+    """
+    batch = torch.tensor(images, device=next(model.parameters()).device)
+    if early_exit is None:
+        probabilities, layers = model.probabilities(batch), torch.full((len(batch),), model.depth)
+    else:
+        probabilities, layers = model.early_exit(batch, early_exit)
+    best = probabilities.max(dim=1)
+    return [
+        Prediction(
+            class_name=model.class_names[winner],
+            probability=probability,
             layers_used=layers_used,
             layers=len(model.architecture),
         )
+        for winner, probability, layers_used in zip(
+            best.indices.tolist(), best.values.tolist(), layers.tolist(), strict=True
+        )
+    ]
+
+
+def image_format(model: Classifier) -> ImageFormat:
+    """Return what every image becomes for a model."""
+    channels, size, _ = model.architecture.image_shape
+    return ImageFormat(channels, size, model.resize)
 
 
 def pick_device(name: Device) -> torch.device:

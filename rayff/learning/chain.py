@@ -16,7 +16,7 @@ from rayff.learning.generators import Share
 from rayff.learning.layer import CWConv
 from rayff.learning.local_layer import LocalLayer
 from rayff.learning.module_layer import ModuleLayer
-from rayff.models.architecture import Architecture, LayerSpec
+from rayff.models.architecture import Architecture, LayerSpec, Spec
 from rayff.models.zoo import module_rows
 
 Visit = Callable[[LocalLayer, Tensor], Tensor]
@@ -52,6 +52,20 @@ def join(features: Tensor, shortcut: Tensor, spec: LayerSpec) -> Tensor:
     if shortcut.shape[-1] != features.shape[-1]:
         shortcut = F.avg_pool2d(shortcut, 2)
     return features + shortcut if spec.join == "add" else torch.cat((features, shortcut), dim=1)
+
+
+def open_shortcut(spec: Spec, activations: Activations) -> Tensor | None:
+    """Return the shortcut that is open in a layer: its own input, where it opens a block."""
+    return activations.features if spec.opens_block else activations.shortcut
+
+
+def close_block(spec: Spec, features: Tensor, shortcut: Tensor | None) -> Activations:
+    """Return what leaves a layer: its features, joined by the shortcut where its block ends."""
+    if spec.join == "none":
+        return Activations(features=features, shortcut=shortcut)
+    assert shortcut is not None, "a block that joins was opened before"
+    assert isinstance(spec, LayerSpec), "modules join no shortcut"
+    return Activations(features=join(features, shortcut.detach(), spec))
 
 
 class Chain(nn.Module):
@@ -115,22 +129,16 @@ class Chain(nn.Module):
 
     def walk(self, activations: Activations, visit: Visit) -> Activations:
         """Take a batch through all layers, shortcuts included."""
-        features, shortcut = activations.features, activations.shortcut
         for layer in self.parts():
-            if layer.spec.opens_block:
-                shortcut = features
-            features = visit(layer, features)
-            if layer.spec.join != "none":
-                assert shortcut is not None, "a block that joins was opened before"
-                assert isinstance(layer.spec, LayerSpec), "modules join no shortcut"
-                features, shortcut = join(features, shortcut.detach(), layer.spec), None
-        return Activations(features=features, shortcut=shortcut)
+            shortcut = open_shortcut(layer.spec, activations)
+            activations = close_block(layer.spec, visit(layer, activations.features), shortcut)
+        return activations
 
     @torch.no_grad()
     def evaluate(
         self,
         activations: Activations,
-        classify: Callable[[LocalLayer, Tensor], tuple[Tensor, Tensor]] = LocalLayer.forward,
+        classify: Callable[[LocalLayer, Tensor], tuple[Tensor, Tensor]] = LocalLayer.__call__,
     ) -> tuple[Activations, list[Tensor]]:
         """Return what leaves the chain and each layer's logits, (B, C) each; no dropout."""
         self.eval()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import Resize
+from rayff.learning.chain import Activations, normalise
 from rayff.learning.readout import READOUTS, ReadoutName, Readouts
 from rayff.models.architecture import Architecture, Spec
 
@@ -29,8 +31,10 @@ class Classifier(nn.Module, ABC):
         temperatures: of the window's sum up to each of its classifiers.
         last_temperature: of the last classifier alone.
         fusion: the linear classifier of all logits; None where it was not fitted.
+        dtype: number format of the activations.
     """
 
+    dtype: torch.dtype
     fusion: nn.Linear | None
 
     def __init__(
@@ -59,15 +63,12 @@ class Classifier(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
-        """Each layer with the module that holds its parameters."""
+    def layers(self) -> nn.ModuleList:
+        """The layers, with their parameters; their forward hooks fire."""
 
     @abstractmethod
-    def iter_logits(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of one classifier after the other, (B, C) each, as they are computed.
-
-        `images` are uint8, (B, K, H, W).
-        """
+    def compute(self, layer: int, activations: Activations) -> tuple[Activations, Tensor | None]:
+        """Return what leaves a layer, and its logits, (B, C); None where it gives none."""
 
     @abstractmethod
     def layers_computed(self, classifier: int) -> int:
@@ -113,6 +114,11 @@ class Classifier(nn.Module, ABC):
         ]
 
     @property
+    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
+        """Each layer with the module that holds its parameters."""
+        return list(zip(self.architecture.layers, self.layers, strict=True))
+
+    @property
     def depth(self) -> int:
         """Layers that must be computed to classify with the readout."""
         return self.layers_computed(self._last_classifier)
@@ -139,13 +145,51 @@ class Classifier(nn.Module, ABC):
 
     @torch.no_grad()
     def logits(self, images: Tensor, num_classifiers: int | None = None) -> Tensor:
-        """Return the logits of the first `num_classifiers` classifiers, (L, B, C).
+        """Return the logits of each layer, (L, B, C), from the first one on.
+
+        They are what the readouts add up: goodness, or log-probabilities where a local loss has
+        other logits.
+
+        Args:
+            images: uint8, (B, K, S, S).
+            num_classifiers: L, how many; no deeper layer is computed. None for all.
 
         Raises:
             UserError: the images are not uint8, or of another shape than the network's.
         """
+        each = (logits for _, logits in self._iter_layers(images) if logits is not None)
+        return torch.stack(list(islice(each, num_classifiers)))
+
+    @torch.no_grad()
+    def features(self, images: Tensor, layer: int) -> Tensor:
+        """Return what a layer hands on to the next one, in float32.
+
+        Of a convolution that is its normalised activation, (B, K, H, W), joined by the shortcut
+        where its block ends; of a module also (B, F) or (B, T, D). No deeper layer is computed.
+
+        Args:
+            images: uint8, (B, K, S, S).
+            layer: from 0.
+
+        Raises:
+            UserError: there is no such layer, the images are not uint8, or of another shape than
+                the network's.
+        """
+        if not 0 <= layer < len(self.architecture):
+            raise UserError(
+                f"this model has no layer {layer}: its layers are 0 to "
+                f"{len(self.architecture) - 1}"
+            )
+        features, _ = next(islice(self._iter_layers(images), layer, None))
+        return features.float()
+
+    def _iter_layers(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the features and the logits of one layer after the other."""
         self._check_images(images)
-        return torch.stack(list(islice(self.iter_logits(images), num_classifiers)))
+        activations = Activations(features=normalise(images, self.dtype))
+        for layer in range(len(self.architecture)):
+            activations, logits = self.compute(layer, activations)
+            yield activations.features, logits
 
     def _check_images(self, images: Tensor) -> None:
         shape = self.architecture.image_shape
@@ -176,33 +220,48 @@ class Classifier(nn.Module, ABC):
 
         They are the softmax of the readout's logits over its temperature.
         """
-        return (self.forward(images) / self.temperature).softmax(dim=1)
+        logits: Tensor = self(images)
+        return (logits / self.temperature).softmax(dim=1)
 
     @torch.no_grad()
-    def early_exit(self, image: Tensor, threshold: float) -> tuple[Tensor, int]:
-        """Classify one image with as few layers of the window as reach a probability.
+    def early_exit(self, images: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """Classify each image with as few layers of the window as reach a probability.
+
+        A layer is computed for those images alone that no layer before was sure of.
 
         Args:
-            image: uint8, (K, H, W).
+            images: uint8, (B, K, S, S).
             threshold: probability at which no further layer is computed.
 
         Returns:
-            the probabilities, (C,), and the number of layers that were computed.
+            the probabilities, (B, C), and the number of layers computed for each image, (B,).
 
         Raises:
-            UserError: the readout is not the window, whose sum alone grows layer by layer; or an
-                image of another type or shape than the network's.
+            UserError: the readout is not the window, whose sum alone grows layer by layer; or
+                images of another type or shape than the network's.
         """
-        self._check_images(image[None])
+        self._check_images(images)
         if self.readout != "window":
             raise UserError(f"early exit needs the readout window, not {self.readout}")
-        first, last = self.window
-        total = torch.zeros(self.architecture.num_classes, device=image.device)
-        probabilities, classifier = total, 0
-        for classifier, logits in enumerate(islice(self.iter_logits(image[None]), last + 1)):  # noqa: B007
-            if classifier >= first:
-                total = total + logits[0]
-                probabilities = (total / self.temperatures[classifier - first]).softmax(dim=0)
-                if probabilities.max() >= threshold:
-                    break
-        return probabilities, self.layers_computed(classifier)
+        first, _ = self.window
+        rows = torch.arange(len(images), device=images.device)
+        layers = torch.zeros_like(rows)
+        probabilities = torch.zeros(len(rows), self.architecture.num_classes).to(images.device)
+        total = torch.zeros_like(probabilities)
+        activations = Activations(features=normalise(images, self.dtype))
+        classifier = -1
+        for layer in range(self.depth):
+            activations, logits = self.compute(layer, activations)
+            classifier += logits is not None
+            if logits is None or classifier < first:
+                continue
+            total = total + logits
+            found = (total / self.temperatures[classifier - first]).softmax(dim=1)
+            probabilities[rows], layers[rows] = found.float(), layer + 1
+            unsure = ~(found.amax(dim=1) >= threshold)
+            if not unsure.any():
+                break
+            if not unsure.all():
+                rows, total = rows[unsure], total[unsure]
+                activations = activations.map(itemgetter(unsure))
+        return probabilities, layers

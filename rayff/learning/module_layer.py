@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ class ModuleLayer(LocalLayer):
     def outputs(self, x: Tensor, dropout_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the activation h, (B, ...), and the features for the next layer, detached."""
         mixed = self.dtype != torch.float32
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=mixed):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if mixed else nullcontext():
             h: Tensor = self.module(x.detach())
             with torch.no_grad():
                 features = hand_on(self.module, self.drop(h.detach(), dropout_state))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from rayff.config.local_loss import LossConfig
 from rayff.config.recipe import Method
-from rayff.learning.chain import Activations, Chain, normalise
+from rayff.learning.chain import Activations, Chain, close_block, open_shortcut
 from rayff.learning.classifier import Classifier
-from rayff.models.architecture import Architecture, Spec
+from rayff.models.architecture import Architecture
 
 
 class LocalNetwork(Classifier):
@@ -28,6 +26,8 @@ class LocalNetwork(Classifier):
     ) -> None:
         super().__init__(chain.architecture, window, class_names)
         self.chain = chain
+        self.dtype = chain.dtype
+        self.eval()
 
     @classmethod
     def build(
@@ -44,18 +44,17 @@ class LocalNetwork(Classifier):
         return cls(Chain.build(architecture, dtype=dtype, loss=loss), window, class_names)
 
     @property
-    def learned_layers(self) -> list[tuple[Spec, nn.Module]]:
-        """Each layer with the module that holds its parameters."""
-        return [(layer.spec, layer) for layer in self.chain.parts()]
+    def layers(self) -> nn.ModuleList:
+        """The layers."""
+        return self.chain.layers
 
     def layers_computed(self, classifier: int) -> int:
         """Return how many layers must be computed for a layer's logits."""
         return classifier + 1
 
-    @torch.no_grad()
-    def iter_logits(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of one layer after the other, (B, C) each."""
-        activations = Activations(features=normalise(images, self.chain.dtype))
-        for index in range(len(self.chain)):
-            activations, (logits,) = self.chain[index : index + 1].evaluate(activations)
-            yield logits
+    def compute(self, layer: int, activations: Activations) -> tuple[Activations, Tensor]:
+        """Return what leaves a layer, and its logits, (B, C)."""
+        spec = self.architecture[layer]
+        shortcut = open_shortcut(spec, activations)
+        features, logits = self.layers[layer](activations.features)
+        return close_block(spec, features, shortcut), logits

@@ -124,15 +124,29 @@ class TestTrained:
     def test_one_head_needs_all_layers(self, images: Tensor):
         model = EndToEndNetwork(Backpropagation(narrow("tinycnn")).eval(), (0, 0), ("no", "yes"))
         assert (model.num_classifiers, model.depth) == (1, 4)
-        probabilities, layers = model.early_exit(images[0], 0.5)
-        assert layers == 4
-        assert torch.allclose(probabilities, model(images[:1])[0].softmax(dim=0))
+        probabilities, layers = model.early_exit(images, 0.5)
+        assert layers.tolist() == [4] * 5
+        assert torch.allclose(probabilities, model(images).softmax(dim=1))
 
     def test_early_exit_stops_at_the_first_head_over_the_threshold(self, images: Tensor):
         network = Backpropagation(narrow("tinycnn"), deep_supervision=True).eval()
         model = EndToEndNetwork(network, (1, 3), ("no", "yes"))
-        logits = network(normalise(images[:1]))[:, 0]
-        assert model.early_exit(images[0], 0.5)[1] == 2
-        probabilities, layers = model.early_exit(images[0], 1.0)
-        assert layers == 4
-        assert torch.allclose(probabilities, logits[1:].sum(dim=0).softmax(dim=0), atol=1e-6)
+        logits = network(normalise(images))
+        assert model.early_exit(images, 0.5)[1].tolist() == [2] * 5
+        probabilities, layers = model.early_exit(images, 1.0)
+        assert layers.tolist() == [4] * 5
+        assert torch.allclose(probabilities, logits[1:].sum(dim=0).softmax(dim=1), atol=1e-6)
+
+    def test_features_are_what_a_head_sees_and_forward_hooks_fire(self, images: Tensor):
+        model = EndToEndNetwork(
+            Backpropagation(narrow("resnet"), deep_supervision=True), (0, 16), ("no", "yes")
+        )
+        names: list[str] = []
+        for name, module in model.named_modules():
+            if module in [*model.layers]:
+                module.register_forward_hook(lambda *_, name=name: names.append(name))
+        logits = model.logits(images)
+        assert names == [f"network.layers.{layer}" for layer in range(17)]
+        for layer, module in enumerate(model.layers):
+            found = module.head(model.features(images, layer).mean(dim=(2, 3)))
+            assert torch.allclose(found, logits[layer], atol=1e-6)

@@ -117,22 +117,22 @@ class TestReadouts:
         assert model.readout == "window"
 
     def test_early_exit_uses_the_temperature_of_each_depth(self, model: LocalNetwork) -> None:
-        image = pixels(1)[0]
-        logits = model.logits(image[None])[:, 0]
-        first, both = (logits[1] / 2.0).softmax(0), ((logits[1] + logits[2]) / 0.5).softmax(0)
+        images = pixels(5)
+        logits = model.logits(images)
+        first, both = (logits[1] / 2.0).softmax(1), ((logits[1] + logits[2]) / 0.5).softmax(1)
         for threshold, expected, layers in ((1e-9, first, 2), (1.1, both, 3)):
-            probabilities, computed = model.early_exit(image, threshold)
+            probabilities, computed = model.early_exit(images, threshold)
             np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
-            assert computed == layers
-        reached = float(first.max())
-        assert model.early_exit(image, reached * 0.999)[1] == 2
-        assert model.early_exit(image, reached * 1.001)[1] == 3
+            assert computed.tolist() == [layers] * 5
+        reached = float(first[0].max())
+        assert model.early_exit(images[:1], reached * 0.999)[1] == 2
+        assert model.early_exit(images[:1], reached * 1.001)[1] == 3
 
     @pytest.mark.parametrize("name", ["last", "fusion"])
     def test_early_exit_is_of_the_window(self, model: LocalNetwork, name: str) -> None:
         model.readout = name  # type: ignore[assignment]
         with pytest.raises(UserError, match=f"early exit needs the readout window, not {name}"):
-            model.early_exit(pixels(1)[0], 0.9)
+            model.early_exit(pixels(1), 0.9)
 
     def test_it_moves_and_is_saved_with_the_model(self, model: LocalNetwork) -> None:
         state = model.state_dict()
@@ -201,23 +201,85 @@ class TestEarlyExit:
         lead: float,
     ):
         model = LocalNetwork(layers, window, CLASSES)
-        probabilities, computed = model.early_exit(image, threshold)
-        assert computed == num_layers
+        probabilities, computed = model.early_exit(image[None], threshold)
+        assert computed.tolist() == [num_layers]
         first = 1 / (1 + np.exp(-lead))
-        assert probabilities.tolist() == pytest.approx([first, 1 - first], abs=1e-3)
+        assert probabilities[0].tolist() == pytest.approx([first, 1 - first], abs=1e-3)
 
     def test_the_threshold_itself_is_enough(self, layers: Chain):
-        even = torch.full((1, 32, 32), 9, dtype=torch.uint8)  # normalised to zero everywhere
+        even = torch.full((1, 1, 32, 32), 9, dtype=torch.uint8)  # normalised to zero everywhere
         with torch.no_grad():
             for layer in layers.parts():
                 layer.weight.zero_()
         probabilities, computed = LocalNetwork(layers, (0, 2), CLASSES).early_exit(even, 0.5)
-        assert (probabilities.tolist(), computed) == ([0.5, 0.5], 1)
+        assert (probabilities.tolist(), computed.tolist()) == ([[0.5, 0.5]], [1])
 
     def test_a_threshold_of_one_gives_the_answer_of_the_whole_window(self):
         model = LocalNetwork(Chain.build(narrow("resnet")), (2, 9), CLASSES)
-        image = pixels(1)[0]
-        probabilities, computed = model.early_exit(image, 1.0)
-        np.testing.assert_allclose(probabilities, model(image[None])[0].softmax(0), rtol=1e-5)
-        assert probabilities.sum().item() == pytest.approx(1)
-        assert (computed, model.early_exit(image, 1e-9)[1]) == (10, 3)
+        images = pixels(3)
+        probabilities, computed = model.early_exit(images, 1.0)
+        np.testing.assert_allclose(probabilities, model(images).softmax(1), rtol=1e-5)
+        assert computed.tolist() == [10, 10, 10]
+        assert model.early_exit(images, 1e-9)[1].tolist() == [3, 3, 3]
+
+    def test_a_layer_is_computed_for_the_images_that_go_on(self):
+        """They keep their places in the answer, and the shortcut of an open block."""
+        model = LocalNetwork(Chain.build(narrow("resnet", 8)), (0, 16), CLASSES)
+        model.temperatures = (0.1,) * 17
+        images = torch.randint(256, (16, 3, 2, 2), dtype=torch.uint8)
+        images = images.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
+        depths = (model.logits(images).cumsum(dim=0) / 0.1).softmax(dim=2)
+        threshold = float(depths.amax(dim=2).quantile(0.3))
+        batches = []
+        for layer in model.chain.parts():
+            layer.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
+        probabilities, computed = model.early_exit(images, threshold)
+        assert len(set(computed.tolist())) > 3
+        assert batches == [n for k in range(17) if (n := int((computed > k).sum()))]
+        for row, layers in enumerate(computed.tolist()):
+            alone = depths[:, row].amax(dim=1) >= threshold
+            assert layers == (int(alone.float().argmax()) + 1 if alone.any() else 17)
+            np.testing.assert_allclose(
+                probabilities[row], depths[layers - 1, row], rtol=1e-3, atol=1e-5
+            )
+
+
+class TestFeatures:
+    @pytest.mark.parametrize("name", ["tinycnn", "resnet"])
+    def test_are_what_each_layer_hands_on(self, name: str) -> None:
+        layers, images = Chain.build(narrow(name)), pixels(3)
+        model = LocalNetwork(layers, (0, 0), CLASSES)
+        activations = Activations(features=normalise(images))
+        for layer in range(len(layers)):
+            activations, _ = layers[layer : layer + 1].evaluate(activations)
+            assert torch.equal(model.features(images, layer=layer), activations.features)
+
+    def test_no_deeper_layer_is_computed(self) -> None:
+        layers = Chain.build(narrow("tinycnn"), dtype=torch.bfloat16)
+        layers.parts()[2].register_forward_hook(lambda *_: pytest.fail("not needed"))
+        found = LocalNetwork(layers, (0, 0), CLASSES).features(pixels(), 1)
+        assert (found.dtype, found.shape) == (torch.float32, (2, 8, 16, 16))
+
+    @pytest.mark.parametrize("layer", [-1, 4])
+    def test_a_layer_that_is_not_there(self, layer: int) -> None:
+        model = LocalNetwork(Chain.build(narrow("tinycnn")), (0, 0), CLASSES)
+        with pytest.raises(UserError, match=f"no layer {layer}: its layers are 0 to 3"):
+            model.features(pixels(), layer)
+
+
+def test_forward_hooks_fire_once_in_each_layer() -> None:
+    model = LocalNetwork(Chain.build(narrow("resnet")), (0, 16), CLASSES)
+    images, seen = pixels(3), {}
+    for name, module in model.named_modules():
+        if name.startswith("chain.layers.") and name.count(".") == 2:
+            module.register_forward_hook(
+                lambda _, args, output, name=name: seen.update({name: (args, output)})
+            )
+    logits = model.logits(images)
+    assert [*seen] == [f"chain.layers.{layer}" for layer in range(17)]
+    for each, ((x,), (features, scores)) in zip(logits, seen.values(), strict=True):
+        assert len(x) == len(features) == 3
+        assert torch.equal(scores, each)
+    seen.clear()
+    model(images)
+    assert len(seen) == 17

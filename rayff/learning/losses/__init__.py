@@ -101,7 +101,8 @@ def local_loss(
             "(B, C) and losses (B,), a pair"
         )
     logits, losses = returned
-    images = len(seen) if isinstance(seen, Tensor) else len(seen.mean)
+    # len() would make a constant of it in an exported graph
+    images = (seen if isinstance(seen, Tensor) else seen.mean).shape[0]
     _check_shape(loss, "logits", logits, (images, num_classes))
     if labels is not None:
         _check_shape(loss, "losses", losses, (images,))

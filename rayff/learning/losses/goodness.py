@@ -34,7 +34,7 @@ class Goodness(PooledLoss):
     ) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, C) and, with labels (B,), the loss of each image (B,)."""
         seen = moments.mean if moments.square is None else moments.square
-        logits = seen.reshape(len(seen), self.num_classes, -1).mean(dim=2)
+        logits = seen.reshape(seen.shape[0], self.num_classes, -1).mean(dim=2)
         return logits, None if labels is None else self.cross_entropy(logits, labels)
 
 
