@@ -9,13 +9,13 @@ Importing the package imports neither Ray nor torch.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayff.config.errors import RunError, UserError
 from rayff.config.train_config import TrainConfig
+from rayff.config.version import VERSION
 from rayff.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunError", "TrainConfig", "Trainer", "UserError", "load_model"]
 
-try:
-    __version__ = version("rayff")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "unknown"
+__version__ = VERSION
 
 
 def load_model(run_dir: str | PathLike[str]) -> Classifier:
@@ -35,7 +32,8 @@ def load_model(run_dir: str | PathLike[str]) -> Classifier:
     It takes uint8 images (B, K, H, W) of the run's size and returns logits (B, C) of its readout:
     by default those of the window of layers that was chosen on the validation images, summed.
     `model.probabilities(images)` returns probabilities, (B, C), and `model.readout = "fusion"`
-    chooses another readout.
+    chooses another readout. `model.logits(images)` are those of each layer, (L, B, C), and
+    `model.features(images, layer=2)` what a layer hands on; forward hooks of `model.layers` fire.
 
     Raises:
         UserError: no run directory, no model in it yet, or a damaged one.

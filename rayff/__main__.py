@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a network as a pipeline of Ray actors",
     "evaluate": "print the accuracy of a trained network",
     "predict": "classify image files with a trained network",
+    "export": "write a trained network to a file for ONNX Runtime or PyTorch alone",
     "plan": "show how a network would be cut into stages, without training",
     "tune": "search over trainings with Ray Tune",
     "runs": "list runs with their states and accuracies",

@@ -36,7 +36,10 @@ BELOW["baselines"] = {"distributed", *BELOW["distributed"]}
 for _name in ("tune", "report", "doctor", "bench"):
     BELOW[_name] = {"baselines", "console", "cli", "trainer", *BELOW["baselines"]}
 
-COMMANDS = {"__main__", "cli", "config_file", "evaluate", "plan", "predict", "train", "trainer"}
+COMMANDS = {
+    *("__main__", "cli", "config_file", "evaluate", "export", "plan", "predict", "train"),
+    "trainer",
+}
 """Modules outside of the subpackages, which may import all of them."""
 
 ROOM_COMMANDS = {"rayff.runs.__main__"}

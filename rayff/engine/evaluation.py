@@ -111,21 +111,9 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
     where = pick_device(device)
-    directory = RunDirectory(Path(run_dir))
-    config = directory.read_config()
-    model = read_model(directory.path)
+    model = read_model(Path(run_dir))
     model.readout = readout
-    options = dataclasses.replace(
-        data_options(config),
-        image_size=model.architecture.image_size,
-        # a sample need not hold the one image of colour among grey ones
-        channels=config.image_channels if limit is None else model.architecture.image_channels,
-        limit=limit,
-    )
-    if data_dir is not None:
-        options = dataclasses.replace(options, data_dir=str(data_dir))
-    data = load_task(options)
-    _check_fits(model, data, directory.path)
+    data = load_data(Path(run_dir), model, data_dir=data_dir, limit=limit)
     if split not in data.splits:
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
     chosen = data.splits[split]
@@ -151,6 +139,35 @@ def evaluate(
     )
 
 
+def load_data(
+    run_dir: Path, model: Classifier, *, data_dir: Path | None = None, limit: int | None = None
+) -> TaskData:
+    """Return the data of a run's task, as its network takes it.
+
+    Args:
+        run_dir: the run directory.
+        model: its network.
+        data_dir: where the data lies; by default where the run had it.
+        limit: images of each split at most, each class in proportion; None for all.
+
+    Raises:
+        UserError: the data is not there, damaged, or does not fit the network.
+    """
+    config = RunDirectory(run_dir).read_config()
+    options = dataclasses.replace(
+        data_options(config),
+        image_size=model.architecture.image_size,
+        # a sample need not hold the one image of colour among grey ones
+        channels=config.image_channels if limit is None else model.architecture.image_channels,
+        limit=limit,
+    )
+    if data_dir is not None:
+        options = dataclasses.replace(options, data_dir=str(data_dir))
+    data = load_task(options)
+    _check_fits(model, data, run_dir)
+    return data
+
+
 Predictions = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 """The class of each image, its probability, and its probability with a temperature of 1."""
 
@@ -174,7 +191,7 @@ def classify(model: Classifier, images: ImageSet | StreamedSet, batch_size: int)
     layers, depths = [], []
     readouts: dict[ReadoutName, list[list[NDArray[Any]]]] = {name: [] for name in model.readouts}
     temperatures = torch.tensor(model.temperatures, device=device)[:, None, None]
-    for batch in _batches(images, batch_size):
+    for batch in image_batches(images, batch_size):
         logits = model.logits(torch.tensor(batch, device=device))
         layers.append(logits.argmax(dim=2).cpu().numpy())
         depths.append(_predictions(logits[first : last + 1].cumsum(dim=0), temperatures))
@@ -188,7 +205,7 @@ def classify(model: Classifier, images: ImageSet | StreamedSet, batch_size: int)
     )
 
 
-def _batches(images: ImageSet | StreamedSet, size: int) -> Iterator[NDArray[np.uint8]]:
+def image_batches(images: ImageSet | StreamedSet, size: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the images in order, `size` at a time or fewer."""
     parts = [images.images] if isinstance(images, ImageSet) else images.parts()
     for part in parts:
@@ -261,7 +278,7 @@ def surest_mistakes(
     if not len(rows):
         return
     ascending = np.sort(rows)
-    shown = np.concatenate([*_batches(images.take(ascending), len(rows))])
+    shown = np.concatenate([*image_batches(images.take(ascending), len(rows))])
     for row in rows:
         yield Mistake(
             image=shown[np.searchsorted(ascending, row)],

@@ -140,8 +140,12 @@ def write_model(
     write_atomically(directory / DESCRIPTION, text.encode() + b"\n")
 
 
-def read_model(run_dir: Path) -> Classifier:
+def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
     """Return the trained network of a run, on the CPU in eval mode.
+
+    Args:
+        run_dir: the run directory.
+        dtype: number format of the activations; None for that of the training.
 
     Raises:
         UserError: no run directory, no model in it yet, a damaged one, or one whose local loss
@@ -167,7 +171,7 @@ def read_model(run_dir: Path) -> Classifier:
             loss=about.loss,
             window=about.sip_window,
             class_names=about.class_names,
-            dtype=DTYPES[about.precision],
+            dtype=dtype or DTYPES[about.precision],
         )
         for spec, module in network.learned_layers:
             names = held[spec.index].tensors

@@ -37,7 +37,8 @@ def test_help_has_a_line_for_each_command(
     assert main(args) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: rayff COMMAND [OPTIONS]\n")
-    assert [*COMMANDS] == "train evaluate predict plan tune runs report bench doctor".split()
+    names = "train evaluate predict export plan tune runs report bench doctor"
+    assert [*COMMANDS] == names.split()
     for name, about in COMMANDS.items():
         assert re.search(f"^  {name} +{re.escape(about)}$", text, re.MULTILINE)
 
@@ -96,8 +97,8 @@ assert not {"torch", "ray", "numpy"} & sys.modules.keys()
         (["eval"], "unknown command 'eval' of rayff; did you mean evaluate?"),
         (
             ["fit"],
-            "unknown command 'fit' of rayff; known are train, evaluate, predict, plan, tune, "
-            "report, bench, doctor",
+            "unknown command 'fit' of rayff; known are train, evaluate, predict, export, plan, "
+            "tune, runs, report, bench, doctor",
         ),
         (["bench", "stpe"], "unknown command 'stpe' of rayff bench; did you mean step?"),
         (["bench", "step", "--bs=3"], None),

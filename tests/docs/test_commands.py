@@ -48,8 +48,8 @@ def main_of(command: str) -> Callable[[Sequence[str]], int]:
 
 def test_the_pages_have_commands() -> None:
     found = {line.command for line in COMMANDS}
-    expected = {"train", "evaluate", "predict", "plan", "tune", "runs", "report", "bench"}
-    expected |= {"doctor"}
+    expected = {"train", "evaluate", "predict", "export", "plan", "tune", "runs", "report"}
+    expected |= {"bench", "doctor"}
     assert found >= expected
     assert len(COMMANDS) > 50
 
