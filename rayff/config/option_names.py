@@ -50,6 +50,8 @@ OTHER_NAMES = {
     "checkpoint-frequency every-n-epochs",
     "keep-checkpoints": "save-total-limit save-top-k num-to-keep checkpoint-hist keep-latest-k",
     "max-failures": "max-restarts max-retries",
+    "log-every": "log-interval log-freq log-steps logging-steps log-every-n-steps print-freq "
+    "print-every",
     "logger": "report-to log-to loggers trackers",
     "logger wandb": "wandb use-wandb log-wandb",
     "logger mlflow": "mlflow use-mlflow",

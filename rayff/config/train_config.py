@@ -203,6 +203,9 @@ class TrainConfig:
     logger: str = "tensorboard"
     """Where the metrics of each epoch go besides the run directory's own files: {loggers}, with
     commas between them, or none."""
+    log_every: int | None = None
+    """Batches from one logging of loss, learning rate and images/s to the next within an epoch, to
+    the same loggers; it happens at the end of a chunk. Default: each epoch alone."""
 
     def __post_init__(self) -> None:
         validate(self)

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from rayff.config.activity import activity
 from rayff.config.errors import RunError, UserError
 from rayff.config.text import plural
 from rayff.distributed.actor_group import (
@@ -90,7 +91,8 @@ def train_on_cluster(
         RunError: more failures than the run allows.
     """
     with ray_session() as session:
-        images = hand_over(prepared.data)
+        with activity("sharing the images"):
+            images = hand_over(prepared.data)
         try:
             return _train(prepared, images, callbacks, session)
         except NoGpuError as error:
@@ -275,6 +277,7 @@ class Controller:
             callbacks=active.callbacks,
             recorder=active.recorder,
             patience=run.config.patience,
+            log_every=run.config.log_every,
             should_stop=active.should_stop,
             change_plan=change_plan,
         )

@@ -17,7 +17,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.engine.callbacks import Callback
 from rayff.engine.run import Run
 from rayff.partition.plan import Plan
-from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics, scalars
+from rayff.runs.metrics import METRICS_FILE, EpochRecord, IntervalRecord, read_metrics, scalars
 
 PROJECT = "rayff"
 """The experiment of MLflow and the project of Weights & Biases, unless the environment says."""
@@ -34,6 +34,7 @@ class LoggerCallback(Callback):
         self.name = name
         self.warn: Callable[[str], None] = print
         self._newest = 0
+        self._newest_step = 0
         self._begun = False
 
     def begin(self, name: str, config: dict[str, Any], run_dir: str) -> None:
@@ -41,6 +42,9 @@ class LoggerCallback(Callback):
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Send the values of an epoch."""
+
+    def log_interval(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the values of an interval that ends behind so many batches."""
 
     def end(self, *, failed: bool) -> None:
         """End the run there, once everything is sent."""
@@ -70,6 +74,12 @@ class LoggerCallback(Callback):
         if record.epoch > self._newest:
             self._newest = record.epoch
             self._attempt(lambda: self.log(record.epoch, scalars(record)), "failed")
+
+    def on_interval(self, record: IntervalRecord) -> None:
+        """Send an interval; one that was trained again has the same losses."""
+        if record.step > self._newest_step:
+            self._newest_step = record.step
+            self._attempt(lambda: self.log_interval(record.step, record.scalars), "failed")
 
     def on_end(self, error: BaseException | None) -> None:
         """End the run there."""
@@ -108,6 +118,10 @@ class MLflowCallback(LoggerCallback):
         """Queue the values of an epoch."""
         self._sent.append(self._mlflow.log_metrics(dict(values), step=epoch, synchronous=False))
 
+    def log_interval(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue the values of an interval."""
+        self._mlflow.log_metrics(dict(values), step=step, synchronous=False)
+
     def end(self, *, failed: bool) -> None:
         """Wait for the queue, and end the run."""
         self._mlflow.flush_async_logging()
@@ -132,10 +146,16 @@ class WandbCallback(LoggerCallback):
 
         folder = os.environ.get("WANDB_DIR") or run_dir
         self._run = setup_wandb(config, trial_name=name, dir=folder, **wandb_options())
+        self._run.define_metric("*", step_metric="epoch")
+        self._run.define_metric("batch/*", step_metric="batch/step")
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Queue the values of an epoch."""
         self._run.log({"epoch": epoch, **values})
+
+    def log_interval(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue the values of an interval."""
+        self._run.log({"batch/step": step, **values})
 
     def end(self, *, failed: bool) -> None:
         """End the run, once everything is sent."""

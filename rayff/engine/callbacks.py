@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rayff.engine.commands import Evaluate, Report, Train
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
-from rayff.runs.metrics import EpochRecord
+from rayff.runs.metrics import EpochRecord, IntervalRecord
 
 if TYPE_CHECKING:
     from rayff.engine.run import Run
@@ -39,6 +39,9 @@ class Callback:
 
     def on_epoch_end(self, record: EpochRecord) -> None:
         """An epoch is trained and evaluated."""
+
+    def on_interval(self, record: IntervalRecord) -> None:
+        """As many batches as `--log-every` says are trained, at the end of a chunk."""
 
     def on_checkpoint(self, path: Path) -> None:
         """A checkpoint is complete on disk, in the folder `path`."""
@@ -85,6 +88,11 @@ class CallbackList(Callback):
         """Call each."""
         for callback in self.callbacks:
             callback.on_epoch_end(record)
+
+    def on_interval(self, record: IntervalRecord) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_interval(record)
 
     def on_checkpoint(self, path: Path) -> None:
         """Call each."""

@@ -95,9 +95,15 @@ class Report:
     busy_s: float
     """Seconds from there to the end, without the wait for its input; of several replicas the mean,
     which includes the all-reduce of gradients."""
+    idle_s: float = 0.0
+    """Seconds from the end of the command before (or the set-up) to its start, by the stage's own
+    clock: the wait for its input, and taking it in; of several replicas the mean."""
     waited_s: float = 0.0
     """Of these, seconds in which the first stage waited for images."""
     images: int = 0
+    memory_bytes: int = 0
+    """Held by the stage's process: of a GPU by torch, else its resident memory; of replicas the
+    largest. 0 for a stage that shares the process of the first."""
     sent_bytes: int = 0
     """Of the tensors that went on to the next stage."""
     loss_sums: tuple[float, ...] = ()

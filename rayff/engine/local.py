@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.config.validation import as_option
@@ -51,9 +52,10 @@ def train_locally(prepared: PreparedRun, callbacks: Sequence[Callback] = ()) -> 
     check_local_options(prepared.config)
     device = pick_device(prepared.config.device)
     with torch_threads(prepared.config):
-        run = resolve_for(prepared, device)
+        with activity("loading kernels, which are compiled once on a machine"):
+            run = resolve_for(prepared, device)
+            missing, on_gpu = missing_kernels(device), device.type == "cuda"
         warn = CallbackList(callbacks).on_warning
-        missing, on_gpu = missing_kernels(device), device.type == "cuda"
         warn_of_missing_kernels(run, missing, warn, on_gpu=on_gpu)
         plan = local_plan(run, device)
         with start_run(run, plan, callbacks, [device_name(device)]) as active:
@@ -69,6 +71,7 @@ def train_locally(prepared: PreparedRun, callbacks: Sequence[Callback] = ()) -> 
                 callbacks=active.callbacks,
                 recorder=active.recorder,
                 patience=run.config.patience,
+                log_every=run.config.log_every,
                 should_stop=active.should_stop,
             )
             loop.train(local_pipeline(run, plan.cuts, device, states))

@@ -18,7 +18,7 @@ from rayff.engine.readout_fit import ReadoutFit
 from rayff.engine.schedule import Schedule
 from rayff.learning.readout import best_window
 from rayff.runs.checkpoint import Checkpoint, Progress
-from rayff.runs.metrics import EpochRecord, best_record, out_of_patience
+from rayff.runs.metrics import EpochRecord, IntervalRecord, best_record, out_of_patience
 from rayff.runs.recorder import RunRecorder
 from rayff.runs.timeline import Timeline
 
@@ -30,6 +30,10 @@ def _sum(total: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np.fl
 
 def _busy_s(reports: Sequence[Report]) -> NDArray[np.float64]:
     return np.array([report.busy_s for report in reports])
+
+
+def _loss_sums(reports: Sequence[Report]) -> NDArray[np.float64]:
+    return np.concatenate([report.loss_sums for report in reports])
 
 
 @dataclass
@@ -52,6 +56,44 @@ class Pace:
 
 
 @dataclass
+class IntervalTally:
+    """Sums over the batches since the last interval was logged.
+
+    Intervals end at multiples of `every` batches of the run, or with the chunk that holds one.
+    """
+
+    every: int | None
+    """Batches; None for no intervals."""
+    images: int = 0
+    loss_sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    train_s: float = 0.0
+
+    def add(
+        self, command: Train, reports: Sequence[Report], seconds: float
+    ) -> IntervalRecord | None:
+        """Add a chunk of training; return the interval where one ends with it."""
+        if self.every is None:
+            return None
+        self.images += reports[0].images
+        self.loss_sums = _sum(self.loss_sums, _loss_sums(reports))
+        self.train_s += seconds
+        step = command.step + len(command.batches)
+        if command.step // self.every == step // self.every:
+            return None
+        layer_loss = self.loss_sums / self.images
+        record = IntervalRecord(
+            epoch=command.epoch + 1,
+            step=step,
+            lr=command.lrs[-1],
+            loss=float(layer_loss.mean()),
+            layer_loss=layer_loss.tolist(),
+            images_per_s=self.images / self.train_s if self.train_s else 0.0,
+        )
+        self.images, self.loss_sums, self.train_s = 0, np.zeros(0), 0.0
+        return record
+
+
+@dataclass
 class EpochTally:
     """Sums over the epoch under way."""
 
@@ -63,6 +105,8 @@ class EpochTally:
     evaluated: int = 0
     busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """(stages,)."""
+    stage_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Busy or idle, (stages,)."""
     waited_s: float = 0.0
     """Of the first stage, for images."""
     train_s: float = 0.0
@@ -71,11 +115,12 @@ class EpochTally:
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report], seconds: float) -> None:
         """Add the result of a chunk, which the last stage left `seconds` after the one before."""
-        self.busy_s = _sum(self.busy_s, _busy_s(reports))
+        busy_s = _busy_s(reports)
+        self.busy_s = _sum(self.busy_s, busy_s)
+        self.stage_s = _sum(self.stage_s, busy_s + [report.idle_s for report in reports])
         self.waited_s += reports[0].waited_s
         if isinstance(command, Train):
-            losses = np.concatenate([report.loss_sums for report in reports])
-            self.loss_sums = _sum(self.loss_sums, losses)
+            self.loss_sums = _sum(self.loss_sums, _loss_sums(reports))
             self.images += reports[0].images
             self.timed_images += reports[0].images
             self.train_s += seconds
@@ -97,6 +142,7 @@ class Loop:
         callbacks: called as the run progresses.
         recorder: writes what the run leaves; training goes on from its newest snapshot.
         patience: epochs without a better validation accuracy that end the run at a snapshot.
+        log_every: batches from one logging to the next within an epoch; None for none.
         should_stop: asked before each chunk; True ends the run with a snapshot.
         change_plan: called at each snapshot with the seconds of each stage for a batch; True
             leaves the loop there, because the plan changes.
@@ -107,6 +153,7 @@ class Loop:
     callbacks: Callback
     recorder: RunRecorder
     patience: int | None = None
+    log_every: int | None = None
     should_stop: Callable[[], bool] = lambda: False
     change_plan: Callable[[list[float]], bool] = lambda stage_s: False
 
@@ -121,7 +168,7 @@ class Loop:
             RunError: the last checkpoint cannot be written.
         """
         start = self.recorder.progress
-        tally, pace = self._tally(), Pace()
+        tally, pace, interval = self._tally(), Pace(), IntervalTally(self.log_every)
         tally.images, tally.loss_sums = start.images, np.array(start.loss_sums)
         epoch_began = time.perf_counter()
         previous_end_s: float | None = None
@@ -153,6 +200,9 @@ class Loop:
             if isinstance(command, Train):
                 pace.add(command, reports)
                 self.recorder.reached = command.step + len(command.batches)
+                if (logged := interval.add(command, reports, seconds)) is not None:
+                    self.recorder.add_interval(logged)
+                    self.callbacks.on_interval(logged)
             self.callbacks.on_chunk_end(command, reports)
             self.recorder.poll()
             if tally.evaluated == self._num_evaluated:
@@ -193,10 +243,10 @@ class Loop:
             layer_loss=layer_loss.tolist(),
             layer_valid_accuracy=valid.diagonal().tolist(),
             layer_test_accuracy=test.diagonal().tolist(),
-            stage_busy=(tally.busy_s / elapsed_s).tolist(),
+            stage_busy=(tally.busy_s / tally.stage_s).tolist(),
             cuts=list(self.cuts),
             sip_accuracy=valid.tolist(),
-            data_wait=tally.waited_s / elapsed_s,
+            data_wait=tally.waited_s / float(tally.stage_s[0]),
         )
 
     def _say_patience(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from rayff.engine.commands import Chunk, Command, Report
@@ -33,8 +34,8 @@ class LocalPipeline:
         """Carry out commands one at a time; nothing is in flight between two results."""
         for command in commands:
             chunk: Chunk | None = None
-            reports = []
+            reports: list[Report] = []
             for stage in self.stages:
                 chunk, report = stage.handle(command, chunk)
-                reports.append(report)
+                reports.append(replace(report, memory_bytes=0) if reports else report)
             yield command, reports

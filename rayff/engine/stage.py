@@ -30,6 +30,7 @@ from rayff.engine.commands import (
 )
 from rayff.engine.images import open_images
 from rayff.engine.learner import Learner, StageSpec
+from rayff.kernels.memory import held_bytes
 from rayff.kernels.precision import DTYPES
 from rayff.learning.chain import Activations, normalise
 from rayff.learning.generators import Share
@@ -61,6 +62,7 @@ class Stage:
         self.learner = learner
         self.next_step = 0
         self.lr: float | None = None
+        self.ended_s = time.perf_counter()
         self.augmentations = parse_augmentations(spec.config.augment)
         self.data = {
             split: open_images(
@@ -88,13 +90,21 @@ class Stage:
             TrainingDiverged: a loss is not finite, or would not be in the next batch.
         """
         started_s, start = time.time(), time.perf_counter()
+        idle_s = start - self.ended_s
         before_s = self._waited_s
         onward, facts = self._carry_out(command, chunk)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        busy_s = time.perf_counter() - start
-        waited_s = self._waited_s - before_s
-        return onward, Report(started_s=started_s, busy_s=busy_s, waited_s=waited_s, **facts)
+        self.ended_s = time.perf_counter()
+        report = Report(
+            started_s=started_s,
+            busy_s=self.ended_s - start,
+            idle_s=idle_s,
+            waited_s=self._waited_s - before_s,
+            memory_bytes=held_bytes(self.device),
+            **facts,
+        )
+        return onward, report
 
     @property
     def _waited_s(self) -> float:

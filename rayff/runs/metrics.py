@@ -56,14 +56,14 @@ class EpochRecord:
     layer_valid_accuracy: list[float]
     layer_test_accuracy: list[float]
     stage_busy: list[float]
-    """Share of the epoch that each stage computed, 0 to 1."""
+    """Share of its own time that each stage computed, 0 to 1; the rest it waited for its input."""
     cuts: list[int]
     sip_accuracy: list[list[float]]
     """Validation accuracy of every window: row first, column last; 0 below the diagonal."""
     fusion_test_accuracy: float | None = None
     """With the fusion of all layers, which is fitted after the last epoch; else None."""
     data_wait: float = 0.0
-    """Share of the epoch in which the first stage waited for images, 0 to 1."""
+    """Share of its own time that the first stage waited for images, 0 to 1."""
 
     @property
     def readouts(self) -> dict[str, float]:
@@ -97,6 +97,30 @@ def out_of_patience(records: Sequence[EpochRecord], patience: int | None) -> boo
     if patience is None or not records:
         return False
     return records[-1].epoch - best_record(records).epoch >= patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalRecord:
+    """Means over the batches since the interval before; see `--log-every`."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Batches since the run began."""
+    lr: float
+    """Of the newest batch and the first layer."""
+    loss: float
+    """Mean over the images and the layers."""
+    images_per_s: float
+    """Training images a second; evaluation is not counted."""
+    layer_loss: list[float]
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The values for loggers, apart from those of epochs by their names."""
+        means = {"loss": self.loss, "lr": self.lr, "images_per_s": self.images_per_s}
+        layers = {f"layer_loss/{layer}": loss for layer, loss in enumerate(self.layer_loss)}
+        return {f"batch/{name}": value for name, value in (means | layers).items()}
 
 
 _ARROW = {
@@ -167,6 +191,13 @@ class Metrics:
         if self._events is not None:
             for name, value in scalars(record).items():
                 self._events.add_scalar(name, value, record.epoch)
+            self._events.flush()
+
+    def append_interval(self, record: IntervalRecord) -> None:
+        """Add an interval to the TensorBoard events, if any; its step counts batches."""
+        if self._events is not None:
+            for name, value in record.scalars.items():
+                self._events.add_scalar(name, value, record.step)
             self._events.flush()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rayff.learning.readout import Readouts
 from rayff.runs.checkpoint import Checkpoint, Progress
 from rayff.runs.checkpoint_manager import CheckpointManager, reason
-from rayff.runs.metrics import EpochRecord, Metrics
+from rayff.runs.metrics import EpochRecord, IntervalRecord, Metrics
 from rayff.runs.timeline import FILE as TIMELINE
 from rayff.runs.timeline import Timeline
 
@@ -99,6 +99,10 @@ class RunRecorder:
             "next epoch",
         )
         self._attempt(self.timeline.write, f"{TIMELINE} could not be written ({{}})")
+
+    def add_interval(self, record: IntervalRecord) -> None:
+        """Write the means over the batches since the interval before."""
+        self._attempt(lambda: self._metrics.append_interval(record), "batch not logged ({})")
 
     def add_snapshot(self, snapshot: Checkpoint, *, final: bool) -> None:
         """Keep a snapshot, with the readouts of the newest epoch.

@@ -242,6 +242,7 @@ class TestResume:
             **{"data_dir": "elsewhere", "stages": None, "cuts": (3,), "chunk": 1, "window": 2},
             **{"transport": "object-store", "device": "cpu", "run_dir": "b", "cpus_per_stage": 1},
             **{"checkpoint_every": 3, "keep_checkpoints": 1, "max_failures": 0, "logger": "none"},
+            log_every=7,
         )
         assert resume_config(SAVED, asked) == asked
 

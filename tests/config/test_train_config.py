@@ -72,6 +72,7 @@ EVERY_OPTION = TrainConfig(
     storage_path="s3://bucket/runs",
     max_failures=5,
     logger="mlflow,wandb",
+    log_every=50,
 )
 EXCLUDED_BY_IT: list[dict[str, Any]] = [
     {"rule": "plain", "kernels": None},
@@ -94,6 +95,7 @@ class TestNumbers:
             ("window", "--window", 1),
             ("checkpoint_every", "--checkpoint-every", 1),
             ("keep_checkpoints", "--keep-checkpoints", 1),
+            ("log_every", "--log-every", 1),
             ("seed", "--seed", 0),
             ("warmup_epochs", "--warmup-epochs", 0),
             ("max_failures", "--max-failures", -1),

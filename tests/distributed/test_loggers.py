@@ -1,5 +1,6 @@
 """MLflow and Weights & Biases: they get the epochs, and nothing they do ends a run or slows it."""
 
+import dataclasses
 import importlib.util
 import re
 import threading
@@ -17,7 +18,7 @@ from rayff import TrainConfig
 from rayff.config.errors import UserError
 from rayff.distributed.loggers import LoggerCallback, MLflowCallback, WandbCallback, options
 from rayff.engine.callbacks import Callback
-from rayff.runs.metrics import EpochRecord, scalars
+from rayff.runs.metrics import EpochRecord, IntervalRecord, scalars
 from rayff.train import main as train
 from rayff.tune.__main__ import main as tune
 from tests.helpers.runs import StopAfter, train_locally
@@ -33,6 +34,7 @@ class Library(LoggerCallback):
         self.name_and_dir: tuple[str, str] | None = None
         self.config: dict[str, Any] = {}
         self.values: dict[int, Mapping[str, float]] = {}
+        self.intervals: dict[int, Mapping[str, float]] = {}
         self.failed: bool | None = None
         self.warnings: list[str] = []
         self.warn = self.warnings.append
@@ -49,6 +51,10 @@ class Library(LoggerCallback):
         self._fail("log")
         assert epoch not in self.values, "each epoch once"
         self.values[epoch] = values
+
+    def log_interval(self, step: int, values: Mapping[str, float]) -> None:
+        assert step not in self.intervals, "each interval once"
+        self.intervals[step] = values
 
     def end(self, *, failed: bool) -> None:
         self._fail("end")
@@ -71,6 +77,20 @@ class TestALibrary:
         assert library.values[3]["layer_loss/2"] == result.metrics[2].layer_loss[2]
         assert library.failed is False
         assert not library.warnings
+        assert not library.intervals
+
+    def test_gets_intervals_where_they_are_asked_for(self, config: TrainConfig) -> None:
+        library, restarted = Library(), Library()
+        result = train_locally(dataclasses.replace(config, log_every=2), library)
+        last = result.metrics[-1].step
+        assert list(library.intervals) == list(range(2, last + 1, 2))
+        assert {"batch/loss", "batch/lr", "batch/layer_loss/0"} <= library.intervals[2].keys()
+        for step in (2, 4, 2, 4, 6):
+            values = IntervalRecord(
+                epoch=1, step=step, lr=0.1, loss=1.0, images_per_s=1.0, layer_loss=[]
+            )
+            restarted.on_interval(values)
+        assert list(restarted.intervals) == [2, 4, 6]
 
     def test_does_not_get_what_a_storages_uri_may_hide(self) -> None:
         said = options(
@@ -160,16 +180,19 @@ def logged(name: str) -> Any:
 @pytest.mark.usefixtures("store")
 class TestMLflow:
     def test_has_parameters_and_metrics_by_epoch(self, config: TrainConfig) -> None:
-        result = train_locally(config, MLflowCallback())
+        result = train_locally(dataclasses.replace(config, log_every=3), MLflowCallback())
         run = logged("first")
         assert run.info.status == "FINISHED"
         assert run.data.params["width"] == "4"
         assert run.data.tags["run_dir"] == config.run_dir
-        assert run.data.metrics == scalars(result.metrics[-1])
+        own = {n: v for n, v in run.data.metrics.items() if not n.startswith("batch/")}
+        assert own == scalars(result.metrics[-1])
         history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "valid_accuracy")
         assert {point.step: point.value for point in history} == {
             record.epoch: record.valid_accuracy for record in result.metrics
         }
+        losses = mlflow.MlflowClient().get_metric_history(run.info.run_id, "batch/loss")
+        assert {point.step for point in losses} == {4, 6, 10, 12, 16, 18}, "ends of chunks of 2"
 
     def test_that_is_slow_does_not_slow_the_run(
         self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
@@ -218,9 +241,9 @@ def test_wandb_leaves_its_file_in_the_run_directory(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train_locally(config, WandbCallback())
+    train_locally(dataclasses.replace(config, log_every=1), WandbCallback())
     (file,) = Path(config.run_dir or "").glob("wandb/offline-run-*/run-*.wandb")
-    parts = b"first", b"layer_valid_accuracy/2"
+    parts = b"first", b"layer_valid_accuracy/2", b"batch/layer_loss/2"
     deadline = time.monotonic() + 30.0  # a process of its own writes it
     while not all(part in file.read_bytes() for part in parts):
         assert time.monotonic() < deadline, file.read_bytes()

@@ -64,11 +64,21 @@ class TestATraining:
         assert saved.kernels is not None
         assert len(saved.kernels.split(",")) == 4
 
+    def test_stages_that_take_turns_are_busy_for_the_whole_time_together(
+        self, tiny_task: str, tmp_path: Path
+    ) -> None:
+        config = tiny_config(tiny_task, tmp_path / "run", cuts=(1, 3), epochs=3, log_every=1)
+        for each in train_locally(config).metrics:
+            assert 0.5 < sum(each.stage_busy) <= 1
+            assert 0 <= each.data_wait < each.stage_busy[0]
+
     def test_on_as_many_stages_as_are_asked_for_has_the_same_bits(
         self, tiny_task: str, tmp_path: Path
     ) -> None:
         files, cuts = [], []
-        for number, plan in enumerate(({}, {"stages": 3}, {"cuts": (1,)}, {"stages": 4})):
+        for number, plan in enumerate(
+            ({}, {"stages": 3, "log_every": 1}, {"cuts": (1,)}, {"stages": 4})
+        ):
             config = tiny_config(tiny_task, tmp_path / f"run-{number}", epochs=1, **plan)
             result = train_locally(config)
             files.append(layer_files(result.run_dir))

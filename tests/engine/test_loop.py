@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayff.engine import local
 from rayff.engine import loop as loop_module
+from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Command, Evaluate, Report, Train
 from rayff.engine.pipeline import Result
 from rayff.engine.preparation import prepare
 from rayff.engine.run import Run
-from rayff.runs.metrics import read_metrics
+from rayff.runs.metrics import IntervalRecord, read_metrics
 from tests.helpers.runs import StopAfter, events, train_locally
 from tests.helpers.tiny_task import BATCHES, tiny_config
 
@@ -61,8 +63,8 @@ class FakePipeline:
         images = len(command.batches[0])
         scale = images * (1 if command.step % BATCHES == 0 else 2)
         return [
-            self.report(2.0, busy_s=1.0, images=images, loss_sums=(1.0 * scale, 2.0 * scale)),
-            self.report(0.5, busy_s=0.5, images=images, loss_sums=(3.0 * scale, 4.0 * scale)),
+            self.report(2.0, 1.0, 1.0, images=images, loss_sums=(1.0 * scale, 2.0 * scale)),
+            self.report(0.5, 0.5, 1.5, images=images, loss_sums=(3.0 * scale, 4.0 * scale)),
         ]
 
     def evaluate(self, command: Evaluate) -> list[Report]:
@@ -70,12 +72,13 @@ class FakePipeline:
         images = len(command.batches[0])
         hits = np.array(self.VALID if command.split == "valid" else self.TEST)
         return [
-            self.report(1.0, busy_s=0.5, images=images),
-            self.report(0.25, busy_s=0.25, images=images, hits=hits),
+            self.report(1.0, 0.5, 0.5, images=images),
+            self.report(0.25, 0.25, 0.75, images=images, hits=hits),
         ]
 
-    def report(self, ago_s: float, **facts: Any) -> Report:
-        return Report(started_s=self.clock.now_s - ago_s, **facts)
+    def report(self, ago_s: float, busy_s: float, idle_s: float, **facts: Any) -> Report:
+        started_s = self.clock.now_s - ago_s
+        return Report(started_s=started_s, busy_s=busy_s, idle_s=idle_s, **facts)
 
     def snapshot(self) -> list[Report]:
         self.clock.now_s += 10
@@ -85,8 +88,8 @@ class FakePipeline:
         }
         first, last = ({i: states[i] for i in part} for part in ((0, 1), (2, 3)))
         return [
-            self.report(0.0, busy_s=0, states=first),
-            self.report(0.0, busy_s=0, states=last),
+            self.report(0.0, 0.0, 10.0, states=first),
+            self.report(0.0, 0.0, 10.0, states=last),
         ]
 
 
@@ -125,10 +128,35 @@ def test_the_records_of_an_epoch(tiny_task: str, tmp_path: Path) -> None:
         assert record.images_per_s == pytest.approx(16.0)
     # 3 batches of 2 s and 2 evaluations of 1 s, in which the stages compute for 4 and 2 s
     assert records[0].elapsed_s == pytest.approx(8.0)
-    assert records[0].stage_busy == pytest.approx([0.5, 0.25])
+    for record in records:
+        assert record.stage_busy == pytest.approx([0.5, 0.25]), "checkpoints do not count"
     assert read_metrics(tmp_path / "run" / "metrics.parquet") == records
     (running,) = events(tmp_path / "run", "running")
     assert (running["epoch"], running["stages"]) == (0, 2)
+
+
+def test_intervals_are_logged_at_multiples_of_batches(tiny_task: str, tmp_path: Path) -> None:
+    intervals: list[IntervalRecord] = []
+
+    class Logs(Callback):
+        def on_interval(self, record: IntervalRecord) -> None:
+            intervals.append(record)
+
+    config = tiny_config(tiny_task, tmp_path / "run", lr=0.08, lr_min=0.008, log_every=2)
+    train_locally(config, Logs())
+    # batches of 40, 40 and 16 images; of an epoch's first batch the losses are 1, 2, 3 and 4
+    assert [(record.epoch, record.step) for record in intervals] == [(1, 2), (2, 4), (2, 6)]
+    assert [record.lr for record in intervals] == pytest.approx([0.08, 0.044, 0.044])
+    mean = [(40 + 80) / 80, (32 + 40) / 56, 2.0]
+    assert [record.layer_loss[3] for record in intervals] == pytest.approx([4 * m for m in mean])
+    assert [record.loss for record in intervals] == pytest.approx([2.5 * m for m in mean])
+    assert [record.images_per_s for record in intervals] == pytest.approx([20.0, 14.0, 14.0])
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = events.Scalars("batch/layer_loss/3")
+    assert [(point.step, point.value) for point in found] == [
+        (record.step, pytest.approx(record.layer_loss[3])) for record in intervals
+    ]
+    assert {"batch/loss", "batch/lr", "batch/images_per_s"} <= set(events.Tags()["scalars"])
 
 
 def test_the_model_has_the_window_of_the_newest_epoch(tiny_task: str, tmp_path: Path) -> None:
