@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rayff.cli import parse, run_command
+from rayff.config.activity import activity
 from rayff.config.kernels import summarise_kernels
 from rayff.config.text import plural
 from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
+from rayff.console.activity_view import ActivityView
 
 DESCRIPTION = """\
 Time the layers of a network on this cluster and show how it would be cut into stages.
@@ -76,9 +78,10 @@ class PlanCommand:
 def main(args: Sequence[str]) -> int:
     """Time the layers and print the plan."""
     command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
-    from rayff.distributed.planner import plan_run
-
-    facts = plan_run(command.run(), warn=_warn)
+    with ActivityView(Console(stderr=True, emoji=False)):
+        with activity("loading torch and Ray"):
+            from rayff.distributed.planner import plan_run
+        facts = plan_run(command.run(), warn=_warn)
     if command.json:
         print(json.dumps(facts, indent=2))
     else:

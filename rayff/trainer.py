@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rayff.config.activity import activity
 from rayff.config.environment import set_ray_defaults
 from rayff.config.errors import UserError, nearest
 from rayff.config.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from rayff.console.activity_view import ActivityView
     from rayff.engine.callbacks import Callback
     from rayff.engine.run import PreparedRun, TrainResult
 
@@ -68,43 +70,49 @@ class Trainer:
                 in, or a cluster that cannot hold the plan.
             RunError: more failures than the run allows, or a model that cannot be written.
         """
-        from rayff.engine.claim import claimed
-        from rayff.engine.preparation import prepare
+        if self.quiet:
+            return self._fit(None, resume=resume)
+        from rayff.console.activity_view import AT_ONCE_S, ActivityView
+
+        with ActivityView(first_line_s=AT_ONCE_S) as view:
+            return self._fit(view, resume=resume)
+
+    def _fit(self, view: ActivityView | None, *, resume: bool) -> TrainResult:
+        with activity("loading torch"):
+            from rayff.engine.claim import claimed
+            from rayff.engine.preparation import prepare
 
         self._check_loggers()
         with claimed(self.config, resume=resume, on_wait=self._say) as config:
             prepared = prepare(config, resume=resume)
             if (result := finished(prepared)) is None:
-                return self._train(prepared)
+                return self._train(prepared, view)
             last = result.metrics[-1]
             over = "complete" if last.epoch == result.epochs else "out of patience"
             self._say(f"the run is {over}: {last.reached}; nothing is left to do")
             return result
 
-    def _train(self, prepared: PreparedRun) -> TrainResult:
+    def _train(self, prepared: PreparedRun, view: ActivityView | None) -> TrainResult:
         from rayff.console.log import LogCallback
+        from rayff.console.run_view import ConsoleCallback
 
         options = "--backend local" if self.backend == "local" else ""
-        callbacks = [*self.callbacks, *self._console(options), LogCallback(options)]
+        callbacks = list(self.callbacks)
+        if view is not None:
+            callbacks.append(ConsoleCallback(view.console, view, resume_options=options))
+        callbacks.append(LogCallback(options))
         if self.backend == "local":
             from rayff.engine.local import train_locally
 
             return train_locally(prepared, callbacks)
         set_ray_defaults()
-        from rayff.distributed.controller import train_on_cluster
-
+        with activity("loading Ray"):
+            from rayff.distributed.controller import train_on_cluster
         return train_on_cluster(prepared, callbacks)
 
     def _say(self, message: str) -> None:
         if not self.quiet:
             print(message, flush=True)
-
-    def _console(self, resume_options: str) -> list[Callback]:
-        if self.quiet:
-            return []
-        from rayff.console.run_view import ConsoleCallback
-
-        return [ConsoleCallback(resume_options=resume_options)]
 
     def _check_loggers(self) -> None:
         """Raise a UserError where a logger's library is missing, or the backend has none."""

@@ -29,6 +29,7 @@ from ray.util.queue import Empty, Queue
 from torch import nn
 
 from rayff.baselines.learner import EndToEndLearner
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.resolved import ResolvedConfig
@@ -196,8 +197,9 @@ class WorkerGroup:
 
     def capabilities(self) -> list[Capabilities]:
         """Wait for the workers, and return what the device of each can do."""
-        self.send(Describe())
-        return self.receive(self.warn)
+        with activity(f"starting {plural(self.num_actors, 'worker')}"):
+            self.send(Describe())
+            return self.receive(self.warn)
 
     def autotune(self, precision: Precision) -> tuple[Kernels, ...]:
         """Return torch's convolution: backpropagation has no other."""
@@ -206,8 +208,9 @@ class WorkerGroup:
     def measure(self, run: Run) -> Costs:
         """Time a step on all of them at once."""
         network = run.architecture
-        self.send(TimeStep(config=run.resolved, network=network))
-        seconds = max(self.receive())
+        with activity("timing a step"):
+            self.send(TimeStep(config=run.resolved, network=network))
+            seconds = max(self.receive())
         even = [seconds / len(network)] * len(network)
         return Costs(layer_s=even, boundary_s=[0.0] * len(network))
 
@@ -218,8 +221,9 @@ class WorkerGroup:
         data = [images.reference]
         kept = [] if states is None else [ray.put(states)]
         config, network = run.resolved, plan.architecture
-        self.send(SetUp(config=config, network=network, data=data, states=kept))
-        self.receive()
+        with activity(f"setting up {plural(self.num_actors, 'worker')}"):
+            self.send(SetUp(config=config, network=network, data=data, states=kept))
+            self.receive()
         return WorkerPipeline(self, window)
 
     def send(self, message: Message) -> None:

@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from itertools import chain
 from math import ceil
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.columns import Columns
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayff.runs.metrics import EpochRecord
+from rayff.console.notebook import NotebookDisplay
+
+if TYPE_CHECKING:  # they take seconds to import, and a view is to be there before them
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rayff.runs.metrics import EpochRecord
 
 LEVELS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 8
+REFRESH_PER_S = 2
+MAX_MEMORIES = 4
+"""More stages show the sum of their memory."""
 MAX_NUMBERED_LAYERS = 24
 """Deeper networks show ten layers per cell."""
 
 
 def can_be_live(console: Console) -> bool:
-    """Return whether the console is a terminal that can redraw and show Unicode."""
+    """Return whether the console is a notebook, or a terminal that redraws and shows Unicode."""
     can_draw = console.is_terminal and not console.is_dumb_terminal
-    return can_draw and not console.options.ascii_only
+    return console.is_jupyter or (can_draw and not console.options.ascii_only)
 
 
-def live_display(console: Console, frame: Callable[[], RenderableType]) -> Live:
-    """Return a display at the bottom of the terminal, redrawn twice a second by a thread."""
-    return Live(get_renderable=frame, console=console, refresh_per_second=2)
+def live_display(
+    console: Console, frame: Callable[[], RenderableType], *, transient: bool = False
+) -> Live | NotebookDisplay:
+    """Return a display at the bottom of the terminal or the cell, redrawn by a thread.
+
+    Args:
+        console: a terminal or notebook.
+        frame: called for what to show.
+        transient: whether it vanishes at the end.
+    """
+    if console.is_jupyter:
+        return NotebookDisplay(console, frame, transient=transient)
+    return Live(
+        get_renderable=frame,
+        console=console,
+        refresh_per_second=REFRESH_PER_S,
+        transient=transient,
+        redirect_stdout=not console.stderr,  # what goes to standard output is for programs
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -42,6 +67,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def whole_seconds(seconds: float) -> str:
+    """Return 4.18 as 4 s and 3725 as 1:02:05, for a clock that runs."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def percent(value: float | None) -> str:
@@ -88,34 +118,91 @@ def stage_bars(names: Sequence[str], busy: NDArray[np.float64], width: int) -> T
     return table
 
 
-def layer_columns(accuracy: Sequence[float], window: tuple[int, int]) -> Columns:
-    """Return each layer's index, level and accuracy, those in the window bold.
+def layer_sections(losses: Sequence[float], newest: EpochRecord | None) -> list[Group]:
+    """Return each layer's loss, and before it its accuracy once an epoch is complete.
 
-    A deep network shows ten layers per cell, with their lowest and highest accuracy.
+    Args:
+        losses: of each layer, lately.
+        newest: the newest epoch; None before the first.
     """
-    low, high = min(accuracy), max(accuracy)
+    many = len(losses) > MAX_NUMBERED_LAYERS
+    loss = ("{:.2f}" if many else "{:.3f}", losses)
+    if newest is None:
+        return [Group(title_line("loss by layer"), layer_columns([loss]))]
+    window = newest.sip_first, newest.sip_last
+    accuracy = ("{:.0f}" if many else "{:.1f}", newest.layer_valid_accuracy)
+    title = f"(epoch {newest.epoch}, SIP window {window[0]}-{window[1]})"
+    if not many:
+        columns = layer_columns([accuracy, loss], window)
+        return [Group(title_line(f"valid % and loss by layer {title}"), columns)]
+    return [
+        Group(title_line(f"valid % by layer {title}"), layer_columns([accuracy], window)),
+        Group(title_line("loss by layer"), layer_columns([loss], window)),
+    ]
+
+
+def layer_columns(
+    values: Sequence[tuple[str, Sequence[float]]], window: tuple[int, int] = (0, -1)
+) -> Columns:
+    """Return each layer's index, the level of its first value, and its values.
+
+    A deep network shows ten layers per cell, with their lowest and highest value.
+
+    Args:
+        values: a format, and a number for each layer.
+        window: first and last layer of those that are bold.
+    """
+    form, first_values = values[0]
+    low, high = min(first_values), max(first_values)
     scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
     levels = [
         Text(
             LEVELS[round((value - low) * scale)],
             "bold green" if window[0] <= layer <= window[1] else "dim",
         )
-        for layer, value in enumerate(accuracy)
+        for layer, value in enumerate(first_values)
     ]
-    if len(accuracy) <= MAX_NUMBERED_LAYERS:
-        cells = [
-            Text.assemble(
-                f"{layer:>2} ", levels[layer], f" {value:5.1f}", style=levels[layer].style
-            )
-            for layer, value in enumerate(accuracy)
-        ]
+    cells = []
+    if len(levels) <= MAX_NUMBERED_LAYERS:
+        texts = [[each.format(number) for number in numbers] for each, numbers in values]
+        widths = [max(map(len, column)) for column in texts]
+        for layer, row in enumerate(zip(*texts, strict=True)):
+            aligned = (f" {text:>{width}}" for text, width in zip(row, widths, strict=True))
+            level = levels[layer]
+            cells.append(Text.assemble(f"{layer:>2} ", level, *aligned, style=level.style))
     else:
-        cells = []
-        for first in range(0, len(accuracy), 10):
-            ten = accuracy[first : first + 10]
-            span = f" {min(ten):.0f}-{max(ten):.0f}"
+        for first in range(0, len(levels), 10):
+            ten = first_values[first : first + 10]
+            span = f" {form.format(min(ten))}-{form.format(max(ten))}"
             cells.append(Text.assemble(f"{first:>3} ", *levels[first : first + 10], span))
     return Columns(cells, padding=(0, 2))
+
+
+def title_line(text: str, style: str = "") -> Text:
+    """Return text for one line, cut where the terminal is narrower."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def flow(words: Iterable[str], width: int) -> list[str]:
+    """Return lines of the words, two spaces apart; no word is broken that fits on a line."""
+    glued = "  ".join(word.replace(" ", "\xa0") for word in words)
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(glued, width)]
+
+
+def memory(sizes: Sequence[int]) -> list[str]:
+    """Return the memory of the stages in words, or nothing where it is not known."""
+    held = [size / 1e9 for size in sizes if size]
+    if not held:
+        return []
+    if len(held) > MAX_MEMORIES:
+        return [f"memory {sum(held):.1f} GB in {len(held)} stages"]
+    return [f"memory {' + '.join(f'{size:.1f}' for size in held)} GB"]
+
+
+def time_of_day(moment: datetime, now: datetime) -> str:
+    """Return 14:32, with the day where that is another one."""
+    same_day = moment.date() == now.date()
+    return f"{moment:%H:%M}" if same_day else f"{moment:%a %d %b %H:%M}"
 
 
 def history_table(records: Sequence[EpochRecord], console: Console) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,16 +13,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayff.config.activity import current_activity
 from rayff.config.kernels import summarise_kernels
 from rayff.config.text import plural, printable
+from rayff.console.activity_view import ActivityView, describe
 from rayff.console.frame import (
     can_be_live,
     duration,
+    flow,
     history_table,
-    layer_columns,
+    layer_sections,
     live_display,
+    memory,
     stage_bars,
+    time_of_day,
+    title_line,
+    whole_seconds,
 )
+from rayff.console.notebook import NotebookDisplay
 from rayff.console.outlet import run_console
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
@@ -29,13 +38,15 @@ from rayff.engine.progress import Tracker
 from rayff.engine.run import Run
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
-from rayff.runs.metrics import EpochRecord
+from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
 
 PROGRESS_INTERVAL_S = 10.0
 """Minimum time between plain lines within an epoch."""
 MAX_HISTORY = 10
 MUCH_WAITING = 0.05
 """Share of the time that the first stage waits for images, from which on it is shown."""
+MAX_PRINTED_LAYERS = 24
+"""Deeper networks get no plain line with the loss and the accuracy of each layer."""
 
 
 class ConsoleCallback(Callback):
@@ -43,14 +54,22 @@ class ConsoleCallback(Callback):
 
     Args:
         console: where to print; standard output if None.
+        waiting: shows what the run waits for before it starts, on the same console.
         resume_options: what a command needs besides --resume to go on with the run.
     """
 
-    def __init__(self, console: Console | None = None, *, resume_options: str = "") -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        waiting: ActivityView | None = None,
+        *,
+        resume_options: str = "",
+    ) -> None:
         self.console = console or run_console()
+        self.waiting = waiting
         self.resume_options = resume_options
         self.tracker = Tracker(epochs=0, num_train_images=0, stage_names=(), start=Progress())
-        self.live: Live | None = None
+        self.live: Live | NotebookDisplay | None = None
         self._checkpoint = ""
         self._run_dir: Path | None = None
         self._last_line_s = 0.0
@@ -62,10 +81,13 @@ class ConsoleCallback(Callback):
             num_train_images=len(run.splits["train"]),
             stage_names=plan.stage_names,
             start=run.progress,
+            records=_records(run),
         )
         self._run_dir = run.directory.path
         if run.checkpoint is not None:
             self._checkpoint = f"step-{run.checkpoint.step:08d}"
+        if self.waiting is not None:
+            self.waiting.stop()
         self.start(tracker, run_header(run, plan))
 
     def start(self, tracker: Tracker, header: str) -> None:
@@ -80,19 +102,29 @@ class ConsoleCallback(Callback):
         """Show the progress; as a line if the last one is old."""
         self.tracker.add(command, reports)
         if self.tracker.clock() - self._last_line_s >= PROGRESS_INTERVAL_S:
-            self._print_line(f"{self._position()}  {self.tracker.phase}  {self._pace()}")
+            self._print_line("  ".join([self._position(), *self._now(), *self._pace()]))
 
     def on_epoch_end(self, record: EpochRecord) -> None:
         """Show the epoch."""
-        self.tracker.finish(record)
-        window = f"window {record.sip_first}-{record.sip_last}  " if record.has_window else ""
-        self._print_line(
-            f"epoch {record.epoch}/{self.tracker.epochs}  loss {record.train_loss:.4f}  "
-            f"valid {record.valid_accuracy:.2f}%  test {record.test_accuracy:.2f}%  "
-            f"{window}{record.images_per_s:,.0f} images/s  "
-            f"{duration(record.elapsed_s)}  left {duration(self.tracker.left_s)}"
-            f"{waiting(record.data_wait)}"
-        )
+        tracker = self.tracker
+        tracker.finish(record)
+        best = " (best)" if record is tracker.best and record.epoch > 1 else ""
+        words = [
+            f"epoch {record.epoch}/{tracker.epochs}",
+            f"loss {record.train_loss:.4f}",
+            f"valid {record.valid_accuracy:.2f}%{best}",
+            f"test {record.test_accuracy:.2f}%",
+            f"window {record.sip_first}-{record.sip_last}" if record.has_window else "",
+            f"{record.images_per_s:,.0f} images/s",
+            duration(record.elapsed_s),
+            self._left(),
+            waiting(record.data_wait),
+        ]
+        self._print_line("  ".join(filter(None, words)))
+        if record.has_window and len(record.layer_loss) <= MAX_PRINTED_LAYERS:
+            losses = " ".join(f"{value:.3f}" for value in record.layer_loss)
+            accuracy = " ".join(f"{value:.1f}" for value in record.layer_valid_accuracy)
+            self._print_line(f"  by layer: loss {losses}, valid % {accuracy}")
 
     def on_checkpoint(self, path: Path) -> None:
         """Show the name of the checkpoint."""
@@ -138,10 +170,41 @@ class ConsoleCallback(Callback):
             f"{tracker.images:,}/{tracker.num_train_images:,} images"
         )
 
-    def _pace(self) -> str:
+    def _now(self) -> list[str]:
+        """Return what happens now, with the loss and the learning rate."""
+        tracker, doing = self.tracker, current_activity()
+        if doing is not None:
+            return [describe(doing)]
+        if not tracker.layer_loss:
+            return [f"waiting for the first chunk ({whole_seconds(tracker.waits_s)})"]
+        loss = fmean(tracker.layer_loss)
+        return [tracker.phase, f"loss {loss:.4f}", f"lr {tracker.lr:.3g}"]
+
+    def _pace(self) -> list[str]:
         tracker = self.tracker
-        pace = f"{tracker.images_per_s:,.0f} images/s  left {duration(tracker.left_s)}"
-        return pace + waiting(tracker.data_wait)
+        pace = f"{tracker.images_per_s:,.0f} images/s"
+        return [*filter(None, [pace, self._left(), waiting(tracker.data_wait)])]
+
+    def _left(self) -> str:
+        """Return how long the run will take, and until when."""
+        tracker = self.tracker
+        if tracker.end is None or tracker.epochs_done == tracker.epochs:
+            return ""
+        left = duration(tracker.left_s)
+        return f"left {left} (to {time_of_day(tracker.end, tracker.now())})"
+
+    def _status(self) -> list[str]:
+        """Return all facts of the display, the most important first."""
+        tracker, best = self.tracker, self.tracker.best
+        return [
+            *self._now(),
+            *self._pace(),
+            f"elapsed {whole_seconds(tracker.elapsed_s)}",
+            *([] if best is None else [f"best {best.valid_accuracy:.2f}% (epoch {best.epoch})"]),
+            *memory(tracker.memory_bytes),
+            *([plural(tracker.restarts, "restart")] if tracker.restarts else []),
+            *([self._checkpoint] if self._checkpoint else []),
+        ]
 
     def _summary(self) -> str:
         tracker = self.tracker
@@ -152,8 +215,12 @@ class ConsoleCallback(Callback):
             end = f"ended after epoch {done}/{tracker.epochs}"
         else:
             end = f"ended in {self._position()}"
+        restarts = f", {plural(tracker.restarts, 'restart')}" if tracker.restarts else ""
         reached = f": {tracker.records[-1].reached}" if tracker.records else ""
-        return f"{end}, after {duration(tracker.elapsed_s)}{reached}"
+        best = tracker.best
+        if best is not None and best.valid_accuracy > tracker.records[-1].valid_accuracy:
+            reached += f"; best valid {best.valid_accuracy:.2f}% (epoch {best.epoch})"
+        return f"{end}, after {duration(tracker.elapsed_s)}{restarts}{reached}"
 
     def _readouts(self) -> str:
         """Return the test accuracy of the newest epoch by readout, where there are several."""
@@ -166,21 +233,17 @@ class ConsoleCallback(Callback):
     def frame(self) -> RenderableType:
         """Return the display, cut to the height of the terminal; the newest epoch always fits."""
         tracker, console = self.tracker, self.console
-        status = f"{tracker.phase:<10}  {self._pace()}  {self._checkpoint}"
-        parts: list[RenderableType] = [self._bar(), _line(status, "dim")]
         records = tracker.records[-MAX_HISTORY:]
+        below = 4 if records else 1  # the newest epoch, and the last line of the terminal
+        status = flow(self._status(), console.width)[: max(1, console.height // 5)]
+        parts: list[RenderableType] = [self._bar(), *(title_line(line, "dim") for line in status)]
         sections = []
-        if records and records[-1].has_window:
-            newest = records[-1]
-            window = newest.sip_first, newest.sip_last
-            title = f"valid % by layer, epoch {newest.epoch}, SIP window {window[0]}-{window[1]}"
-            sections.append(
-                Group(_line(title), layer_columns(newest.layer_valid_accuracy, window))
-            )
+        if len(tracker.layer_loss) > 1:
+            sections += layer_sections(tracker.layer_loss, records[-1] if records else None)
         title = f"busy by stage{', * busiest' if len(tracker.stage_names) > 1 else ''}"
         bars = stage_bars(tracker.stage_names, tracker.stage_busy, console.width)
-        sections.append(Group(_line(title), bars))
-        lines_left = console.height - 1 - len(parts) - (3 if records else 0)
+        sections.insert(1, Group(title_line(title), bars))
+        lines_left = console.height - len(parts) - below
         for section in sections:
             num_lines = 1 + len(console.render_lines(section))
             if num_lines <= lines_left:
@@ -204,14 +267,16 @@ class ConsoleCallback(Callback):
         return line
 
 
+def _records(run: Run) -> list[EpochRecord]:
+    """Return the epochs before a resumption."""
+    metrics, done = run.directory.path / METRICS_FILE, run.progress.epoch
+    records = read_metrics(metrics) if done and metrics.exists() else []
+    return [record for record in records if record.epoch <= done]
+
+
 def waiting(share: float) -> str:
     """Return how much of the time the first stage waits for images, where that is much."""
-    return f"  waits for data {100 * share:.0f}%" if share >= MUCH_WAITING else ""
-
-
-def _line(text: str, style: str = "") -> Text:
-    """Return text for one line, cut where the terminal is narrower."""
-    return Text(text, style, no_wrap=True, overflow="ellipsis")
+    return f"waits for data {100 * share:.0f}%" if share >= MUCH_WAITING else ""
 
 
 def run_header(run: Run, plan: Plan) -> str:

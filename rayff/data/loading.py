@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.registry import is_import_path
 from rayff.config.train_config import Resize, TrainConfig
@@ -97,6 +98,11 @@ def load_task(options: DataOptions) -> TaskData:
         UserError: the name is unknown, the data is not there, a file is not as it should be, or an
             option is of no use for such a task.
     """
+    with activity(f"reading {options.task}"):
+        return _load(options)
+
+
+def _load(options: DataOptions) -> TaskData:
     if is_import_path(options.task):
         return _call(options)
     known = known_task(options.task)

@@ -11,6 +11,7 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import get_reusable_executor
 
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.data.classes import Labels, row_error
 from rayff.data.images import (
@@ -93,13 +94,14 @@ def read_images(
             f"the {source.num_rows:,} images of {source.place(0)} and beyond do not fit into this "
             "machine's memory: give fewer, or smaller ones with --image-size"
         ) from error
-    survey, start = Survey(), 0
-    for _, pixels, part in _decoded(source.blocks, form):
-        images[start : start + len(pixels)] = pixels
-        start += len(pixels)
-        survey.add(part)
-        if grey_only and Change.GREYED in part.changes:
-            raise ColourFoundError
+    survey = Survey()
+    with activity("decoding images", len(images)) as decoding:
+        for _, pixels, part in _decoded(source.blocks, form):
+            images[decoding.done : decoding.done + len(pixels)] = pixels
+            decoding.advance(len(pixels))
+            survey.add(part)
+            if grey_only and Change.GREYED in part.changes:
+                raise ColourFoundError
     return ImageSet(images=images, labels=labels), survey
 
 

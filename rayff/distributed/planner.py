@@ -11,7 +11,9 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from rayff.config.activity import activity
 from rayff.config.kernels import Kernels
+from rayff.config.text import plural
 from rayff.config.train_config import Precision, TrainConfig
 from rayff.data.loading import data_options, load_task
 from rayff.data.tasks import TASKS, TaskData
@@ -37,9 +39,6 @@ ASSUMED_ALL_REDUCE = {
 }
 """Where there are no actors to time it."""
 
-NOTICE_S = 3.0
-"""After which the user learns what takes so long."""
-
 
 def all_reduce_backend(resources: StageResources) -> str:
     """Return what sums gradients: nccl, which needs a whole GPU for each replica, or gloo."""
@@ -58,7 +57,8 @@ def ask_capabilities(
     config, source = prepared.config, prepared.architecture.source
     names = config.loss, prepared.recipe.optimizer, config.augment, source and source.function
     calls = [actor.capabilities.remote(*names) for actor in actors]
-    return wait_for(calls, "described its device")
+    with activity("loading kernels, which are compiled once on a machine"):
+        return wait_for(calls, "described its device")
 
 
 def autotune_on(
@@ -66,7 +66,8 @@ def autotune_on(
 ) -> tuple[Kernels, ...]:
     """Return each layer's kernels, chosen by a timing on an actor."""
     call = actor.autotune.remote(prepared.architecture, prepared.recipe.batch_size, precision)
-    kernels: tuple[Kernels, ...] = wait_for([call], "timed the kernels")[0]
+    with activity("timing the kernels"):
+        kernels: tuple[Kernels, ...] = wait_for([call], "timed the kernels")[0]
     return kernels
 
 
@@ -74,7 +75,6 @@ def measure_costs(
     run: Run,
     resources: StageResources,
     actors: Sequence[ActorHandle[Any]],
-    warn: Callable[[str], None],
 ) -> Costs:
     """Time the layers on all actors at once, and the all-reduce of gradients among them.
 
@@ -84,13 +84,11 @@ def measure_costs(
         run: what is trained.
         resources: of each actor.
         actors: of the run; with a single one the all-reduce is assumed to have a usual speed.
-        warn: called with what takes long.
     """
     network, resolved = run.architecture, run.resolved
     calls = [actor.profile.remote(resolved, network, len(actors) - 1) for actor in actors]
-    if not ray.wait(calls[:1], timeout=NOTICE_S)[0]:
-        warn("timing the layers; this machine keeps the times for later runs")
-    profile = wait_for(calls, "timed the layers")[0]
+    with activity("timing the layers, once on a machine"):
+        profile = wait_for(calls, "timed the layers")[0]
     config = run.config
     replicas = len(actors) if config.replicas == "auto" else max(config.replica_counts or (1,))
     backend = all_reduce_backend(resources)
@@ -129,6 +127,8 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
         held = capacity(there, resources)
         actors = [remote_stage(resources) for _ in range(min(count, held))]
         try:
+            with activity(f"starting {plural(len(actors), 'stage')}"):
+                wait_for([actor.__ray_ready__.remote() for actor in actors], "was started")
             common = Capabilities.common(ask_capabilities(prepared, actors))
             run = resolve_run(
                 prepared,
@@ -137,7 +137,7 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
                 lambda precision: autotune_on(actors[0], prepared, precision),
             )
             warn_of_missing_kernels(run, common.missing, warn, on_gpu=resources.gpus > 0)
-            measured = measure_costs(run, resources, actors, warn)
+            measured = measure_costs(run, resources, actors)
         finally:
             for actor in actors:
                 ray.kill(actor)

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from rayff.config.activity import activity
 from rayff.config.environment import set_ray_defaults
 from rayff.config.errors import UserError
 from rayff.config.text import printable
@@ -77,10 +78,12 @@ def ray_session() -> Iterator[Session]:
     with ExitStack() as stack:
         session = Session(stack.enter_context(_helper()))
         if address == "local":
-            _start(session)
+            with activity("starting Ray"):
+                _start(session)
         else:
-            check_address(address)
-            _connect(address)
+            with activity(f"connecting to Ray at {address}"):
+                check_address(address)
+                _connect(address)
         stack.callback(ray.shutdown)
         parts = parts_of_ray()
         if address != "local":

@@ -13,7 +13,9 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rayff.config.activity import activity
 from rayff.config.kernels import Kernels
+from rayff.config.text import plural
 from rayff.config.train_config import Precision, TrainConfig
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import connect, disconnect
@@ -86,7 +88,7 @@ class StageGroup:
 
     def measure(self, run: Run) -> Costs:
         """Time the layers on all actors at once."""
-        return measure_costs(run, self.resources, self.actors, self.warn)
+        return measure_costs(run, self.resources, self.actors)
 
     def set_up(
         self, run: Run, plan: Plan, images: SharedImages, states: States | None, window: int
@@ -111,7 +113,8 @@ class StageGroup:
         self._connected = [stage for stage in stages if len(stage) > 1]
         for stage in self._connected:
             connect(stage, all_reduce_backend(self.resources))
-        wait_for(_set_up_calls(run, plan, stages, images, states), "was set up")
+        with activity(f"setting up {plural(plan.num_stages, 'stage')}"):
+            wait_for(_set_up_calls(run, plan, stages, images, states), "was set up")
         return RayPipeline(stages, plan.stage_names, self.transport, window, self.warn)
 
     def leave_groups(self) -> None:
@@ -141,8 +144,9 @@ def open_stage_group(
     with reserve(resources, count, warn, patience_s, config.placement) as placement_group:
         actors = _start_actors(placement_group, resources, names, transport)
         try:
-            _await_start(placement_group, actors)
-            transport.connect(actors)
+            with activity(f"starting {plural(count, 'stage')}"):
+                _await_start(placement_group, actors)
+                transport.connect(actors)
             group = StageGroup(prepared, resources, placement_group, actors, transport, warn)
             yield group
             group.leave_groups()

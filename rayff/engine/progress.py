@@ -6,34 +6,42 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayff.engine.commands import Evaluate, Report, Train
 from rayff.runs.checkpoint import Progress
-from rayff.runs.metrics import EpochRecord
+from rayff.runs.metrics import EpochRecord, best_record
 
 HORIZON_S = 20.0
 """Seconds after which what was measured counts 1/e in a moving average."""
+LOSS_HORIZON_S = 2.0
+"""The same of losses, which change faster than the pace."""
+
+Amount = NDArray[np.float64] | float
 
 
 @dataclass
-class MovingRate:
-    """Amounts a second, the newer the more they count."""
+class MovingRatio:
+    """What was measured by what it was measured over, the newer the more it counts."""
 
-    _amount: NDArray[np.float64] | float = 0.0
-    _seconds: float = 0.0
+    horizon_s: float = HORIZON_S
+    _amount: Amount = 0.0
+    _base: Amount = 0.0
 
-    def add(self, amount: NDArray[np.float64] | float, seconds: float) -> None:
-        """Add what happened in the last `seconds`."""
-        keep = math.exp(-seconds / HORIZON_S)
+    def add(self, amount: Amount, base: Amount, seconds: float) -> None:
+        """Add what was measured in the last `seconds`, such as images by seconds."""
+        keep = math.exp(-seconds / self.horizon_s)
         self._amount = keep * self._amount + amount
-        self._seconds = keep * self._seconds + seconds
+        self._base = keep * self._base + base
 
-    def per_s(self) -> NDArray[np.float64] | float:
-        """Return the average; 0 before anything was measured."""
-        return self._amount / self._seconds if self._seconds > 0 else 0.0 * self._amount
+    @property
+    def value(self) -> NDArray[np.float64]:
+        """The ratio; 0 before anything was measured."""
+        zeros = np.zeros(np.shape(self._amount))
+        return np.divide(self._amount, self._base, out=zeros, where=np.greater(self._base, 0))
 
 
 @dataclass
@@ -48,36 +56,54 @@ class Tracker:
     """Where it began, or went on from a snapshot."""
     clock: Callable[[], float] = time.monotonic
     """Seconds from any point in time."""
+    now: Callable[[], datetime] = datetime.now
+    """The time of day."""
     records: list[EpochRecord] = field(default_factory=list)
     """Of the epochs that were completed while this was watching."""
     phase: str = "training"
+    restarts: int = 0
+    """Times that the run went on from a snapshot, after a failure or with another plan."""
+    lr: float = 0.0
+    """Of the newest batch and the first layer."""
+    memory_bytes: Sequence[int] = ()
+    """Of each stage's process; 0 for one that shares the process of the first stage."""
 
     def __post_init__(self) -> None:
         self.began_s = self.clock()
-        self.restart(self.stage_names, self.start)
+        self._begin(self.stage_names, self.start)
 
     def restart(self, stage_names: Sequence[str], progress: Progress) -> None:
         """Go on from there, with these stages; the epochs behind it are no longer complete."""
+        self.restarts += 1
+        self._begin(stage_names, progress)
+
+    def _begin(self, stage_names: Sequence[str], progress: Progress) -> None:
         self.stage_names, self.start = stage_names, progress
         self.records = [record for record in self.records if record.epoch <= progress.epoch]
         self.epoch, self.images = progress.epoch, progress.images
         self.phase = "training"
         self._started_s = self._last_s = self.clock()
-        self._images, self._waited = MovingRate(), MovingRate()
-        self._busy = MovingRate(np.zeros(len(stage_names)))
+        self._pace, self._waited, self._busy = MovingRatio(), MovingRatio(), MovingRatio()
+        self._losses = MovingRatio(LOSS_HORIZON_S)
 
     def add(self, command: Train | Evaluate, reports: Sequence[Report]) -> None:
         """Add the result of a chunk."""
         now = self.clock()
         seconds, self._last_s = now - self._last_s, now
-        self._busy.add(np.array([report.busy_s for report in reports]), seconds)
-        self._waited.add(reports[0].waited_s, seconds)
+        busy_s = np.array([report.busy_s for report in reports])
+        stage_s = busy_s + [report.idle_s for report in reports]
+        self._busy.add(busy_s, stage_s, seconds)
+        self._waited.add(reports[0].waited_s, stage_s[0], seconds)
+        self.memory_bytes = [report.memory_bytes for report in reports]
         if command.epoch != self.epoch:
             self.epoch, self.images = command.epoch, 0
         if isinstance(command, Train):
             self.phase = "training"
-            self.images += reports[0].images
-            self._images.add(reports[0].images, seconds)
+            images = reports[0].images
+            self.images += images
+            self._pace.add(images, seconds, seconds)
+            self._losses.add(np.concatenate([r.loss_sums for r in reports]), images, seconds)
+            self.lr = command.lrs[-1]
         else:
             self.phase = "validating" if command.split == "valid" else "testing"
 
@@ -94,18 +120,32 @@ class Tracker:
     @property
     def images_per_s(self) -> float:
         """Training images a second, lately."""
-        return float(self._images.per_s())
+        return float(self._pace.value)
+
+    @property
+    def layer_loss(self) -> list[float]:
+        """Training loss of each layer, lately; empty before the first chunk."""
+        return self._losses.value.tolist() if self._losses.value.ndim else []
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the highest validation accuracy, the first of equal ones."""
+        return best_record(self.records) if self.records else None
 
     @property
     def stage_busy(self) -> NDArray[np.float64]:
-        """Share of the time that each stage computes, lately; (stages,)."""
-        busy: NDArray[np.float64] = np.minimum(self._busy.per_s(), 1.0)
-        return busy
+        """Share of its own time that each stage computes, lately; (stages,)."""
+        return np.broadcast_to(self._busy.value, len(self.stage_names))
 
     @property
     def data_wait(self) -> float:
-        """Share of the time that the first stage waits for images, lately."""
-        return min(1.0, float(self._waited.per_s()))
+        """Share of its own time that the first stage waits for images, lately."""
+        return float(self._waited.value)
+
+    @property
+    def waits_s(self) -> float:
+        """Seconds since the last result."""
+        return self.clock() - self._last_s
 
     @property
     def elapsed_s(self) -> float:
@@ -121,3 +161,8 @@ class Tracker:
         if reached == begun:
             return None
         return (total - reached) * (self._last_s - self._started_s) / (reached - begun)
+
+    @property
+    def end(self) -> datetime | None:
+        """When the run will end at the pace so far; None before the first result."""
+        return None if self.left_s is None else self.now() + timedelta(seconds=self.left_s)

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rayff.cli import parse, run_command
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.option_names import nearest_option
 from rayff.config.train_config import TrainConfig
+from rayff.console.activity_view import AT_ONCE_S, ActivityView
 
 DESCRIPTION = """\
 Search over trainings with Ray Tune: each trial is a training in its own run directory.
@@ -111,9 +113,10 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 def main(args: Sequence[str]) -> int:
     """Search; return 0, 1 where a trial failed, or 128 plus the number of a signal."""
     command = parse(TuneCommand, module="rayff.tune", description=DESCRIPTION, args=args)
-    from rayff.runs.run_lock import locked
-    from rayff.tune.search import resume_search, start_search
-    from rayff.tune.space import load_space
+    with ActivityView(first_line_s=AT_ONCE_S), activity("loading torch and Ray"):
+        from rayff.runs.run_lock import locked
+        from rayff.tune.search import resume_search, start_search
+        from rayff.tune.space import load_space
 
     if command.resume:
         with locked(Path(command.run_dir or "").expanduser(), on_wait=print) as folder:

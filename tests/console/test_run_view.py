@@ -4,17 +4,19 @@ import dataclasses
 import io
 import re
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from rayff.config.activity import activity
 from rayff.config.train_config import TrainConfig
 from rayff.console.frame import duration, layer_columns, setting
 from rayff.console.run_view import ConsoleCallback
 from rayff.engine.commands import Report, Train
-from rayff.engine.progress import MovingRate, Tracker
+from rayff.engine.progress import MovingRatio, Tracker
 from rayff.runs.checkpoint import Progress
 from tests.helpers.records import RECORD
 from tests.helpers.runs import train_locally
@@ -33,9 +35,11 @@ class Driver:
         terminal: bool = False,
         size: tuple[int, int] = (80, 24),
         stages: tuple[str, ...] = TWO_STAGES,
+        layers: int = 4,
         epochs: int = 4,
         start: Progress | None = None,
     ) -> None:
+        self.layers = layers
         self.file = io.StringIO()
         self.now_s = 100.0
         width, height = size
@@ -52,6 +56,7 @@ class Driver:
             stage_names=stages,
             start=start or Progress(),
             clock=lambda: self.now_s,
+            now=lambda: datetime(2026, 11, 24, 14) + timedelta(seconds=self.now_s),
         )
         self.view = ConsoleCallback(console)
         self.view.start(tracker, "tinycnn on digits\nrun directory runs/first")
@@ -61,16 +66,33 @@ class Driver:
         return self.file.getvalue()
 
     def train(self, epoch: int, images: int, seconds: float) -> None:
-        """The last stage is busy for half of the time, those before it for a quarter."""
+        """The last stage is busy for half of the time, those before it for a quarter.
+
+        All layers but one are in the first stage; the loss of layer n is 2 - n/100.
+        """
         self.now_s += seconds
         shares = [0.25] * (len(self.view.tracker.stage_names) - 1) + [0.5]
-        reports = [Report(started_s=0.0, busy_s=seconds * s, images=images) for s in shares]
-        self.view.on_chunk_end(Train(epoch=epoch, step=0, lrs=(), batches=()), reports)
+        losses = tuple(images * (2 - layer / 100) for layer in range(self.layers))
+        first = self.layers - len(shares) + 1
+        own = [losses[:first], *((loss,) for loss in losses[first:])]
+        reports = [
+            Report(
+                started_s=0.0,
+                busy_s=seconds * share,
+                idle_s=seconds * (1 - share),
+                images=images,
+                memory_bytes=1_250_000_000,
+                loss_sums=loss_sums,
+            )
+            for share, loss_sums in zip(shares, own, strict=True)
+        ]
+        self.view.on_chunk_end(Train(epoch=epoch, step=0, lrs=(0.08,), batches=()), reports)
 
-    def finish(self, epoch: int, num_layers: int = 4) -> None:
+    def finish(self, epoch: int, num_layers: int = 4, valid_accuracy: float = 60.0) -> None:
         record = dataclasses.replace(
             RECORD,
             epoch=epoch + 1,
+            valid_accuracy=valid_accuracy,
             sip_last=num_layers - 1,
             layer_loss=[1.0] * num_layers,
             layer_valid_accuracy=np.linspace(20, 90, num_layers).tolist(),
@@ -106,7 +128,7 @@ class TestLines:
         driver.view.on_warning("[red] no \x1b[2J here")
         driver.view.on_restart(["layers 0-3"], Progress(epoch=1))
         driver.train(1, 1000, 5.0)
-        driver.finish(1, num_layers=1)
+        driver.finish(1, num_layers=1, valid_accuracy=60.01)
         for _ in range(25):
             driver.train(2, 40, 1.0)
         driver.finish(2)
@@ -117,7 +139,20 @@ class TestLines:
         driver = Driver(start=Progress(epoch=2, batch=5, images=500))
         driver.train(2, 100, 10.0)
         # 1,400 of 1,500 images are left, and 100 took ten seconds
-        assert "epoch 3/4  600/1,000 images  training  10 images/s  left 0:02:20" in driver.text
+        assert "epoch 3/4  600/1,000 images  training  loss 1.9850  lr 0.08" in driver.text
+        assert "  10 images/s  left 0:02:20 (to 14:04)" in driver.text
+
+    def test_names_the_day_on_which_a_long_run_ends(self) -> None:
+        driver = Driver(epochs=100)
+        driver.train(0, 100, 100.0)
+        assert "(to Wed 25 Nov 17:48)" in driver.text
+
+    def test_say_what_the_run_waits_for(self) -> None:
+        driver = Driver()
+        driver.now_s += 12.0
+        assert driver.view._now() == ["waiting for the first chunk (12 s)"]
+        with activity("setting up 2 stages"):
+            assert driver.view._now() == ["setting up 2 stages (0 s)"]
 
 
 class TestDisplay:
@@ -135,7 +170,7 @@ class TestDisplay:
     def test_fits_the_terminal(
         self, layers: int, stages: tuple[str, ...], epochs: int, size: tuple[int, int]
     ) -> None:
-        driver = Driver(terminal=True, stages=stages, epochs=99, size=size)
+        driver = Driver(terminal=True, stages=stages, layers=layers, epochs=99, size=size)
         for epoch in range(epochs):
             driver.train(epoch, 1000, 10.0)
             driver.finish(epoch, layers)
@@ -145,6 +180,13 @@ class TestDisplay:
         assert len(frame.splitlines()) < size[1]
         assert max(map(len, frame.splitlines())) <= size[0]
         check_snapshot(__file__, f"display-{layers}-layers-{size[0]}x{size[1]}.txt", frame)
+
+    def test_has_losses_before_the_first_epoch_is_complete(self) -> None:
+        driver = Driver(terminal=True)
+        driver.train(0, 250, 2.5)
+        driver.view.on_restart(TWO_STAGES, Progress())
+        driver.train(0, 500, 5.0)
+        check_snapshot(__file__, "display-first-epoch.txt", driver.frame())
 
     def test_gives_the_terminal_back_at_the_end(self) -> None:
         stdout = sys.stdout
@@ -196,15 +238,15 @@ def test_values_are_formatted_for_tables() -> None:
     settings = [setting(value) for value in (None, 0.0012345678, (1, 3), (), 7, True)]
     assert settings == ["default", "0.001235", "1,3", "none", "7", "True"]
     assert setting(0.0012345678, digits=15) == "0.0012345678"
-    equal = layer_columns([10.0, 10.0], (0, 1)).renderables
+    equal = layer_columns([("{:.1f}", [10.0, 10.0])], (0, 1)).renderables
     assert [re.sub(r"\W+", " ", str(cell)) for cell in equal] == [" 0 10 0", " 1 10 0"]
 
 
-def test_a_moving_rate_forgets() -> None:
-    rate = MovingRate()
-    assert rate.per_s() == 0.0
-    rate.add(1000.0, 10.0)
-    assert rate.per_s() == pytest.approx(100.0)
+def test_a_moving_ratio_forgets() -> None:
+    ratio = MovingRatio()
+    assert ratio.value == 0.0
+    ratio.add(1000.0, 10.0, seconds=10.0)
+    assert ratio.value == pytest.approx(100.0)
     for _ in range(100):
-        rate.add(20.0, 1.0)
-    assert rate.per_s() == pytest.approx(20.0, abs=0.5)
+        ratio.add(20.0, 1.0, seconds=1.0)
+    assert ratio.value == pytest.approx(20.0, abs=0.5)

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 
 from rayff import TrainConfig
+from rayff.config.activity import current_activity
 from rayff.config.kernels import Kernels
 from rayff.distributed import planner
 from rayff.distributed.actor_group import Capabilities
@@ -80,15 +80,17 @@ def test_missing_kernels_are_named_with_their_remedy(
     assert all(part in warnings[0] for part in parts)
 
 
-@pytest.mark.parametrize("ready", [True, False])
-def test_a_timing_that_takes_long_is_a_warning(
-    ready: bool, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []) if ready else ([], calls))
-    profile = Profile(times=[], seconds_per_byte=1e-9)
-    monkeypatch.setattr(planner, "wait_for", lambda calls, what: [profile])
+def test_the_timing_of_the_layers_is_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def wait_for(calls: object, what: str) -> list[Profile]:
+        found = current_activity()
+        shown.append("" if found is None else found.text)
+        return [Profile(times=[], seconds_per_byte=1e-9)]
+
+    monkeypatch.setattr(planner, "wait_for", wait_for)
     monkeypatch.setattr(planner, "costs", lambda *_, **options: None)
     actor: Any = SimpleNamespace(profile=SimpleNamespace(remote=lambda *_: None))
-    warnings: list[str] = []
-    planner.measure_costs(run, StageResources(cpus=1, gpus=0), [actor], warnings.append)
-    assert [text.partition(";")[0] for text in warnings] == ["timing the layers"] * (not ready)
+    planner.measure_costs(run, StageResources(cpus=1, gpus=0), [actor])
+    assert shown == ["timing the layers, once on a machine"]
+    assert current_activity() is None
