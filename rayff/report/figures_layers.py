@@ -97,7 +97,7 @@ def draw_gains(figure: Figure, record: EpochRecord) -> None:
 
 
 def compared_layers(groups: Sequence[tuple[str, Sequence[EpochRecord]]]) -> list[Block]:
-    """Return the accuracy of each layer in the newest epoch of several runs.
+    """Return the accuracies of each layer in the newest epoch of several runs.
 
     Args:
         groups: the name of each setting with a record of each of its runs.
@@ -106,8 +106,9 @@ def compared_layers(groups: Sequence[tuple[str, Sequence[EpochRecord]]]) -> list
     if any(len(records) > 1 for _, records in groups):
         caption += " A line is the mean over the runs of one setting; the band has all of them."
     return [
-        picture("layers", "Test accuracy by layer", caption, 3.4, draw_layers, groups,
-                "layer_test_accuracy"),
+        picture(f"{split}-layers", f"{title} accuracy by layer", caption, 3.4, draw_layers, groups,
+                f"layer_{split}_accuracy")
+        for split, title in (("valid", "Validation"), ("test", "Test"))
     ]  # fmt: skip
 
 
@@ -139,6 +140,7 @@ def draw_layers(
                 layers, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.2
             )
     axes.set_xlabel("layer")
-    axes.set_ylabel("test accuracy (%)")
+    split = "test" if field == "layer_test_accuracy" else "validation"
+    axes.set_ylabel(f"{split} accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.4)

@@ -25,6 +25,7 @@ from rayff.report.style import (
     OTHERS,
     SEQUENTIAL,
     SERIES,
+    colour_bar,
     epoch_axis,
     label_ends,
     marker,
@@ -187,19 +188,16 @@ def draw_windows(figure: Figure, record: EpochRecord) -> None:
             colour = "white" if norm(value) > 0.45 else INK
             axes.text(last, first, f"{value:.1f}", ha="center", va="center", color=colour)
     corner = (record.sip_last - 0.5, record.sip_first - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=ORANGE, lw=2.5, zorder=3))
+    frame = Rectangle(corner, 1, 1, fill=False, ec=ORANGE, lw=2.5, zorder=3, clip_on=False)
+    axes.add_patch(frame)
     _title_window(axes, record)
     axes.set_xlabel("last layer of the window")
     axes.set_ylabel("first layer of the window")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
     plain_image(axes)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
-    plain_image(bar.ax)
     ticks = [float(norm.inverse(share)) for share in np.linspace(0, 1, 6)]
-    bar.set_ticks(ticks, labels=[f"{tick:.0f}" for tick in ticks])
-    bar.ax.minorticks_off()
-    bar.set_label("validation accuracy (%)")
+    colour_bar(axes, image, ticks, "validation accuracy (%)")
 
 
 def draw_depth(figure: Figure, record: EpochRecord) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from rayff.config.train_config import Device
 from rayff.engine.evaluation import Evaluation, Mistake, evaluate, most_confused
 from rayff.report.page import Block, Note, Table, picture
 from rayff.report.reader import Run
-from rayff.report.style import DIVERGING, INK, RED, SEQUENTIAL, plain_image, shorten
+from rayff.report.style import DIVERGING, INK, RED, SEQUENTIAL, colour_bar, plain_image, shorten
 from rayff.runs.model_file import read_model
 
 MAX_COUNTED_CLASSES = 12
@@ -63,7 +64,7 @@ def prediction_blocks(run: Run, evaluation: Evaluation | str) -> list[Block]:
     if run.config.limit is not None:
         caption += f" The run itself used {run.config.limit:,} at most."
     blocks: list[Block] = [
-        picture("confusion", "Confusion matrix", caption, 4.6, draw_confusion, evaluation)
+        picture("confusion", "Confusion matrix", caption, 3.9, draw_confusion, evaluation)
     ]
     if correct == evaluation.num_images:
         return [*blocks, Note(title="Worst mistakes", text="There are none.")]
@@ -142,7 +143,7 @@ def draw_confusion(figure: Figure, evaluation: Evaluation) -> None:
     num_classes = len(counts)
     axes = figure.subplots()
     # the square root keeps a few mistakes visible
-    axes.imshow(np.sqrt(shares), cmap=SEQUENTIAL, vmin=0, vmax=1)
+    image = axes.imshow(100 * shares, cmap=SEQUENTIAL, norm=PowerNorm(0.5, vmin=0, vmax=100))
     if num_classes <= MAX_COUNTED_CLASSES:
         for true, predicted in np.argwhere(counts):
             axes.text(
@@ -162,6 +163,7 @@ def draw_confusion(figure: Figure, evaluation: Evaluation) -> None:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     plain_image(axes)
+    colour_bar(axes, image, (0, 1, 5, 10, 25, 50, 100), "share of the true class (%)")
 
 
 def draw_mistakes(figure: Figure, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:

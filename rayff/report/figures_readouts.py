@@ -18,8 +18,8 @@ from rayff.runs.metrics import EpochRecord
 
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Of early exit, in the table."""
-MARKED_THRESHOLDS = (0.5, 0.9)
-"""Marked on the curve."""
+MARKED_THRESHOLDS = {0.5: "o", 0.9: "s"}
+"""Marked on the curve, each by a marker: labels would overlap where few layers are computed."""
 FEW = 0.01
 """Share of the images below which a bin is drawn pale."""
 KINDS = {"calibrated": ("with temperatures", BLUE), "uncalibrated": ("plain logits", ORANGE)}
@@ -58,8 +58,7 @@ def readout_blocks(run: Run, evaluation: Evaluation | None) -> list[Block]:
                 "early-exit",
                 "Early exit",
                 "Test accuracy against the mean number of layers computed: an image leaves at the "
-                "first layer of the window that gives a class the probability of the threshold. "
-                "Marked: 0.5 and 0.9.",
+                "first layer of the window that gives a class the probability of the threshold.",
                 3.4,
                 draw_early_exits,
                 evaluation.early_exits,
@@ -118,7 +117,7 @@ def draw_reliability(figure: Figure, score: ReadoutScore) -> None:
     for (bars, counts), (title, found) in zip(grid.T, both, strict=True):
         _draw_bins(bars, counts, found)
         bars.set_title(
-            f"{title}: error {100 * found.calibration_error:.1f}%", fontsize=9, loc="left"
+            f"{title}\nerror {100 * found.calibration_error:.1f}%", fontsize=9, loc="left"
         )
     grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("images (%)")
@@ -149,17 +148,12 @@ def draw_early_exits(figure: Figure, exits: Mapping[str, Sequence[EarlyExit]]) -
         axes.plot(layers, accuracy, color=colour, label=label)
         for point in points:
             if point.threshold in MARKED_THRESHOLDS:
-                place = (point.mean_layers, 100 * point.accuracy)
-                axes.plot(*place, "o", color=colour, ms=4, label="_threshold")
-                axes.annotate(
-                    f"{point.threshold:g}",
-                    place,
-                    xytext=(0, -11 if kind == "calibrated" else 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7.5,
-                    color=MUTED,
-                )
+                x, y = point.mean_layers, 100 * point.accuracy
+                shape = MARKED_THRESHOLDS[point.threshold]
+                axes.plot(x, y, color=colour, marker=shape, ms=6, mfc="white", label="_threshold")
+    for threshold, shape in MARKED_THRESHOLDS.items():
+        label = f"threshold {threshold:g}"
+        axes.plot([], [], color=MUTED, ls="", marker=shape, ms=6, mfc="white", label=label)
     axes.margins(x=0.06, y=0.12)
     axes.set_xlabel("layers computed, mean over the images")
     axes.set_ylabel("test accuracy (%)")

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.report.style import render
 from rayff.runs.files import write_atomically
@@ -79,6 +80,11 @@ class Page:
     sections: Mapping[str, Sequence[Block]]
     """By heading."""
 
+    @property
+    def rows(self) -> Mapping[str, Sequence[tuple[Block, bool]]]:
+        """The blocks by heading, each with whether it takes the full width."""
+        return {title: arrange(blocks) for title, blocks in self.sections.items()}
+
     def html(self) -> str:
         """Return the page; pictures are embedded."""
         environment = Environment(
@@ -111,6 +117,32 @@ class Page:
         return folder / "report.html"
 
 
+def arrange(blocks: Sequence[Block]) -> list[tuple[Block, bool]]:
+    """Return the blocks with whether each takes the full width: two of the others fill a row.
+
+    One that would be alone in its row takes the full width as well.
+    """
+    rows: list[tuple[Block, bool]] = []
+    alone = False
+    for block in blocks:
+        if is_wide(block):
+            if alone:
+                rows[-1] = rows[-1][0], True
+            rows.append((block, True))
+            alone = False
+        else:
+            rows.append((block, False))
+            alone = not alone
+    if alone:
+        rows[-1] = rows[-1][0], True
+    return rows
+
+
+def is_wide(block: Block) -> bool:
+    """Return whether a block takes the full width of the page."""
+    return isinstance(block, Code) or (isinstance(block, Table) and block.wide)
+
+
 def picture(
     name: str,
     title: str,
@@ -121,5 +153,6 @@ def picture(
     **kwargs: P.kwargs,
 ) -> Picture:
     """Return what `draw(figure, *args, **kwargs)` draws, `height` inches high."""
-    png = render(lambda figure: draw(figure, *args, **kwargs), height)
+    with activity(f"drawing {title.lower()}"):
+        png = render(lambda figure: draw(figure, *args, **kwargs), height)
     return Picture(name=name, title=title, caption=caption, png=png)

@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-WIDTH = 5.0
+WIDTH = 4.5
 """Inches of every figure: narrow, so that text stays legible on a phone."""
 DPI = 200
 
@@ -73,6 +74,22 @@ def plain_image(axes: Axes) -> None:
     """Remove grid and frame from axes that show an image."""
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
+
+
+def colour_bar(axes: Axes, image: ScalarMappable, ticks: Sequence[float], label: str) -> None:
+    """Draw the scale of an image's colours, as high as the image.
+
+    The ticks are labelled with as many decimals as tell them apart.
+    """
+    assert isinstance(axes.figure, Figure)
+    bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.045, 1)), label=label)
+    plain_image(bar.ax)
+    for decimals in range(4):
+        labels = [f"{tick:.{decimals}f}" for tick in ticks]
+        if len(set(labels)) == len(labels):
+            break
+    bar.set_ticks(ticks, labels=labels)
+    bar.ax.minorticks_off()
 
 
 def label_ends(axes: Axes) -> None:

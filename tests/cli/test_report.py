@@ -18,7 +18,7 @@ from tests.report.runs import page_text, write_run, write_search
 
 PREDICTIONS = {"confusion", "mistakes", "reliability"}
 TIMELINE = {"timeline-fill", "timeline-turn", "timeline-drain"}
-COMPARISON = {"valid", "test", "valid-by-time", "loss", "layers"}
+COMPARISON = {"valid", "test", "valid-by-time", "loss", "valid-layers", "test-layers"}
 RUN = {
     *("accuracy", "loss-by-layer", "valid-by-layer", "test-by-layer", "windows", "depth"),
     *("layer-gain", "filters", "busy", "throughput", *PREDICTIONS, *TIMELINE),
@@ -92,16 +92,23 @@ def test_a_page_says_why_a_picture_is_missing(
 
 
 def test_runs_and_searches_are_written_where_expected(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = str(folder / "first"), str(folder / "second")
     main([first, "--limit", "7", "--out", "new/folder"])
     assert pictures(Path("new/folder")) == RUN
     assert "of 7 test images" in text(Path("new/folder"))
-    main([first, second])
-    assert pictures(Path()) == COMPARISON
-    assert re.search("\nepochs \\| (1 \\| 2|2 \\| 1)\n", text(Path()))
+    nested = shutil.copytree(second, tmp_path / "runs" / "deep" / "second")
+    shutil.copytree(first, tmp_path / "runs" / "first")
+    main(["runs/first", str(nested)])
+    assert not Path("report.html").exists()
+    assert pictures(Path("runs")) == COMPARISON
+    assert re.search("\nepochs \\| (1 \\| 2|2 \\| 1)\n", text(Path("runs")))
+    assert capsys.readouterr().out.splitlines()[-1] == "runs/report.html"
     search = write_search(Path("search"), [{"config": {"lr": 0.1}}, {"config": {"lr": 0.2}}])
     shutil.copytree(second, search / "trials" / "trial-1")
     main(["search"])
