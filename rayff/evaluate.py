@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -15,9 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rayff.cli import parse, run_command
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.text import layer_range
+from rayff.console.activity_view import ActivityView
 from rayff.runs.files import write_atomically
+from rayff.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from rayff.engine.evaluation import Evaluation
@@ -28,11 +32,17 @@ Evaluate the trained network of a run on the data set it was trained on.
 Examples:
   rayff evaluate runs/first
   rayff evaluate runs/first --readout last --split valid --save tables
+  rayff evaluate runs/first --json | jq .accuracy
 
 Prints accuracy and calibration of every readout, the accuracy of each layer, and
 the confusions.
 """
 
+SCORE = (
+    *("first_layer", "last_layer", "accuracy", "mean_probability", "calibration_error"),
+    "temperature",
+)
+"""What is known of a readout, in accuracy.csv and with --json."""
 MAX_MATRIX_CLASSES = 20
 NUM_PAIRS = 20
 
@@ -58,6 +68,9 @@ class EvaluateCommand:
     """Images per batch; it changes memory and speed only."""
     save: str | None = None
     """Folder to write accuracy.csv, layer_accuracy.csv and confusion.csv to."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object: accuracy and calibration of every readout, accuracy of each layer and
+    each class, in percent."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -67,9 +80,26 @@ class EvaluateCommand:
 def main(args: Sequence[str]) -> int:
     """Evaluate, print, and save where asked."""
     command = parse(EvaluateCommand, module="rayff.evaluate", description=DESCRIPTION, args=args)
-    from rayff.engine.evaluation import evaluate
+    with ActivityView(Console(stderr=True, emoji=False)):
+        evaluation = evaluate(command)
+    if command.save is not None:  # first, so that a pager that is left early loses nothing
+        save(evaluation, command.split, Path(command.save))
+    if command.json:
+        print(json.dumps(facts(evaluation, command.run, command.split), indent=1))
+        return 0
+    show(evaluation, command.split, Console(highlight=False, emoji=False))
+    if command.save is not None:
+        print(f"saved to {command.save}")
+    return 0
 
-    evaluation = evaluate(
+
+def evaluate(command: EvaluateCommand) -> Evaluation:
+    """Evaluate the network as the options say."""
+    RunDirectory(Path(command.run)).read_config()  # a mistake is said before torch is loaded
+    with activity("loading torch"):
+        from rayff.engine import evaluation
+
+    return evaluation.evaluate(
         Path(command.run),
         data_dir=None if command.data_dir is None else Path(command.data_dir),
         split=command.split,
@@ -78,12 +108,46 @@ def main(args: Sequence[str]) -> int:
         batch_size=command.batch_size,
         limit=command.limit,
     )
-    if command.save is not None:  # first, so that a pager that is left early loses nothing
-        save(evaluation, command.split, Path(command.save))
-    show(evaluation, command.split, Console(highlight=False, emoji=False))
-    if command.save is not None:
-        print(f"saved to {command.save}")
-    return 0
+
+
+def facts(evaluation: Evaluation, run: str, split: str) -> dict[str, Any]:
+    """Return the evaluation as plain data; accuracies, probabilities and errors in percent."""
+    correct, images = evaluation.confusion.diagonal(), evaluation.confusion.sum(axis=1)
+    return {
+        "run": run,
+        "split": split,
+        "images": evaluation.num_images,
+        "readout": evaluation.readout,
+        "accuracy": evaluation.accuracy,
+        "readouts": {
+            name: dict(zip(SCORE, values, strict=True)) for name, *values in scores(evaluation)
+        },
+        "calibrated": evaluation.calibrated,
+        "layer_accuracy": evaluation.layer_accuracy,
+        "classes": [
+            {
+                "class": name,
+                "images": int(images[number]),
+                "predicted": int(evaluation.confusion[:, number].sum()),
+                "correct": int(correct[number]),
+                "accuracy": 100 * int(correct[number]) / int(images[number])
+                if images[number]
+                else None,
+            }
+            for number, name in enumerate(evaluation.class_names)
+        ],
+    }
+
+
+def scores(evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
+    """Yield the name of each readout, and its values in the order of SCORE."""
+    for name, score in evaluation.readouts.items():
+        yield (
+            *(name, *readout_layers(evaluation, name), score.accuracy),
+            100 * score.reliability.mean_probability,
+            100 * score.reliability.calibration_error,
+            score.temperature,
+        )
 
 
 def show(evaluation: Evaluation, split: str, console: Console) -> None:
@@ -169,21 +233,10 @@ def confusion_table(evaluation: Evaluation) -> Table:
 
 def save(evaluation: Evaluation, split: str, folder: Path) -> None:
     """Write the three CSV files, each of them whole or not at all."""
-    columns = "split images readout first_layer last_layer accuracy mean_probability "
-    columns += "calibration_error temperature"
     tables: dict[str, list[Iterable[object]]] = {
         "accuracy.csv": [
-            columns.split(),
-            *(
-                (
-                    *(split, evaluation.num_images, name, *readout_layers(evaluation, name)),
-                    score.accuracy,
-                    100 * score.reliability.mean_probability,
-                    100 * score.reliability.calibration_error,
-                    score.temperature,
-                )
-                for name, score in evaluation.readouts.items()
-            ),
+            ("split", "images", "readout", *SCORE),
+            *((split, evaluation.num_images, *values) for values in scores(evaluation)),
         ],
         "layer_accuracy.csv": [("layer", "accuracy"), *enumerate(evaluation.layer_accuracy)],
         "confusion.csv": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.train_config import Device
 from rayff.data.images import ImageSet, Split
@@ -118,7 +119,8 @@ def evaluate(
         raise UserError(f"--split {split!r} is unknown; known are {', '.join(data.splits)}")
     chosen = data.splits[split]
     labels = chosen.labels
-    found = classify(model.to(where), chosen, batch_size)
+    with activity(f"classifying {split} images", len(labels)) as classifying:
+        found = classify(model.to(where), chosen, batch_size, classifying.advance)
     scores = {
         name: _score(*of_readout, labels, model.temperature_of(name))
         for name, of_readout in found.readouts.items()
@@ -184,8 +186,20 @@ class Classes:
     """Of the window's sum up to each of its layers, (D, N) each."""
 
 
-def classify(model: Classifier, images: ImageSet | StreamedSet, batch_size: int) -> Classes:
-    """Classify images with every layer, readout and depth."""
+def classify(
+    model: Classifier,
+    images: ImageSet | StreamedSet,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Classes:
+    """Classify images with every layer, readout and depth.
+
+    Args:
+        model: the network.
+        images: in order.
+        batch_size: images at a time.
+        advance: called after each batch with the number of its images.
+    """
     device = next(model.parameters()).device
     first, last = model.window
     layers, depths = [], []
@@ -198,6 +212,7 @@ def classify(model: Classifier, images: ImageSet | StreamedSet, batch_size: int)
         for name, parts in readouts.items():
             temperature = torch.tensor(model.temperature_of(name), device=device)
             parts.append(_predictions(model.read_out(logits, name), temperature))
+        advance(len(batch))
     return Classes(
         np.concatenate(layers, axis=1),
         {name: _joined(parts) for name, parts in readouts.items()},

@@ -96,6 +96,37 @@ def test_saves_three_tables(run: Path, tmp_path: Path) -> None:
     }
 
 
+def test_prints_json_for_programs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--json", "--save", str(tmp_path / "tables")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    readouts = found.pop("readouts")
+    assert readouts["window"] == {
+        "first_layer": 0,
+        "last_layer": 0,
+        "accuracy": pytest.approx(600 / 7),
+        "mean_probability": pytest.approx(60.465, abs=0.01),
+        "calibration_error": pytest.approx(25.249, abs=0.01),
+        "temperature": 1.0,
+    }
+    assert readouts["last"]["last_layer"] == 3
+    counts = {"red": (3, 4, 3), "green": (3, 2, 2), "blue": (1, 1, 1)}
+    assert found == {
+        **{"run": str(run), "split": "test", "images": 7, "readout": "window"},
+        **{"accuracy": pytest.approx(600 / 7), "calibrated": False},
+        "layer_accuracy": pytest.approx([600 / 7, 100 / 7, 600 / 7, 300 / 7]),
+        "classes": [
+            {
+                **{"class": name, "images": images, "predicted": predicted, "correct": correct},
+                "accuracy": pytest.approx(100 * correct / images),
+            }
+            for name, (images, predicted, correct) in counts.items()
+        ],
+    }
+    assert (tmp_path / "tables" / "confusion.csv").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--save .* cannot be written"):

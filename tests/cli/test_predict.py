@@ -116,6 +116,30 @@ def test_plain_lines_for_people(folder: Path, capsys: pytest.CaptureFixture[str]
     ]
 
 
+def test_folders_and_patterns_are_classified_in_order_each_file_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b.png", "a.PNG", "deep/red.png", ".hidden.png", ".cache/x.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((folder / "r.png").read_bytes())
+    write_image(tmp_path / "[1].png", 1)
+
+    def files(*names: str) -> list[str]:
+        assert main([str(folder / "shallow"), *names, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return [str(Path(answer["file"]).relative_to(tmp_path)) for answer in found]
+
+    inside = ["[1].png", "a.PNG", "b.png", "deep/red.png"]
+    assert files(str(tmp_path)) == inside
+    assert files(f"{tmp_path}/b.png", str(tmp_path), f"{tmp_path}/./b.png") == [
+        *("b.png", "[1].png", "a.PNG", "deep/red.png")
+    ]
+    assert files(f"{tmp_path}/*.png") == ["[1].png", "b.png"]
+    assert files(f"{tmp_path}/**/*.png") == ["[1].png", "b.png", "deep/red.png"]
+    assert files(f"{tmp_path}/d*") == ["deep/red.png"]
+    assert files(f"{tmp_path}/[1].png") == ["[1].png"], "a file of that name comes first"
+
+
 class TestMistakes:
     @pytest.mark.parametrize("threshold", ["0", "-0.5", "1.01", "nan"])
     def test_a_threshold_that_is_no_probability(self, folder: Path, threshold: str) -> None:
@@ -137,12 +161,24 @@ class TestMistakes:
         with pytest.raises(UserError, match="no images are given"):
             main([str(folder / "shallow")])
 
-    @pytest.mark.parametrize("name", ["text.png", "missing.png"])
-    def test_a_file_that_is_no_image_comes_before_any_answer(
-        self, folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("text.png", "text.png is not an image that can be decoded"),
+            ("missing.png", "cannot read the image"),
+            ("nothing-*.png", "no file matches"),
+            ("shallow", "shallow holds no image files: their names end in .avif, "),
+        ],
+    )
+    def test_a_file_that_is_no_image_is_named_behind_the_others(
+        self, folder: Path, name: str, problem: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with pytest.raises(UserError, match=name):
-            main([str(folder / "shallow"), str(folder / "r.png"), str(folder / name)])
+        files = [str(folder / each) for each in ("r.png", name, "b.png")]
+        assert main([str(folder / "shallow"), *files, "--json"]) == 1
+        said = capsys.readouterr()
+        assert [answer["class_name"] for answer in json.loads(said.out)] == ["red", "blue"]
+        assert problem in said.err.splitlines()[-1]
+        assert main([str(folder / "shallow"), files[1]]) == 1
         assert capsys.readouterr().out == ""
 
     def test_no_run(self, folder: Path) -> None:
