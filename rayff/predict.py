@@ -107,8 +107,7 @@ def predict(command: PredictCommand) -> tuple[list[tuple[str, Prediction]], list
         for file in files:
             try:
                 found += [
-                    (file, each)
-                    for each in prediction.predict(model, [file], command.early_exit)
+                    (file, each) for each in prediction.predict(model, [file], command.early_exit)
                 ]
             except UserError as error:
                 problems.append(str(error))
