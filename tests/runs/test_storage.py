@@ -43,7 +43,10 @@ class TestAFolder:
             stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), keep_checkpoints=1)
         )
         copy, own = files_of(tmp_path / "kept" / "run"), files_of(tmp_path / "run")
+        log = own.pop("log.txt")
+        assert log.startswith(copy.pop("log.txt")), "its summary comes behind the last transfer"
         assert copy == own
+        assert b'"reason": "complete"' in copy["run.json"]
         assert {"config.json", "metrics.csv", "model.safetensors"} <= set(copy)
         assert [name for name in copy if "step-00000003" in name] == []
 
