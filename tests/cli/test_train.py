@@ -228,8 +228,8 @@ class TestMistakes:
 
     def test_a_resumed_run_stays_what_it_was(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"width": 10, "lr": 0.01}))
-        with pytest.raises(UserError, match=r"--lr 0.5: the run was made with 0.01"):
-            main(["--run-dir", str(tmp_path), "--resume", "--lr", "0.5"])
+        with pytest.raises(UserError, match=r"--width 20: the run was made with 10"):
+            main(["--run-dir", str(tmp_path), "--resume", "--width", "20"])
 
     def test_options_in_a_file_are_checked_too(self, tmp_path: Path) -> None:
         file = tmp_path / "options.json"

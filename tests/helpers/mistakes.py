@@ -10,9 +10,14 @@ from rayff.config.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of the last change of everything below a folder."""
+    """Return size and time of the last change of the files below a folder, and its folders.
+
+    The time of a folder is left out: a lock comes and goes there.
+    """
     return {
         str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        if not path.is_dir()
+        else (0, 0)
         for path in folder.rglob("*")
     }
 
