@@ -32,7 +32,7 @@ Evaluate the trained network of a run on the data set it was trained on.
 Examples:
   rayff evaluate runs/first
   rayff evaluate runs/first --readout last --split valid --save tables
-  rayff evaluate runs/first --json | jq .accuracy
+  rayff evaluate runs/first --json
 
 Prints accuracy and calibration of every readout, the accuracy of each layer, and
 the confusions.

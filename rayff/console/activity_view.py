@@ -16,8 +16,10 @@ from rayff.console.outlet import run_console
 POLL_S = 0.1
 AT_ONCE_S = 0.4
 """Before the first plain line of a command whose output begins much later."""
+LATE_S = 15.0
+"""The same where only an unusual wait is worth a line among the errors."""
 LINE_S = 4.0
-"""Age at which an activity becomes a plain line."""
+"""Age at which a later activity becomes a plain line."""
 AGAIN_S = 20.0
 """Seconds after which another line says how far it is."""
 
@@ -31,7 +33,7 @@ class ActivityView:
         first_line_s: seconds before the first plain line.
     """
 
-    def __init__(self, console: Console | None = None, *, first_line_s: float = LINE_S) -> None:
+    def __init__(self, console: Console | None = None, *, first_line_s: float = LATE_S) -> None:
         self.console = console or run_console()
         self.first_line_s = first_line_s
         self._otherwise = Activity("starting")
