@@ -38,7 +38,7 @@ from rayff.engine.progress import Tracker
 from rayff.engine.run import Run
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
-from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
+from rayff.runs.metrics import METRICS_FILE, EpochRecord, out_of_patience, read_metrics
 
 PROGRESS_INTERVAL_S = 10.0
 """Minimum time between plain lines within an epoch."""
@@ -72,6 +72,7 @@ class ConsoleCallback(Callback):
         self.live: Live | NotebookDisplay | None = None
         self._checkpoint = ""
         self._run_dir: Path | None = None
+        self._patience: int | None = None
         self._last_line_s = 0.0
 
     def on_start(self, run: Run, plan: Plan) -> None:
@@ -83,7 +84,7 @@ class ConsoleCallback(Callback):
             start=run.progress,
             records=_records(run),
         )
-        self._run_dir = run.directory.path
+        self._run_dir, self._patience = run.directory.path, run.config.patience
         if run.checkpoint is not None:
             self._checkpoint = f"step-{run.checkpoint.step:08d}"
         if self.waiting is not None:
@@ -150,7 +151,8 @@ class ConsoleCallback(Callback):
         self._print(self._summary(), "bold")
         if readouts := self._readouts():
             self._print(readouts)
-        if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs:
+        over = out_of_patience(self.tracker.records, self._patience)
+        if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs and not over:
             words = ["--run-dir", str(self._run_dir), "--resume", *self.resume_options.split()]
             self._print(f"continue with: rayff train {shlex.join(words)}")
 

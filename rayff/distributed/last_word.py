@@ -8,6 +8,7 @@ driver has, and removes the temporary folder of a private Ray.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -60,11 +61,11 @@ def resume_command(run_dir: str) -> str:
 
 
 def answers(host: str, port: int, timeout_s: float = 1.0) -> bool:
-    """Return whether something listens there."""
+    """Return whether something listens there, as far as this process can ask."""
     try:
         socket.create_connection((host, port), timeout_s).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)  # too many open files here
     return True
 
 
