@@ -72,6 +72,7 @@ class TestUpdate:
         rows = read_table(path)[OWN]["float32"]
         assert sorted(rows) == sorted(row for row in entry["float32"] if row[0] == 1)
 
+    @pytest.mark.slow
     def test_a_real_timing_gives_kernels_of_each_format(self, path: Path):
         kernels.main([*TINY, "--update"])
         entry = read_table(path)[OWN]

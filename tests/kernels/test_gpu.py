@@ -44,6 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in
 
 @pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the kernels run in this process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.slow
 def test_the_kernels_in_the_interpreter():
     """Triton reads the variable when it is imported, which other tests may have done already."""
     done = subprocess.run(

@@ -67,6 +67,7 @@ def test_flags_of_the_users_come_last_and_have_a_library_of_their_own(
     assert "-g" in arguments
 
 
+@pytest.mark.slow
 def test_a_compiler_without_the_tile_units_compiles_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
