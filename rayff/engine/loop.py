@@ -173,6 +173,8 @@ class Loop:
         epoch_began = time.perf_counter()
         previous_end_s: float | None = None
         commands = self.schedule.commands(start.epoch, start.batch, stop=self.should_stop)
+        if start.batch == 0 and self._out_of_patience():
+            commands = iter([Snapshot(epoch=start.epoch, batch=0, final=True)])
         for command, reports in pipeline.stream(commands):
             now = time.perf_counter()
             # On the last stage's clock: by the driver's, a chunk computed while a snapshot
@@ -182,9 +184,7 @@ class Loop:
             seconds = end_s - (reports[0].started_s if previous_end_s is None else previous_end_s)
             previous_end_s = end_s
             if isinstance(command, Snapshot):
-                spent = command.batch == 0 and out_of_patience(
-                    self.recorder.records, self.patience
-                )
+                spent = command.batch == 0 and self._out_of_patience()
                 self._snapshot(command, reports, tally, final=command.final or spent)
                 if spent and not command.final:
                     self._say_patience()
@@ -248,6 +248,9 @@ class Loop:
             sip_accuracy=valid.tolist(),
             data_wait=tally.waited_s / float(tally.stage_s[0]),
         )
+
+    def _out_of_patience(self) -> bool:
+        return out_of_patience(self.recorder.records, self.patience)
 
     def _say_patience(self) -> None:
         best, reached = best_record(self.recorder.records), self.recorder.progress.epoch

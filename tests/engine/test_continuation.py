@@ -294,6 +294,16 @@ class TestPatience:
         train_locally(tiny_config(tiny_task, tmp_path / "b", cuts=(1, 3), chunk=5, **never))
         assert layer_files(tmp_path / "a", 3 * BATCHES) == layer_files(tmp_path / "b")
 
+    def test_a_run_with_a_copy_elsewhere_ends_there_too(self, tiny_task: str, tmp_path: Path):
+        options = {"lr": 0.0, "epochs": 9, "patience": 1, "storage_path": str(tmp_path / "copy")}
+        config = tiny_config(tiny_task, tmp_path / "run", **options)
+        train_locally(config)
+        files = layer_files(tmp_path / "run")
+        again = train_locally(config, resume=True)
+        assert again.complete
+        assert [record.epoch for record in again.metrics] == [1, 2]
+        assert layer_files(tmp_path / "run") == files
+
     def test_it_goes_on_only_with_more_patience(self, tiny_task: str, tmp_path: Path):
         never = {"lr": 0.0, "epochs": 9}
         train_locally(tiny_config(tiny_task, tmp_path / "run", patience=1, **never))
