@@ -57,21 +57,20 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
     if asked.config is None and not asked.resume:
         return asked
     from rayff.config_file import read_options
-    from rayff.runs.run_directory import RunDirectory
+    from rayff.runs.run_directory import RunDirectory, resumed_folder
     from rayff.runs.run_lock import locked
     from rayff.runs.storage import Storage
 
-    if asked.resume and asked.run_dir is None:
-        raise UserError("--resume needs --run-dir: the folder of the run to continue")
+    folder = resumed_folder(asked) if asked.resume else None
     if asked.resume and asked.config is not None:
         raise UserError("--config and --resume exclude each other: a run has its own options")
-    if asked.resume and asked.run_dir is not None and asked.storage_path is not None:
-        with locked(Path(asked.run_dir), on_wait=print) as path:
+    if folder is not None and asked.storage_path is not None:
+        with locked(folder, on_wait=print) as path:
             Storage(path, asked.storage_path).pull()
     saved = (
-        RunDirectory(Path(asked.run_dir)).read_config()
-        if asked.run_dir is not None and asked.resume
-        else read_options(Path(asked.config or ""))
+        read_options(Path(asked.config or ""))
+        if folder is None
+        else RunDirectory(folder).read_config()
     )
     given = {
         word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")

@@ -63,7 +63,7 @@ from rayff.distributed.ray_metrics import RayMetrics
 from rayff.distributed.reading import SharedImages, hand_over
 from rayff.distributed.session import Session, ray_session
 from rayff.engine.active_run import ActiveRun, start_run
-from rayff.engine.callbacks import Callback
+from rayff.engine.callbacks import Callback, CallbackList
 from rayff.engine.loop import Loop
 from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run, TrainResult
@@ -99,9 +99,7 @@ def train_on_cluster(
             config = prepared.config
             if config.device != "auto" or config.gpus_per_stage is not None:
                 raise
-            warning = f"{error}: training on CPUs"
-            for callback in callbacks:
-                callback.on_warning(warning)
+            CallbackList(callbacks).on_warning(f"{error}: training on CPUs")
             on_cpus = dataclasses.replace(config, device="cpu")
             prepared = dataclasses.replace(prepared, config=on_cpus)
             return _train(prepared, images, callbacks, session)
@@ -362,8 +360,7 @@ class Controller:
         return dataclasses.replace(self.state, stop_requested=stop)
 
     def _warn(self, message: str) -> None:
-        for callback in self.callbacks:
-            callback.on_warning(message)
+        CallbackList(self.callbacks).on_warning(message)
 
     def _where(self) -> str:
         latest = None if self.active is None else self.active.recorder.checkpoints.latest

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.engine.preparation import default_run_dir
-from rayff.runs.run_directory import RunDirectory
+from rayff.runs.run_directory import RunDirectory, resumed_folder
 from rayff.runs.run_lock import locked
 
 
@@ -31,10 +30,8 @@ def claimed(
         UserError: there is nothing to resume, another process works there, or the place cannot be
             written.
     """
-    if resume and config.run_dir is None:
-        raise UserError("--resume needs --run-dir: the folder of the run to continue")
-    if resume and config.run_dir is not None and config.storage_path is None:
-        RunDirectory(Path(config.run_dir)).read_config()
-    folder = Path(config.run_dir or default_run_dir(config))
+    folder = resumed_folder(config) if resume else Path(config.run_dir or default_run_dir(config))
+    if resume and config.storage_path is None:
+        RunDirectory(folder).read_config()
     with locked(folder, new_name=config.run_dir is None, on_wait=on_wait) as path:
         yield dataclasses.replace(config, run_dir=str(path))

@@ -36,7 +36,7 @@ from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Checkpoint
 from rayff.runs.metrics import METRICS_FILE, read_metrics
 from rayff.runs.model_file import read_model
-from rayff.runs.run_directory import RunDirectory
+from rayff.runs.run_directory import RunDirectory, resumed_folder
 from rayff.runs.storage import Storage
 
 
@@ -60,8 +60,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
     storage = Storage(directory.path, config.storage_path) if config.storage_path else None
     config = _placed(config)
     if resume:
-        if config.run_dir is None:
-            raise UserError("--resume needs --run-dir: the folder of the run to continue")
+        resumed_folder(config)
         if storage is not None:
             storage.pull()
         saved = directory.read_config()

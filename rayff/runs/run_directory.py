@@ -91,6 +91,13 @@ def is_passing(path: Path) -> bool:
     return path.name == LOCK or is_aside(path)
 
 
+def resumed_folder(config: TrainConfig) -> Path:
+    """Return the folder of the run to continue; UserError where the options name none."""
+    if config.run_dir is None:
+        raise UserError("--resume needs --run-dir: the folder of the run to continue")
+    return Path(config.run_dir)
+
+
 def write_json(folder: Path, name: str, data: Any) -> None:
     """Write a JSON file, in a folder that is created if it is not there.
 
