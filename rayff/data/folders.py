@@ -25,6 +25,11 @@ class Files(Block):
     paths: tuple[str, ...]
     """Below the folder."""
 
+    @property
+    def where(self) -> Location:
+        """The folder."""
+        return self.folder
+
     def take(self, rows: Rows) -> Files:
         """Return some files."""
         return replace(self, num_rows=len(rows), paths=tuple(self.paths[row] for row in rows))

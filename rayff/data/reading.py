@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -14,6 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.data.classes import Labels, row_error
+from rayff.data.decoded_cache import cache_file, load, save
 from rayff.data.images import (
     Change,
     ImageFormat,
@@ -32,6 +34,8 @@ FEW_IMAGES = 4096
 FEW_BYTES = 4096
 """Images of fewer bytes are decoded in processes, the others in threads: of small ones several
 threads would wait for Python's lock most of the time."""
+KEPT_S = 1.0
+"""Images whose decoding takes longer are kept in the cache folder."""
 _SAMPLED = 64
 
 
@@ -75,7 +79,7 @@ def decode_all(encoded: Encoded, form: ImageFormat) -> tuple[Pixels, Survey] | B
 def read_images(
     source: Source, labels: Labels, form: ImageFormat, *, grey_only: bool = False
 ) -> tuple[ImageSet, Survey]:
-    """Decode the images of a split, large ones and many of them on all cores.
+    """Decode the images of a split, large ones and many of them on all cores, or recall them.
 
     Args:
         source: of the split.
@@ -87,6 +91,13 @@ def read_images(
         UserError: an image is null or no image, or all of them do not fit into memory.
         ColourFoundError: an image is of colour, and `grey_only` is set.
     """
+    file = cache_file(source, form)
+    if file is not None and (kept := load(file)) is not None:
+        images, survey = kept
+        if grey_only and Change.GREYED in survey.changes:
+            raise ColourFoundError
+        return ImageSet(images=images, labels=labels), survey
+    start = time.monotonic()
     try:
         images = np.empty((source.num_rows, *form.shape), np.uint8)
     except MemoryError as error:
@@ -102,6 +113,8 @@ def read_images(
             survey.add(part)
             if grey_only and Change.GREYED in part.changes:
                 raise ColourFoundError
+    if file is not None and time.monotonic() - start > KEPT_S:
+        save(file, images, survey)
     return ImageSet(images=images, labels=labels), survey
 
 

@@ -94,6 +94,11 @@ class Block(ABC):
 
     num_rows: int
 
+    @property
+    @abstractmethod
+    def where(self) -> Location:
+        """The file or folder that holds it."""
+
     @abstractmethod
     def take(self, rows: Rows) -> Block:
         """Return a block of some rows, by ascending numbers in this one."""
@@ -122,6 +127,11 @@ class TableBlock(Block):
     """Of the part, counted in the file."""
     rows: tuple[int, ...] | None = None
     """Rows of the part that are read; None for all."""
+
+    @property
+    def where(self) -> Location:
+        """The file."""
+        return self.location
 
     def take(self, rows: Rows) -> Self:
         """Return a block of some rows, by ascending numbers in this one."""

@@ -19,7 +19,7 @@ CHECKPOINT_BYTES = 367_000_000
 
 def cache() -> CheckResult:
     """Check that the cache of compiled kernels and their timings can be written."""
-    from rayff.kernels.native import cache_dir
+    from rayff.config.environment import cache_dir
 
     folder = cache_dir()
     if not _writable(folder):

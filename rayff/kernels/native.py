@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rayff.config.errors import UserError
+from rayff.config.environment import cache_dir
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("cpu.cpp", "amx.cpp")]
 _HEADER = Path(__file__).with_name("cpu.h")
@@ -36,24 +36,6 @@ _COMPILE_TIMEOUT_S = 120.0
 
 class NoKernelsError(Exception):
     """The kernels cannot be compiled here; the message says why, in a clause."""
-
-
-def cache_dir() -> Path:
-    """Return the cache folder of this machine: RAYFF_CACHE_DIR or ~/.cache/rayff.
-
-    Raises:
-        UserError: there is no home folder.
-    """
-    named = os.environ.get("RAYFF_CACHE_DIR")
-    if named:
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayff"
-    except RuntimeError as error:
-        raise UserError(
-            "there is no home folder for compiled kernels: set HOME, or RAYFF_CACHE_DIR, to a "
-            "folder that can be written"
-        ) from error
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayff.config.environment import cache_dir
 from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.local_loss import GOODNESS, LossConfig
@@ -142,7 +143,7 @@ def time_layers(
     """
     if conditions.rule == "fast":
         check_kernels(architecture, kernels, conditions.device, conditions.dtype)
-    cache = _Cache(native.cache_dir() / "timings.json")
+    cache = _Cache(cache_dir() / "timings.json")
     found: list[LayerTime] = []
     for spec, own in zip(architecture.layers, kernels, strict=True):
         key = conditions.key(spec, own, architecture.source)

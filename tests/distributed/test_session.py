@@ -8,7 +8,6 @@ import ray
 
 from rayff.distributed import session
 from rayff.distributed.session import ray_session
-from rayff.kernels import native
 from tests.helpers.mistakes import refused
 
 SOCKET = "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x/plasma"
@@ -68,16 +67,3 @@ def test_another_failure_of_a_local_instance_names_no_address(
     with refused("a local Ray instance did not start: no more processes; rayff doctor checks"):
         with ray_session():
             pass
-
-
-def test_a_user_without_a_home_is_asked_for_a_cache_folder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    for name in ("RAYFF_CACHE_DIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", home)
-    with refused("no home folder for compiled kernels: set HOME, or RAYFF_CACHE_DIR"):
-        native.cache_dir()

@@ -82,11 +82,3 @@ def test_a_compiler_without_the_tile_units_compiles_the_rest(
     monkeypatch.setenv("RAYFF_CACHE_DIR", str(tmp_path / "another"))
     with pytest.raises(native.NoKernelsError, match="fails .amx.cpp:9: error: unknown."):
         native.library.__wrapped__()
-
-
-def test_the_cache_folder_is_the_users_unless_one_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("RAYFF_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert native.cache_dir() == Path("/elsewhere/rayff")
-    monkeypatch.setenv("RAYFF_CACHE_DIR", "/here")
-    assert native.cache_dir() == Path("/here")
