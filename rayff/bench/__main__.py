@@ -10,6 +10,7 @@ COMMANDS = {
     "step": "one training step of each layer: plain rule against fast rule, by phase",
     "losses": "one training step with each local loss, against goodness",
     "data": "images a second decoded and streamed, and the memory that streaming takes",
+    "transport": "milliseconds of a message between two actors, by size and transport",
     "scaling": "pipelines of 1, 2, ... stages against one stage and against their plan",
     "memory": "peak memory of a step, against backpropagation",
     "backprop": "images/s and seconds to an accuracy, against backpropagation",

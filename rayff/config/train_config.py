@@ -16,7 +16,7 @@ from rayff.config.validation import validate
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 RuleName = Literal["fast", "plain"]
-Transport = Literal["object-store", "nccl", "gloo", "nixl"]
+Transport = Literal["object-store", "auto", "cuda-ipc", "nccl", "nixl", "gloo"]
 ClassWeights = Literal["none", "balanced"]
 Placement = Literal["pack", "spread", "strict_spread"]
 Resize = Literal["crop", "stretch", "pad"]
@@ -166,8 +166,9 @@ class TrainConfig:
     rebalance: bool = False
     """Move the boundaries at a snapshot when the stages' times have drifted from the plan."""
     transport: Transport = "object-store"
-    """How activations travel: Ray's object store, or directly between the actors (nccl or nixl
-    for GPUs, gloo for CPUs)."""
+    """How activations travel: Ray's object store, or directly between the actors (cuda-ipc on one
+    GPU, nccl or nixl between GPUs, gloo between CPUs). With auto each boundary between GPUs has
+    its direct way."""
     placement: Placement = "pack"
     """Where the actors go: on as few nodes as hold them (pack), on as many as there are (spread),
     or each on a node of its own (strict_spread), so that a node that is lost takes one with it."""

@@ -48,7 +48,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16"),
     "rule": ("fast", "plain"),
     "device": ("auto", "cpu", "cuda"),
-    "transport": ("object-store", "nccl", "gloo", "nixl"),
+    "transport": ("object-store", "auto", "cuda-ipc", "nccl", "nixl", "gloo"),
     "placement": ("pack", "spread", "strict_spread"),
     "class_weights": ("none", "balanced"),
     "resize": ("crop", "stretch", "pad"),
@@ -298,7 +298,7 @@ def check_replicas(config: TrainConfig, num_layers: int, batch_size: int) -> Non
                 "or a larger --batch-size"
             )
     replicated = config.replicas == "auto" or max(counts or (1,)) > 1
-    if replicated and config.transport != "object-store":
+    if replicated and config.transport not in ("object-store", "auto"):
         raise UserError(
             f"{flag}: --transport {config.transport} connects stages of one actor only; use "
             "--transport object-store"

@@ -133,10 +133,10 @@ def stage_resources(config: TrainConfig, there: Sequence[Node], count: int) -> S
             f"--device cuda: the cluster has {total:g} GPUs and a stage would take 0; use "
             "--device cpu, or a larger --gpus-per-stage"
         )
-    if config.transport == "nccl" and not gpus:
+    if config.transport in ("cuda-ipc", "nccl") and not gpus:
         raise UserError(
-            "--transport nccl is for GPUs, and the stages have none; use --transport object-store "
-            "or gloo"
+            f"--transport {config.transport} is for GPUs, and the stages have none; use "
+            "--transport object-store or gloo"
         )
     cpus = config.cpus_per_stage
     if cpus is None:

@@ -30,8 +30,10 @@ from rayff.distributed.failures import NoGpuError
 from rayff.distributed.reading import Readers
 from rayff.distributed.transport import (
     Message,
+    Place,
     as_tensors,
     message_bytes,
+    own_place,
     pack_chunk,
     unpack_message,
 )
@@ -102,6 +104,10 @@ class StageActor:
         optimizer_class(optimizer)
         parse_augmentations(augment)
         return device_capabilities(self.device)
+
+    def place(self) -> Place:
+        """Return the node and the GPUs that Ray gave."""
+        return own_place()
 
     def autotune(
         self, architecture: Architecture, images: int, precision: Precision

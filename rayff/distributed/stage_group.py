@@ -139,7 +139,7 @@ def open_stage_group(
         StageFailedError: an actor or its node died while it started.
     """
     config = prepared.config
-    transport = make_transport(config.transport)
+    transport = make_transport(config, gpus=resources.gpus, warn=warn)
     names = [f"{prepared.directory.name}:{name}" for name in actor_names(config, count)]
     with reserve(resources, count, warn, patience_s, config.placement) as placement_group:
         actors = _start_actors(placement_group, resources, names, transport)

@@ -7,11 +7,13 @@ as it is, from device to device.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch
 from numpy.typing import NDArray
 from ray import ObjectRef
@@ -21,7 +23,8 @@ from ray.experimental.collective import create_collective_group
 from torch import Tensor
 
 from rayff.config.errors import UserError
-from rayff.distributed.failures import StageFailedError
+from rayff.config.train_config import TrainConfig
+from rayff.distributed.failures import StageFailedError, wait_for
 from rayff.engine.commands import Chunk, Command, Evaluate, Train
 
 Message = list[Any]
@@ -145,23 +148,62 @@ class DirectTransport(Transport):
     """Messages go from device to device (Ray Direct Transport), between stages of one actor.
 
     Args:
-        name: "nccl" between GPUs, "gloo" between CPUs, "nixl" over RDMA.
+        name: "cuda-ipc" between stages on one GPU, "nccl" between GPUs, "gloo" between CPUs,
+            "nixl" over RDMA, "auto" for what suits each boundary.
+        warn: called where "auto" leaves a boundary to the object store.
     """
 
     actor_options: dict[str, Any] = {"enable_tensor_transport": True}
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, warn: Callable[[str], None]) -> None:
         self.name = name
+        self.warn = warn
+        self.onward: dict[ActorHandle[Any], str] = {}
 
     def connect(self, actors: list[ActorHandle[Any]]) -> None:
-        """Make one communicator of all stages."""
-        if self.name in ("nccl", "gloo") and len(actors) > 1:
-            try:
-                create_collective_group(actors, backend=self.name)
-            except RayActorError as error:
-                raise StageFailedError("a stage that was connected", error) from error
-            except Exception as error:  # each backend has errors of its own
+        """Choose how each actor sends to the next one, and make the communicators it takes."""
+        names = [self.name] * (len(actors) - 1)
+        if self.name in ("auto", "cuda-ipc") and names:
+            places = wait_for([actor.place.remote() for actor in actors], "was placed")
+            found = direct_ways(places)
+            if self.name == "auto":
+                names = found
+            elif set(found) != {"cuda-ipc"}:
+                raise UserError(
+                    f"--transport cuda-ipc connects stages on one GPU, and these are on "
+                    f"{len(set(places))}; use --transport auto"
+                )
+        for backend in ("nccl", "gloo"):
+            names = self._communicate(actors, names, backend)
+        self.onward = dict(zip(actors, names, strict=False))
+        if self.name == "auto" and (left := names.count("object-store")):
+            self.warn(
+                f"--transport auto: activations go through the object store at {left} of the "
+                f"{len(names)} boundaries"
+            )
+
+    def _communicate(
+        self, actors: list[ActorHandle[Any]], names: list[str], backend: str
+    ) -> list[str]:
+        """Make one communicator of all actors that use a backend; Ray allows an actor one of each.
+
+        Returns:
+            the names, without those that could not be connected where `auto` chose them.
+        """
+        ends = [index for index, name in enumerate(names) if name == backend]
+        members = sorted({*ends, *(index + 1 for index in ends)})
+        if not members:
+            return names
+        try:
+            create_collective_group([actors[index] for index in members], backend=backend)
+        except RayActorError as error:
+            raise StageFailedError("a stage that was connected", error) from error
+        except Exception as error:  # each backend has errors of its own
+            if self.name != "auto":
                 raise self._unusable(error) from error
+            self.warn(f"--transport auto: {backend} cannot connect the stages ({_reason(error)})")
+            return ["object-store" if name == backend else name for name in names]
+        return names
 
     def call(
         self,
@@ -173,24 +215,74 @@ class DirectTransport(Transport):
         num_pieces: int,
     ) -> tuple[list[ObjectRef[Any]], ObjectRef[Any]]:
         """Call an actor; a direct call has one result, so the report is a second call."""
-        if receivers == 0:
-            handle = actor.handle.options(name=call_name(command))
-            return [], handle.remote(command, receivers, *pieces)
+        name = self.onward.get(actor, "object-store") if receivers else "object-store"
+        if name == "object-store":
+            return super().call(actor, command, pieces, receivers=receivers, num_pieces=num_pieces)
+        way = name.replace("-", "_")
         try:
-            send = actor.send.options(name=call_name(command), tensor_transport=self.name)
+            send = actor.send.options(name=call_name(command), tensor_transport=way)
             onward = send.remote(command, *pieces)
         except ValueError as error:  # what the call needs is not installed
             raise self._unusable(error) from error
         return [onward], actor.report.remote()
 
     def _unusable(self, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[-1]
         return UserError(
-            f"--transport {self.name} cannot connect the stages ({reason}); use --transport "
-            "object-store"
+            f"--transport {self.name} cannot connect the stages ({_reason(error)}); use "
+            "--transport object-store"
         )
 
 
-def make_transport(name: str) -> Transport:
-    """Return the transport that `--transport` names."""
-    return Transport() if name == "object-store" else DirectTransport(name)
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The devices that Ray gave an actor."""
+
+    node: str
+    """Identifier of the node."""
+    gpus: tuple[str, ...]
+    """Identifiers of the GPUs on the node."""
+
+
+def own_place() -> Place:
+    """Return the devices of the actor that calls it."""
+    gpus = tuple(map(str, ray.get_gpu_ids()))
+    return Place(ray.get_runtime_context().get_node_id(), gpus)
+
+
+def direct_ways(places: Sequence[Place]) -> list[str]:
+    """Return how activations best cross each boundary: a name for each, one fewer than places.
+
+    "cuda-ipc" on one GPU and "nccl" between GPUs; "object-store" where an actor has no GPU, and
+    instead of nccl where two actors that need it share a GPU: it makes one communicator of all of
+    them, in which a GPU may be once.
+    """
+    ways = [
+        "object-store"
+        if not (place.gpus and after.gpus)
+        else ("cuda-ipc" if place == after else "nccl")
+        for place, after in itertools.pairwise(places)
+    ]
+    ends = [index for index, way in enumerate(ways) if way == "nccl"]
+    members = [places[index] for index in sorted({*ends, *(index + 1 for index in ends)})]
+    if len(set(members)) < len(members):
+        return ["object-store" if way == "nccl" else way for way in ways]
+    return ways
+
+
+def make_transport(config: TrainConfig, *, gpus: float, warn: Callable[[str], None]) -> Transport:
+    """Return the transport that `--transport` names.
+
+    Args:
+        config: the run's.
+        gpus: of each actor.
+        warn: called where activations go another way than the direct one.
+    """
+    if config.transport == "auto" and config.replicas is not None:
+        warn("--transport auto: activations of replicas go through the object store")
+    elif config.transport != "object-store" and (config.transport != "auto" or gpus):
+        return DirectTransport(config.transport, warn)
+    return Transport()

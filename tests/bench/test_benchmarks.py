@@ -114,3 +114,12 @@ class TestOnRay:
         assert samples[-1]["at_s"] >= 4
         assert all(sample["driver_bytes"] > 0 < sample["stages_bytes"] for sample in samples)
         assert any(sample["store_bytes"] > 0 for sample in samples)  # it is empty at times
+
+    def test_messages_are_timed_by_size_and_transport(self, tmp_path: Path):
+        options = ["--transports", "object-store,gloo", "--sizes", "1,2", "--repeats", "2"]
+        with local_ray():
+            found = figures(tmp_path, "transport", *options, "--messages", "5")["messages"]
+        assert [(row["MiB"], row["transport"]) for row in found] == [
+            *((1, "object-store"), (1, "gloo"), (2, "object-store"), (2, "gloo")),
+        ]
+        assert all(len(row["message_s"]) == 2 and min(row["message_s"]) > 0 for row in found)

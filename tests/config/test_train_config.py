@@ -13,6 +13,8 @@ from rayff.config.errors import UserError
 from rayff.config.local_loss import LossConfig, loss_config
 from rayff.config.train_config import TrainConfig
 
+TRANSPORTS = "object-store, auto, cuda-ipc, nccl, nixl, gloo"
+
 EVERY_OPTION = TrainConfig(
     limit=500,
     image_size=64,
@@ -215,8 +217,8 @@ class TestChoices:
             ("rule", "quick", None, "fast, plain"),
             ("device", "cudaa", "cuda", "auto, cpu, cuda"),
             ("device", "cuda:0", "cuda", "auto, cpu, cuda"),
-            ("transport", "object_store", "object-store", "object-store, nccl, gloo, nixl"),
-            ("transport", "ncll", "nccl", "object-store, nccl, gloo, nixl"),
+            ("transport", "object_store", "object-store", TRANSPORTS),
+            ("transport", "ncll", "nccl", TRANSPORTS),
             ("placement", "strict-spread", "strict_spread", "pack, spread, strict_spread"),
             ("placement", "STRICT_PACK", "strict_spread", "pack, spread, strict_spread"),
         ],

@@ -169,6 +169,7 @@ def test_nodes_are_named_by_what_differs(there: list[tuple[str, str]], names: li
             "a stage would take 0; use .* larger --gpus-per-stage",
         ),
         ({"transport": "nccl"}, cpu_nodes(2), 2, "nccl is for GPUs, .* object-store or gloo"),
+        ({"transport": "cuda-ipc"}, cpu_nodes(2), 2, "cuda-ipc is for GPUs, .* object-store"),
         (
             APART,
             cpu_nodes(8, 8),

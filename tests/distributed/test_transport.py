@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from rayff import TrainConfig
 from rayff.distributed.transport import (
+    DirectTransport,
     Message,
+    Place,
     SentTensor,
     as_tensors,
     call_name,
+    direct_ways,
+    make_transport,
     message_bytes,
     pack_chunk,
     unpack_message,
@@ -95,3 +100,40 @@ def test_calls_have_few_names() -> None:
     assert {call_name(command) for command in train} == {"StageActor.train"}
     assert call_name(Evaluate(epoch=1, split="valid", batches=())) == "StageActor.evaluate valid"
     assert call_name(Snapshot(epoch=1, batch=2)) == "StageActor.snapshot"
+
+
+CARDS = {name: Place("node " + name[0], (name[1],)) for name in ("a0", "a1", "b0", "c0")}
+CARDS["none"] = Place("node a", ())
+
+
+@pytest.mark.parametrize(
+    ("cards", "ways"),
+    [
+        ("a0", []),
+        ("a0 a0 a0", ["cuda-ipc", "cuda-ipc"]),
+        ("a0 a1 b0", ["nccl", "nccl"]),
+        ("a0 b0", ["nccl"]),
+        ("a0 a0 a1 a1", ["cuda-ipc", "nccl", "cuda-ipc"]),
+        ("a0 a0 a1 a1 b0", ["cuda-ipc", "object-store", "cuda-ipc", "object-store"]),
+        ("a0 none a1 a1 b0", ["object-store", "object-store", "cuda-ipc", "nccl"]),
+        ("none none", ["object-store"]),
+    ],
+)
+def test_the_direct_way_over_a_boundary_depends_on_the_cards(cards: str, ways: list[str]) -> None:
+    assert direct_ways([CARDS[card] for card in cards.split()]) == ways
+
+
+def test_actors_without_gpus_and_replicas_use_the_object_store() -> None:
+    said: list[str] = []
+
+    def direct(gpus: float, **options: str) -> bool:
+        made = make_transport(TrainConfig(**options), gpus=gpus, warn=said.append)  # type: ignore[arg-type]
+        return isinstance(made, DirectTransport)
+
+    assert not direct(1)
+    assert not direct(0, transport="auto")
+    assert direct(1, transport="auto")
+    assert direct(0, transport="gloo")
+    assert not said
+    assert not direct(1, transport="auto", replicas="1,2")
+    assert said == ["--transport auto: activations of replicas go through the object store"]

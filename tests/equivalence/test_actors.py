@@ -11,6 +11,8 @@ import torch
 
 from rayff import TrainConfig, load_model
 from rayff.config.kernels import parse_kernels
+from rayff.distributed import stage_group, transport
+from rayff.distributed.transport import DirectTransport
 from rayff.runs.run_directory import RunDirectory
 from tests.helpers.augmentations import DARKEN
 from tests.helpers.losses import LINEAR
@@ -86,6 +88,21 @@ class TestEveryPlan:
             expected = layer_files(one_process, step)
             assert len(expected) == 17
             assert layer_files(tmp_path / "run", step) == expected
+
+    def test_gives_the_same_bits_whatever_way_crosses_each_boundary(
+        self,
+        tiny_task: str,
+        one_process: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        ways = ["object-store", "gloo", "object-store"]
+        monkeypatch.setattr(transport, "direct_ways", lambda places: ways)
+        monkeypatch.setattr(
+            stage_group, "make_transport", lambda *_, **__: DirectTransport("auto", print)
+        )
+        train_on_ray(config_of(tiny_task, tmp_path / "run", cuts=(2, 7, 12), chunk=2))
+        assert layer_files(tmp_path / "run", 6) == layer_files(one_process, 6)
 
     @pytest.mark.parametrize(
         "how",
