@@ -182,6 +182,9 @@ class TrainConfig:
 
     run_dir: str | None = None
     """Where the run leaves everything. Default: runs/ARCH-TASK-DATE-TIME."""
+    eval_every: int = 1
+    """Epochs from one evaluation, with its line of metrics, to the next; the last epoch always has
+    one. It changes no bits."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     keep_checkpoints: int = 2

@@ -33,8 +33,8 @@ _AT_LEAST = {
     **dict.fromkeys(
         ("image_size", "width", "limit", "epochs", "batch_size", "stages", "workers"), 1
     ),
-    **dict.fromkeys(("chunk", "window", "checkpoint_every", "keep_checkpoints", "patience"), 1),
-    "log_every": 1,
+    **dict.fromkeys(("chunk", "window", "keep_checkpoints", "patience"), 1),
+    **dict.fromkeys(("eval_every", "checkpoint_every", "log_every"), 1),
     **dict.fromkeys(("seed", "lr", "lr_min", "weight_decay", "warmup_epochs"), 0),
     **dict.fromkeys(("cpus_per_stage", "gpus_per_stage"), 0),
     "max_failures": -1,

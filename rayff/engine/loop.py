@@ -97,6 +97,7 @@ class IntervalTally:
 class EpochTally:
     """Sums over the epoch under way."""
 
+    epoch: int = 0
     images: int = 0
     loss_sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """(L,)."""
@@ -168,7 +169,8 @@ class Loop:
             RunError: the last checkpoint cannot be written.
         """
         start = self.recorder.progress
-        tally, pace, interval = self._tally(), Pace(), IntervalTally(self.log_every)
+        tally, pace = self._tally(start.epoch), Pace()
+        interval = IntervalTally(self.log_every)
         tally.images, tally.loss_sums = start.images, np.array(start.loss_sums)
         epoch_began = time.perf_counter()
         previous_end_s: float | None = None
@@ -193,6 +195,8 @@ class Loop:
                     return False
                 pace = Pace()
                 continue
+            if command.epoch != tally.epoch:
+                tally = self._tally(command.epoch)
             if first:
                 self.recorder.add_event("running", epoch=command.epoch, stages=len(reports))
             _add_to_timeline(self.recorder.timeline, command, reports)
@@ -210,11 +214,11 @@ class Loop:
                 window = record.sip_first, record.sip_last
                 self.recorder.add_epoch(record, tally.readout_fit.readouts(window))
                 self.callbacks.on_epoch_end(record)
-                tally, epoch_began = self._tally(), now
+                epoch_began = now
         return True
 
-    def _tally(self) -> EpochTally:
-        return EpochTally(readout_fit=ReadoutFit(self.schedule.sample_size))
+    def _tally(self, epoch: int) -> EpochTally:
+        return EpochTally(epoch, readout_fit=ReadoutFit(self.schedule.sample_size))
 
     @property
     def _num_evaluated(self) -> int:
@@ -262,6 +266,8 @@ class Loop:
     def _snapshot(
         self, command: Snapshot, reports: Sequence[Report], tally: EpochTally, *, final: bool
     ) -> None:
+        if command.batch == 0:  # at the end of an epoch
+            tally = self._tally(command.epoch)
         snapshot = Checkpoint(
             step=command.epoch * self.schedule.batches_per_epoch + command.batch,
             progress=Progress(

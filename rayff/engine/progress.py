@@ -115,7 +115,7 @@ class Tracker:
     @property
     def epochs_done(self) -> int:
         """Epochs of the run that are complete."""
-        return self.records[-1].epoch if self.records else self.start.epoch
+        return max(self.epoch, self.records[-1].epoch if self.records else 0)
 
     @property
     def images_per_s(self) -> float:

@@ -112,6 +112,7 @@ class PreparedRun:
             num_images={split: len(images) for split, images in self.splits.items()},
             chunk=chunk,
             checkpoint_every=self.config.checkpoint_every,
+            eval_every=self.config.eval_every,
             stream=train.order if isinstance(train, StreamedSet) else None,
             sample_size=sample_size(self.num_classifiers, self.data.num_classes),
             fusion=can_fuse(self.num_classifiers, self.data.num_classes),
@@ -124,7 +125,8 @@ class PreparedRun:
             return []
         records = read_metrics(metrics)
         ended = done == self.recipe.epochs or out_of_patience(records, self.config.patience)
-        whole = [record.epoch for record in records] == [*range(1, done + 1)]
+        evaluated = {*range(self.config.eval_every, done, self.config.eval_every), done}
+        whole = evaluated <= {record.epoch for record in records}
         return records if ended and whole else []
 
     def write_model(
@@ -169,7 +171,7 @@ class TrainResult:
     run_dir: Any
     """Path of the run directory."""
     metrics: list[EpochRecord]
-    """One record an epoch, those before a resumption included."""
+    """One record for each epoch that was evaluated, those before a resumption included."""
     epochs: int
     """Of the whole run."""
     stopped_by: int | None = None

@@ -29,6 +29,8 @@ class Schedule:
     """Batches in a command."""
     checkpoint_every: int
     """Epochs from one snapshot to the next."""
+    eval_every: int = 1
+    """Epochs from one evaluation to the next."""
     sample_size: int = 0
     """Validation images whose logits come to the driver before a snapshot, to fit readouts."""
     stream: StreamOrder | None = None
@@ -57,10 +59,11 @@ class Schedule:
     ) -> Iterator[Command]:
         """Yield the commands from batch `batch` of epoch `epoch` to the final snapshot.
 
-        Each epoch trains, evaluates on the validation and the test images, and is followed by a
-        snapshot where one is due. Once `stop` says so, a final snapshot of the place reached
-        ends the run; an epoch whose evaluation it interrupts is evaluated again on resumption. A
-        run that is complete yields its final snapshot again, which writes missing files again.
+        Each epoch trains, evaluates on the validation and the test images where that is due, and
+        is followed by a snapshot where one is. Once `stop` says so, a final snapshot of the place
+        reached ends the run; an epoch whose evaluation it interrupts is evaluated again on
+        resumption. A run that is complete yields its final snapshot again, which writes missing
+        files again.
         """
         if epoch == self.recipe.epochs:
             yield Snapshot(epoch=epoch, batch=0, final=True)
@@ -80,7 +83,7 @@ class Schedule:
                 )
             last = current + 1 == self.recipe.epochs
             due = last or (current + 1) % self.checkpoint_every == 0
-            for evaluation in self._evaluations(current, due=due, last=last):
+            for evaluation in self._evaluations(current, last=last):
                 if stop():
                     yield Snapshot(epoch=current, batch=len(todo), final=True)
                     return
@@ -93,8 +96,15 @@ class Schedule:
             return self.stream.rows(seed=self.seed, epoch=epoch)
         return epoch_order(self.num_images["train"], seed=self.seed, epoch=epoch)
 
-    def _evaluations(self, epoch: int, *, due: bool, last: bool) -> Iterator[Evaluate]:
-        """Yield the evaluations of an epoch; `due` says whether a snapshot follows."""
+    def _evaluations(self, epoch: int, *, last: bool) -> Iterator[Evaluate]:
+        """Yield the evaluations of an epoch, if any.
+
+        They return logits, to fit readouts, where a snapshot comes before the next ones.
+        """
+        if not last and (epoch + 1) % self.eval_every:
+            return
+        before_next = range(epoch, min(epoch + self.eval_every, self.recipe.epochs - 1))
+        due = last or any((each + 1) % self.checkpoint_every == 0 for each in before_next)
         size = max(self.recipe.batch_size, EVALUATION_BATCH)
         splits: tuple[tuple[Split, int], ...] = (
             ("valid", self.sample_size if due else 0),

@@ -170,17 +170,18 @@ def _listed(path: Path, kind: str = "run") -> Listed:
         Scores(**{name: row[name] for name in _COLUMNS if name != "elapsed_s"}) for row in rows
     ]
     last = sessions[-1] if sessions else None
+    epochs_done = rows[-1]["epoch"] if rows else 0
     return Listed(
         path=path,
         kind=kind,
-        state=_state(path, config, last, len(rows)),
+        state=_state(path, config, last, epochs_done),
         start=start,
         end_reason=None if last is None else last.reason,
         method=config.method,
         arch=config.arch,
         task=config.task,
         loss=config.loss if config.method == "ff" else config.method,
-        epochs_done=len(rows),
+        epochs_done=epochs_done,
         epochs=config.epochs,
         seconds=sum(row["elapsed_s"] for row in rows),
         best=max(scores, key=lambda each: each.valid_accuracy, default=None),

@@ -1,4 +1,4 @@
-"""Metrics of each epoch, and their files: Parquet, CSV, TensorBoard."""
+"""Metrics of each epoch that is evaluated, and their files: Parquet, CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EpochRecord:
     images_per_s: float
     """Training images a second; evaluation is not counted."""
     elapsed_s: float
-    """Seconds of the epoch, evaluation included."""
+    """Seconds since the record before, evaluation included."""
     layer_loss: list[float]
     layer_valid_accuracy: list[float]
     layer_test_accuracy: list[float]

@@ -243,6 +243,7 @@ class TestResume:
             **{"transport": "object-store", "device": "cpu", "run_dir": "b", "cpus_per_stage": 1},
             **{"checkpoint_every": 3, "keep_checkpoints": 1, "max_failures": 0, "logger": "none"},
             log_every=7,
+            eval_every=2,
         )
         assert resume_config(SAVED, asked) == asked
 

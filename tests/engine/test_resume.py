@@ -1,5 +1,6 @@
 """Stopped, killed and resumed at any place, a run ends with the bits of an undisturbed one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def test_a_stop_at_every_place(config: TrainConfig, undisturbed: Undisturbed, ch
     assert result.complete
     assert timeless(result.metrics) == undisturbed[0]
     assert_same(config, undisturbed)
+
+
+@pytest.mark.parametrize("chunks", [3, 4, 5, 7])
+def test_a_stop_where_few_epochs_are_evaluated(
+    config: TrainConfig, undisturbed: Undisturbed, chunks: int
+) -> None:
+    """The same bits, and of the records the last one."""
+    rarely = dataclasses.replace(config, eval_every=2)
+    assert not train_locally(rarely, StopAfter(chunks)).complete
+    result = train_locally(rarely, resume=True)
+    assert result.complete
+    assert timeless(result.metrics) == undisturbed[0][-1:]
+    assert layer_files(config.run_dir, LAST) == undisturbed[1]
+    assert model_files(config.run_dir) == undisturbed[2]
+    assert train_locally(rarely, resume=True).metrics == result.metrics
 
 
 def test_again_and_again_and_with_other_cuts(

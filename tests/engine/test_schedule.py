@@ -20,6 +20,7 @@ def schedule(
     epochs: int = 2,
     chunk: int = 1,
     checkpoint_every: int = 1,
+    eval_every: int = 1,
     seed: int = 7,
     warmup_epochs: int = 0,
     **readouts: Any,
@@ -36,6 +37,7 @@ def schedule(
         num_images={"train": train, "valid": valid, "test": test},
         chunk=chunk,
         checkpoint_every=checkpoint_every,
+        eval_every=eval_every,
         **readouts,
     )
 
@@ -106,6 +108,18 @@ class TestCommandsOfASmallRun:
         assert snapshots(4, 2) == [(2, 0, False), (4, 0, True)]
         assert snapshots(3, 99) == [(3, 0, True)]
 
+    def test_an_evaluation_every_other_epoch_and_at_the_end(self) -> None:
+        def evaluated(epochs: int, every: int) -> list[int]:
+            commands = schedule(epochs=epochs, eval_every=every).commands()
+            found = [(c.epoch, c.split) for c in commands if isinstance(c, Evaluate)]
+            assert {split for _, split in found} == {"valid", "test"}
+            return sorted({epoch for epoch, _ in found})
+
+        assert evaluated(2, 2) == [1]
+        assert evaluated(3, 2) == [1, 2]
+        assert evaluated(5, 2) == [1, 3, 4]
+        assert evaluated(3, 99) == [2]
+
     def test_an_epoch_is_of_one_chunk_where_the_chunk_is_larger(self) -> None:
         commands = list(schedule(chunk=100, epochs=1).commands())
         assert [shown(command) for command in commands] == [
@@ -138,6 +152,18 @@ class TestLogits:
         first, second, third = ([(e, "valid", n) for n in (0, 128, 256)] for e in range(3))
         assert self.returned(epochs=3, sample_size=999) == first + second + third
         assert self.returned(epochs=3, sample_size=999, checkpoint_every=2) == second + third
+
+    def test_of_an_evaluation_that_a_later_snapshot_goes_by(self) -> None:
+        """Each snapshot has the readouts of the newest evaluation."""
+
+        def fitted(checkpoint_every: int) -> set[int]:
+            options = {"epochs": 9, "eval_every": 3, "checkpoint_every": checkpoint_every}
+            return {epoch for epoch, _, _ in self.returned(sample_size=1, **options)}
+
+        assert fitted(1) == fitted(3) == {2, 5, 8}
+        assert fitted(4) == {2, 5, 8}  # snapshots behind epochs 4, 8 and 9
+        assert fitted(5) == {2, 8}  # behind epochs 5 and 9
+        assert fitted(9) == {8}
 
     def test_of_no_more_chunks_than_have_images_of_the_sample(self) -> None:
         assert self.returned(epochs=1, sample_size=129) == [(0, "valid", 0), (0, "valid", 128)]
@@ -211,11 +237,12 @@ class TestTheImages:
 
 class TestStopping:
     @pytest.mark.parametrize("chunk", [1, 2, 3])
-    @pytest.mark.parametrize("checkpoint_every", [1, 2, 3])
+    @pytest.mark.parametrize(("checkpoint_every", "eval_every"), [(1, 1), (2, 3), (3, 2)])
     def test_at_every_place_one_final_snapshot_and_the_rest_when_started_again(
-        self, chunk: int, checkpoint_every: int
+        self, chunk: int, checkpoint_every: int, eval_every: int
     ) -> None:
-        small = schedule(epochs=3, chunk=chunk, checkpoint_every=checkpoint_every)
+        every = {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
+        small = schedule(epochs=3, chunk=chunk, **every)
         whole = [exactly(command) for command in small.commands()]
         work = [number for number, command in enumerate(whole) if command[0] != "snapshot"]
         for questions, number in enumerate(work):
