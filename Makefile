@@ -1,5 +1,5 @@
 # make train      environment, installation, and a first network on the embedded digits
-# make test       the tests of some minutes: all without Ray, each capability of Ray once
+# make test       the tests of some minutes: all without Ray; recovery, resumption, a search on Ray
 # make test-all   these and the others: killed processes, several nodes, jobs, a browser
 # make lint       formatting, lint rules, types
 # make docs       the documentation as a site, in site/

@@ -115,9 +115,8 @@ class TestStopping:
         process.communicate(timeout=PATIENCE_S)
         return folder / "run"
 
-    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     def test_leaves_a_checkpoint_and_no_process_and_resumes_with_the_same_bits(
-        self, signum: signal.Signals, long_task: str, undisturbed: Path, tmp_path: Path
+        self, long_task: str, undisturbed: Path, tmp_path: Path
     ) -> None:
         process = start(*self.ARGS, "--task", long_task, "--run-dir", "stopped", cwd=tmp_path)
         assert process.stdout is not None
@@ -128,10 +127,10 @@ class TestStopping:
         assert family, "Ray was started"
         time.sleep(0.3)
         stopped_at = time.monotonic()
-        process.send_signal(signum)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 128 + signum, err
-        assert f"warning: {signum.name}: stopping" in out
+        assert process.returncode == 128 + signal.SIGINT, err
+        assert "warning: SIGINT: stopping" in out
         assert "Traceback" not in err
         assert time.monotonic() - stopped_at < 30
         gone, alive = psutil.wait_procs(family, timeout=10)
@@ -149,11 +148,10 @@ class TestStopping:
     def losses(run_dir: Path) -> list[list[float]]:
         return pq.read_table(run_dir / "metrics.parquet")["layer_loss"].to_pylist()
 
-    @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGHUP])
     def test_without_a_warning_leaves_no_process_and_resumes_with_the_same_bits(
-        self, signum: signal.Signals, long_task: str, undisturbed: Path, tmp_path: Path
+        self, long_task: str, undisturbed: Path, tmp_path: Path
     ) -> None:
-        """The driver is killed, or its terminal is closed, in the second epoch."""
+        """The driver is killed in the second epoch."""
         process = start(*self.ARGS, "--task", long_task, "--run-dir", "killed", cwd=tmp_path)
         assert process.stdout is not None
         for line in process.stdout:
@@ -162,7 +160,7 @@ class TestStopping:
         family = psutil.Process(process.pid).children(recursive=True)
         stages = [child for child in family if "StageActor" in " ".join(child.cmdline())]
         assert stages
-        process.send_signal(signum)
+        process.kill()
         process.wait(10)
         _, alive = psutil.wait_procs(stages, timeout=10)
         assert not alive

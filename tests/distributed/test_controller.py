@@ -65,9 +65,7 @@ def assert_same(result: TrainResult, undisturbed: TrainResult) -> None:
     assert layer_files(result.run_dir) == layer_files(undisturbed.run_dir)
 
 
-@pytest.mark.parametrize(
-    ("stage", "when"), [(0, "train 8"), (1, "valid"), (1, "step-00000006")], ids=str
-)
+@pytest.mark.parametrize(("stage", "when"), [(1, "valid"), (1, "step-00000006")], ids=str)
 @pytest.mark.usefixtures("loggers")
 def test_a_stage_that_is_killed_changes_no_bit(
     stage: int, when: str, config: TrainConfig, undisturbed: TrainResult
@@ -126,7 +124,7 @@ def test_a_stage_that_is_killed_while_its_snapshot_is_taken_changes_no_bit(
     assert failure["snapshot"] == 6 * survived
 
 
-@pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls", "measure_costs"])
+@pytest.mark.parametrize("moment", ["_await_start", "_set_up_calls"])
 def test_a_stage_that_is_killed_while_it_starts_changes_no_bit(
     moment: str,
     config: TrainConfig,

@@ -1,4 +1,4 @@
-"""Each capability of Ray once: train, recover, resume, tune (a job is in tests/jobs)."""
+"""Each capability of Ray once: train and recover, resume, tune (a job is in tests/jobs)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.helpers.runs import (
 )
 from tests.helpers.stages import OPTIONS, kill_actor, once
 
-pytestmark = [pytest.mark.ray, pytest.mark.smoke]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,17 +45,6 @@ def alone(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return train_locally(TrainConfig(**options, run_dir=str(run_dir)))
 
 
-def test_two_stages_train_with_the_bits_of_one_process(
-    options: dict[str, Any], alone: TrainResult, tmp_path: Path
-) -> None:
-    result = train_on_ray(TrainConfig(**options, stages=2, run_dir=str(tmp_path / "run")))
-    assert [len(record.stage_busy) for record in result.metrics] == [2, 2, 2]
-    assert timeless(result.metrics) == timeless(alone.metrics)
-    assert layer_files(result.run_dir) == layer_files(alone.run_dir)
-    accuracy = evaluate(result.run_dir).accuracy
-    assert accuracy == pytest.approx(result.metrics[-1].test_accuracy)
-
-
 def test_modules_train_on_two_stages_with_the_bits_of_one_process(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -72,6 +61,7 @@ def test_modules_train_on_two_stages_with_the_bits_of_one_process(
     assert accuracy == pytest.approx(result.metrics[-1].test_accuracy)
 
 
+@pytest.mark.smoke
 def test_a_run_recovers_from_a_killed_stage_with_the_same_bits(
     options: dict[str, Any], alone: TrainResult, tmp_path: Path
 ) -> None:
@@ -80,10 +70,14 @@ def test_a_run_recovers_from_a_killed_stage_with_the_same_bits(
     result = train_on_ray(config, RecordingCallback(kill))
     (failure,) = events(result.run_dir, "failure")
     assert failure["stage"] == "stage 1 (layers 2-3)"
+    assert [len(record.stage_busy) for record in result.metrics] == [2, 2, 2]
     assert timeless(result.metrics) == timeless(alone.metrics)
     assert layer_files(result.run_dir) == layer_files(alone.run_dir)
+    accuracy = evaluate(result.run_dir).accuracy
+    assert accuracy == pytest.approx(result.metrics[-1].test_accuracy)
 
 
+@pytest.mark.smoke
 def test_a_run_resumes_on_another_number_of_stages_with_the_same_bits(
     options: dict[str, Any], alone: TrainResult, tmp_path: Path
 ) -> None:
@@ -96,6 +90,7 @@ def test_a_run_resumes_on_another_number_of_stages_with_the_same_bits(
     assert layer_files(result.run_dir) == layer_files(alone.run_dir)
 
 
+@pytest.mark.smoke
 def test_a_search_trains_its_trials(options: dict[str, Any], tmp_path: Path) -> None:
     space = {**options, "epochs": 1, "stages": 1, "lr_min": 0.0}
     (tmp_path / "space.py").write_text(

@@ -72,11 +72,9 @@ class TestEveryPlan:
     @pytest.mark.parametrize(
         "plan",
         [
-            {"stages": 1, "chunk": 3},
             {"stages": 2, "chunk": 1},
             {"cuts": (2, 7, 12), "chunk": 1, "window": 1},  # all cuts inside blocks
             {"stages": 4, "chunk": 3, "window": 9},
-            {"cuts": (5, 10), "chunk": 2, "transport": "gloo"},
         ],
         ids=str,
     )

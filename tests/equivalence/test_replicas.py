@@ -73,7 +73,6 @@ def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     "plan",
     [
         {"replicas": "1,2", "chunk": 1},
-        {"replicas": "2,1", "cuts": (7,), "chunk": 2},
         {"replicas": "2,3", "cuts": (10,), "chunk": 3, "window": 1},
     ],
     ids=str,

@@ -136,7 +136,6 @@ def options(task: str) -> dict[str, Any]:
 
 
 class TestAJobFromAClone:
-    @pytest.mark.smoke
     def test_trains_to_its_end_and_prints_plain_lines(
         self, head: Head, options: dict[str, Any], tmp_path: Path
     ) -> None:
