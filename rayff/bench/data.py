@@ -143,7 +143,7 @@ def rates(command: DataCommand, parquet: Path, folders: Path) -> dict[str, Calla
         return rate
 
     def own() -> int:
-        options = replace(data_options(training(command, parquet)), stream=False)
+        options = replace(data_options(training(command, parquet)), stream=False, cached=False)
         return sum(map(len, load_task(options).splits.values()))
 
     def torchvision() -> int:

@@ -68,6 +68,8 @@ class DataOptions:
     """Images of each split at most."""
     stream: bool | None = None
     """Leave the images in their files; None where they would take much of the free memory."""
+    cached: bool = True
+    """Recall images that were decoded before, and keep those that take long."""
 
     @property
     def size(self) -> int:
@@ -281,7 +283,7 @@ def _read(
         sampled = ", in a sample"
         notes["images stay in their files, and are decoded while they are used"] = None
     else:
-        images, survey = _decode(sources, classes, picked, form, grey=grey)
+        images, survey = _decode(sources, classes, picked, form, grey=grey, cached=options.cached)
         sampled = ""
     changes = (f"{note}{sampled}" for note in survey.notes())
     return TaskData(
@@ -324,6 +326,7 @@ def _decode(
     form: ImageFormat,
     *,
     grey: bool,
+    cached: bool,
 ) -> tuple[dict[Split, ImageSet], Survey]:
     """Decode the rows of all splits, each file once; again in colour where not all are grey."""
     wanted = {
@@ -336,10 +339,11 @@ def _decode(
     try:
         for origin, source in chosen.items():
             labels: Labels = classes.labels[origin][wanted[origin]]
-            images[origin], part = read_images(source, labels, form, grey_only=grey)
+            images[origin], part = read_images(source, labels, form, grey_only=grey, cached=cached)
             survey.add(part)
     except ColourFoundError:
-        return _decode(sources, classes, picked, replace(form, channels=3), grey=False)
+        colour = replace(form, channels=3)
+        return _decode(sources, classes, picked, colour, grey=False, cached=cached)
     return {
         split: images[origin].take(np.searchsorted(wanted[origin], rows))
         if len(rows) < len(wanted[origin])

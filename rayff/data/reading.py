@@ -77,7 +77,12 @@ def decode_all(encoded: Encoded, form: ImageFormat) -> tuple[Pixels, Survey] | B
 
 
 def read_images(
-    source: Source, labels: Labels, form: ImageFormat, *, grey_only: bool = False
+    source: Source,
+    labels: Labels,
+    form: ImageFormat,
+    *,
+    grey_only: bool = False,
+    cached: bool = True,
 ) -> tuple[ImageSet, Survey]:
     """Decode the images of a split, large ones and many of them on all cores, or recall them.
 
@@ -86,12 +91,13 @@ def read_images(
         labels: the class of each row, (N,).
         form: what each image becomes.
         grey_only: refuse an image of colour.
+        cached: recall images from the cache folder, and keep those there that take long.
 
     Raises:
         UserError: an image is null or no image, or all of them do not fit into memory.
         ColourFoundError: an image is of colour, and `grey_only` is set.
     """
-    file = cache_file(source, form)
+    file = cache_file(source, form) if cached else None
     if file is not None and (kept := load(file)) is not None:
         images, survey = kept
         if grey_only and Change.GREYED in survey.changes:

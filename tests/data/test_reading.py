@@ -1,13 +1,10 @@
 """Rows of Parquet files become arrays."""
 
-import math
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayff.data import reading
 from rayff.data.columns import Choice
 from rayff.data.images import ImageFormat
 from rayff.data.parquet import class_names, read_source
@@ -27,7 +24,7 @@ from tests.data.files import (
 def read_split(paths, channels, preferred=("label", "fine_label")):
     source, _ = read_source([location(path) for path in paths], Choice(), preferred)
     labels = source.labels.to_numpy().astype(np.int64)
-    return read_images(source, labels, ImageFormat(channels, 32))[0]
+    return read_images(source, labels, ImageFormat(channels, 32), cached=False)[0]
 
 
 class TestReading:
@@ -51,10 +48,7 @@ class TestReading:
             np.testing.assert_array_equal(split.images[row, 0], random_pixels(seed))
 
     @pytest.mark.parametrize("more", [0, 4096], ids=["by one thread", "by several"])
-    def test_many_rows_keep_their_order_over_reads_and_row_groups(
-        self, tmp_path, monkeypatch, more
-    ):
-        monkeypatch.setattr(reading, "KEPT_S", math.inf)
+    def test_many_rows_keep_their_order_over_reads_and_row_groups(self, tmp_path, more):
         colours = [
             encoded(np.full((32, 32), row % 251, np.uint8)) + bytes(more) for row in range(5000)
         ]
