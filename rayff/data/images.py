@@ -88,7 +88,7 @@ class ImageFormat:
     resize: Resize = "crop"
     """What happens to an image that is not square."""
     grey_only: bool = False
-    """Refuse images of colour: a sample of the data set had none."""
+    """Refuse images of colour, since a sample of the data set had none."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -153,6 +153,10 @@ class Survey:
 
 class UnsuitableImageError(ValueError):
     """An image that can be decoded, but not be used."""
+
+
+class ColourImageError(UnsuitableImageError):
+    """An image of colour where only grey ones are expected."""
 
 
 class Decoded(NamedTuple):
@@ -269,7 +273,7 @@ def convert(image: Image.Image, form: ImageFormat) -> Decoded:
     changes: list[Change] = []
     if form.channels == 1 and not is_grey(image):
         if form.grey_only:
-            raise UnsuitableImageError(
+            raise ColourImageError(
                 "it is of colour, and those that were sampled are grey: choose with "
                 "--image-channels 1 or 3"
             )

@@ -274,16 +274,15 @@ def _read(
     }
     channels = options.channels or (task.image_channels if task else None)
     grey = channels is None and looks_grey(sources.values())
-    form = ImageFormat(channels or (1 if grey else 3), options.size, options.resize)
+    form = ImageFormat(channels or (1 if grey else 3), options.size, options.resize, grey)
     number = sum(len(chosen) for _, chosen in picked.values())
     images: Mapping[Split, ImageSet | StreamedSet]
     if is_streamed(options, number, form):
-        form = replace(form, grey_only=grey)
         images, survey = _stream(sources, classes, picked, form)
         sampled = ", in a sample"
         notes["images stay in their files, and are decoded while they are used"] = None
     else:
-        images, survey = _decode(sources, classes, picked, form, grey=grey, cached=options.cached)
+        images, survey = _decode(sources, classes, picked, form, cached=options.cached)
         sampled = ""
     changes = (f"{note}{sampled}" for note in survey.notes())
     return TaskData(
@@ -325,7 +324,6 @@ def _decode(
     picked: Mapping[Split, tuple[Split, Indices]],
     form: ImageFormat,
     *,
-    grey: bool,
     cached: bool,
 ) -> tuple[dict[Split, ImageSet], Survey]:
     """Decode the rows of all splits, each file once; again in colour where not all are grey."""
@@ -339,11 +337,11 @@ def _decode(
     try:
         for origin, source in chosen.items():
             labels: Labels = classes.labels[origin][wanted[origin]]
-            images[origin], part = read_images(source, labels, form, grey_only=grey, cached=cached)
+            images[origin], part = read_images(source, labels, form, cached=cached)
             survey.add(part)
     except ColourFoundError:
-        colour = replace(form, channels=3)
-        return _decode(sources, classes, picked, colour, grey=False, cached=cached)
+        colour = replace(form, channels=3, grey_only=False)
+        return _decode(sources, classes, picked, colour, cached=cached)
     return {
         split: images[origin].take(np.searchsorted(wanted[origin], rows))
         if len(rows) < len(wanted[origin])

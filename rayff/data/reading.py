@@ -17,7 +17,7 @@ from rayff.config.errors import UserError
 from rayff.data.classes import Labels, row_error
 from rayff.data.decoded_cache import cache_file, load, save
 from rayff.data.images import (
-    Change,
+    ColourImageError,
     ImageFormat,
     ImageSet,
     Pixels,
@@ -47,7 +47,7 @@ class _Task(NamedTuple):
     encoded: Encoded
 
 
-class ColourFoundError(Exception):
+class ColourFoundError(UserError):
     """A data set that was taken for grey holds an image of colour."""
 
 
@@ -56,6 +56,8 @@ class BadImage(NamedTuple):
 
     row: int
     problem: str
+    coloured: bool = False
+    """Whether it is its colour that is not wanted."""
 
 
 def decode_all(encoded: Encoded, form: ImageFormat) -> tuple[Pixels, Survey] | BadImage:
@@ -68,7 +70,7 @@ def decode_all(encoded: Encoded, form: ImageFormat) -> tuple[Pixels, Survey] | B
         try:
             decoded = decode_image(data, form)
         except UnsuitableImageError as error:
-            return BadImage(index, str(error))
+            return BadImage(index, str(error), isinstance(error, ColourImageError))
         except ValueError as error:
             return BadImage(index, f"the bytes are not an image ({error})")
         images[index] = decoded.pixels
@@ -81,7 +83,6 @@ def read_images(
     labels: Labels,
     form: ImageFormat,
     *,
-    grey_only: bool = False,
     cached: bool = True,
 ) -> tuple[ImageSet, Survey]:
     """Decode the images of a split, large ones and many of them on all cores, or recall them.
@@ -90,18 +91,15 @@ def read_images(
         source: of the split.
         labels: the class of each row, (N,).
         form: what each image becomes.
-        grey_only: refuse an image of colour.
         cached: recall images from the cache folder, and keep those there that take long.
 
     Raises:
         UserError: an image is null or no image, or all of them do not fit into memory.
-        ColourFoundError: an image is of colour, and `grey_only` is set.
+        ColourFoundError: an image is of colour, and the format is for grey ones alone.
     """
     file = cache_file(source, form) if cached else None
     if file is not None and (kept := load(file)) is not None:
         images, survey = kept
-        if grey_only and Change.GREYED in survey.changes:
-            raise ColourFoundError
         return ImageSet(images=images, labels=labels), survey
     start = time.monotonic()
     try:
@@ -117,8 +115,6 @@ def read_images(
             images[decoding.done : decoding.done + len(pixels)] = pixels
             decoding.advance(len(pixels))
             survey.add(part)
-            if grey_only and Change.GREYED in part.changes:
-                raise ColourFoundError
     if file is not None and time.monotonic() - start > KEPT_S:
         save(file, images, survey)
     return ImageSet(images=images, labels=labels), survey
@@ -143,7 +139,8 @@ def decode_block(block: Block, form: ImageFormat, survey: Survey | None = None) 
 
 def _checked(task: _Task, result: tuple[Pixels, Survey] | BadImage) -> tuple[Pixels, Survey]:
     if isinstance(result, BadImage):
-        raise row_error(task.block.place(task.first_row + result.row), result.problem)
+        error = row_error(task.block.place(task.first_row + result.row), result.problem)
+        raise ColourFoundError(str(error)) if result.coloured else error
     return result
 
 

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from rayff.data import decoded_cache, reading
-from rayff.data.columns import Choice
-from rayff.data.images import ImageFormat
-from rayff.data.parquet import read_source
-from rayff.data.reading import ColourFoundError, read_images
-from tests.data.files import encoded, load, location, png, random_pixels, write_parquet
+from tests.data.files import encoded, load, png, random_pixels, write_parquet
 
 
 @pytest.fixture
@@ -104,12 +100,12 @@ def test_files_that_were_not_used_for_longest_go(cache, folder, monkeypatch):
     assert sum(file.stat().st_size for file in cache.iterdir()) <= decoded_cache.MOST_BYTES
 
 
-def test_colour_among_grey_images_is_found_in_recalled_ones_too(cache, tmp_path):
-    images = [png(0), png(1), png(2, channels=3)]
-    path = write_parquet(tmp_path / "train.parquet", [0, 1, 0], images)
-    source, _ = read_source([location(path)], Choice())
-    labels, grey = np.zeros(3, np.int64), ImageFormat(1, 32)
-    read_images(source, labels, grey)
-    assert len(list(cache.iterdir())) == 1
-    with pytest.raises(ColourFoundError):
-        read_images(source, labels, grey, grey_only=True)
+def test_grey_images_of_a_data_set_with_colour_are_kept_in_colour(cache, tmp_path):
+    """A first attempt takes them for grey."""
+    images = [png(row % 50) for row in range(300)]
+    images[250] = png(7, channels=3)
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [row % 2 for row in range(300)], images)
+    first, second = load(tmp_path), load(tmp_path)
+    assert first.image_channels == second.image_channels == 3
+    np.testing.assert_array_equal(first.test.images, second.test.images)
