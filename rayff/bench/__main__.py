@@ -11,6 +11,7 @@ COMMANDS = {
     "losses": "one training step with each local loss, against goodness",
     "data": "images a second decoded and streamed, and the memory that streaming takes",
     "transport": "milliseconds of a message between two actors, by size and transport",
+    "startup": "seconds from the command line to the first step",
     "scaling": "pipelines of 1, 2, ... stages against one stage and against their plan",
     "memory": "peak memory of a step, against backpropagation",
     "backprop": "images/s and seconds to an accuracy, against backpropagation",

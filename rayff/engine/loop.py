@@ -198,7 +198,10 @@ class Loop:
             if command.epoch != tally.epoch:
                 tally = self._tally(command.epoch)
             if first:
-                self.recorder.add_event("running", epoch=command.epoch, stages=len(reports))
+                began = round(reports[0].started_s, 3)
+                self.recorder.add_event(
+                    "running", epoch=command.epoch, stages=len(reports), began=began
+                )
             _add_to_timeline(self.recorder.timeline, command, reports)
             tally.add(command, reports, seconds)
             if isinstance(command, Train):

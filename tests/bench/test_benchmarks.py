@@ -8,6 +8,7 @@ import pytest
 
 from rayff.bench import __main__ as program
 from rayff.bench import memory
+from rayff.config.errors import UserError
 from tests.helpers.losses import LINEAR
 from tests.helpers.ray_instance import local_ray
 
@@ -49,6 +50,16 @@ def test_losses_are_timed_against_goodness(tmp_path: Path):
     ]
     base = found[0]["seconds"][0]
     assert [row["ratio"] for row in found] == [row["seconds"][0] / base for row in found]
+
+
+@pytest.mark.slow
+def test_a_training_is_timed_from_its_command_to_its_first_step(tmp_path: Path):
+    options = ["--limit", "16", "--batch-size", "8", "--backend", "local", "--repeats", "1"]
+    found = figures(tmp_path, "startup", *options)
+    for each in (found["first"], *found["others"]):
+        assert 0 < each["begun_s"] < each["done_s"]
+    with pytest.raises(UserError, match="the training failed: .* no task 'digit'"):
+        program.main(["startup", "--task", "digit"])
 
 
 @pytest.mark.slow
