@@ -44,6 +44,7 @@ _NAMES = {
     "augmentations": "rayff.config.registries:AUGMENTATIONS.names",
     "kernels": "rayff.config.kernels:BACKENDS",
     "loggers": "rayff.config.validation:LOGGERS",
+    "profiles": "rayff.partition.device_profile:profile_names",
 }
 """Where the names are that stand for {architectures} and so on in the help of an option."""
 
@@ -60,7 +61,8 @@ _VALUES = {
 
 def names(placeholder: str) -> tuple[str, ...]:
     """Return the registered names that a placeholder such as `architectures` stands for."""
-    return tuple(pkgutil.resolve_name(_NAMES[placeholder]))
+    found = pkgutil.resolve_name(_NAMES[placeholder])
+    return tuple(found() if callable(found) else found)
 
 
 def parse(

@@ -5,32 +5,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rayff.cli import parse, run_command
 from rayff.config.activity import activity
-from rayff.config.kernels import summarise_kernels
+from rayff.config.errors import UserError
+from rayff.config.simulation import SimulationOptions
 from rayff.config.text import plural
 from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
 from rayff.console.activity_view import ActivityView
+from rayff.console.plan_view import plan_console, show_plan, show_simulation
 
 DESCRIPTION = """\
 Time the layers of a network on this cluster and show how it would be cut into stages.
+
+With --simulate plan for any number of devices from a profile of one, without Ray and without the
+hardware; --save-profile makes a profile of the devices of this cluster.
 
 Examples:
   rayff plan --arch resnet --stages 4
   rayff plan --arch resnet --cuts 5,9,13 --batch-size 64
   rayff plan --arch resnet --stages 8 --replicas auto
+  rayff plan --arch resnet_large --simulate h200 --devices 8,64,1024 --mtbf 50000
+  rayff plan --arch resnet --save-profile profile.json
+  rayff plan --arch resnet --simulate profile.json --devices 16
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommand:
+class PlanCommand(SimulationOptions):
     """The options."""
 
     arch: str = "tinycnn"
@@ -67,77 +74,69 @@ class PlanCommand:
     """CPUs (and torch threads) per stage. Default: those of the cluster, shared evenly."""
     json: bool = False
     """Print the plan as JSON."""
+    save_profile: str | None = None
+    """Time the layers anew, alone and beside each other, write them to this file with the speed
+    of object store and all-reduce, and plan nothing."""
+
+    def __post_init__(self) -> None:
+        if self.save_profile is not None and (self.simulate is not None or self.json):
+            other = "--json" if self.simulate is None else "--simulate"
+            raise UserError(f"--save-profile writes a file and plans nothing; leave {other} out")
+        self.check_simulation()
 
     def run(self) -> TrainConfig:
         """Return the run that is planned."""
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return TrainConfig(**{name: value for name, value in values.items() if name in known})
+        given = {n: value for n, value in values.items() if n in known and value is not None}
+        return TrainConfig(**given)
 
 
 def main(args: Sequence[str]) -> int:
     """Time the layers and print the plan."""
     command = parse(PlanCommand, module="rayff.plan", description=DESCRIPTION, args=args)
-    with ActivityView(Console(stderr=True, emoji=False)):
-        with activity("loading torch and Ray"):
-            from rayff.distributed.planner import plan_run
-        facts = plan_run(command.run(), warn=_warn)
+    if command.save_profile is not None:
+        return _save_profile(command, command.save_profile)
+    facts, show = _simulated(command) if command.simulate is not None else _measured(command)
     if command.json:
         print(json.dumps(facts, indent=2))
     else:
-        _show(facts)
+        show(facts)
+    return 0
+
+
+Facts = dict[str, Any]
+
+
+def _measured(command: PlanCommand) -> tuple[Facts, Callable[[Facts], None]]:
+    with ActivityView(Console(stderr=True, emoji=False)):
+        with activity("loading torch and Ray"):
+            from rayff.distributed.planner import plan_run
+        return plan_run(command.run(), warn=_warn), show_plan
+
+
+def _simulated(command: PlanCommand) -> tuple[Facts, Callable[[Facts], None]]:
+    with ActivityView(Console(stderr=True, emoji=False)):
+        with activity("loading torch"):
+            from rayff.engine.simulated_plan import simulated_plan
+        return simulated_plan(command.run(), command), show_simulation
+
+
+def _save_profile(command: PlanCommand, path: str) -> int:
+    with ActivityView(Console(stderr=True, emoji=False)):
+        with activity("loading torch and Ray"):
+            from rayff.distributed.profiling import save_profile
+        profile = save_profile(command.run(), path)
+    plan_console().print(
+        f"{path}: {profile.hardware}, {plural(profile.threads, 'thread')}, {profile.precision}, "
+        f"times of {', '.join(profile.networks())}",
+        soft_wrap=True,
+    )
     return 0
 
 
 def _warn(message: str) -> None:
     print(message, file=sys.stderr)
-
-
-def _show(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, emoji=False)
-    table = Table(
-        title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
-    )
-    for name in (
-        "stage",
-        "layers",
-        "actors",
-        "seconds a batch",
-        "share of the slowest",
-        "weights",
-        "memory, about",
-        "bytes onward",
-    ):
-        table.add_column(name, justify="right")
-    for number, stage in enumerate(facts["stages"]):
-        onward = stage["bytes_onward"]
-        table.add_row(
-            str(number),
-            stage["layers"],
-            str(stage["replicas"]),
-            f"{stage['seconds']:.4f}",
-            f"{100 * stage['share']:.0f}%",
-            f"{stage['weights'] / 1e6:.1f} M",
-            f"{stage['memory_bytes'] / 2**20:,.0f} MiB",
-            f"{onward / 2**20:.1f} MiB" if onward else "-",
-        )
-    console.print(table)
-    fast = facts["rule"] == "fast"
-    how = f"kernels {summarise_kernels(facts['kernels'])}" if fast else "plain rule"
-    console.print(
-        f"computes with {plural(facts['threads'], 'thread')}, {facts['precision']}, {how}"
-    )
-    cuts = ",".join(map(str, facts["cuts"])) or "none"
-    console.print(f"cuts: {cuts}")
-    if max(facts["replicas"]) > 1:
-        console.print(
-            f"replicas: {','.join(map(str, facts['replicas']))}, if they exchange gradients at "
-            f"{facts['all_reduce_bytes_per_s'] / 1e9:g} GB/s (assumed)"
-        )
-    console.print(
-        f"predicted speed-up over one such actor: {facts['speedup']:.2f}x "
-        f"of {sum(facts['replicas'])}"
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -42,6 +41,7 @@ from rayff.learning.analytic import AnalyticStep
 from rayff.learning.layer import CWConv
 from rayff.models.architecture import LayerSpec
 from rayff.partition.profile import Conditions, random_batch, time_layer
+from rayff.partition.roofline import least_s
 
 _BATCHES = 20
 """Augmented one behind the other, so that the launches of one overlap with the work of another."""
@@ -123,29 +123,18 @@ def floor_s(spec: LayerSpec, where: Conditions, repeats: int) -> float:
 
 
 def _least(results: Results, title: str, fast: Conditions, run: Run) -> None:
-    """Add what the operations and bytes of a step take at rates that are measured here.
-
-    A layer multiplies twice (forward, gradient); reads x twice; writes y, features and gradient;
-    reads y and gradient; and AdamW reads four numbers of each weight and writes three.
-    """
-    images, size, device = run.recipe.batch_size, fast.dtype.itemsize, fast.device
+    """Add what the operations and bytes of a step take at rates that are measured here."""
+    device = fast.device
     matrix = torch.randn(8192, 8192, dtype=fast.dtype, device=device)
     operations_per_s = 2 * 8192**3 / seconds(lambda: matrix @ matrix, device)
     memory = torch.zeros(2**30, dtype=torch.uint8, device=device)
     copy = torch.empty_like(memory)
     bytes_per_s = 2 * memory.numel() / seconds(lambda: copy.copy_(memory), device)
-    total_s = 0.0
-    for spec in run.architecture.convolutions:
-        operations = 4 * images * spec.num_products
-        x = images * math.prod(spec.in_shape)
-        y = images * math.prod(spec.out_shape)
-        traffic = size * (2 * x + 5 * y) + 28 * spec.num_weights
-        total_s += max(operations / operations_per_s, traffic / bytes_per_s)
-    least = {
-        "operations_per_s": operations_per_s,
-        "bytes_per_s": bytes_per_s,
-        "step_s": total_s,
-    }
+    rates = {"operations_per_s": operations_per_s, "bytes_per_s": bytes_per_s}
+    images, size = run.recipe.batch_size, fast.dtype.itemsize
+    layers = run.architecture.convolutions
+    step_s = sum(least_s(spec, images, bytes_per_element=size, **rates) for spec in layers)
+    least = {**rates, "step_s": step_s}
     results.figures["least"] = least
     results.table(f"{title}: the least that operations and bytes take", [least], " ".join(least))
 

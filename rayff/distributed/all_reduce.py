@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from rayff.distributed.failures import wait_for
-from rayff.partition.profile import AllReduceTime
+from rayff.partition.layer_costs import AllReduceTime
 
 Address = tuple[str, int]
 

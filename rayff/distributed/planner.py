@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,23 +15,19 @@ from rayff.config.activity import activity
 from rayff.config.kernels import Kernels
 from rayff.config.text import plural
 from rayff.config.train_config import Precision, TrainConfig
-from rayff.data.loading import data_options, load_task
-from rayff.data.tasks import TASKS, TaskData
 from rayff.distributed.actor_group import Capabilities
 from rayff.distributed.all_reduce import time_all_reduce
 from rayff.distributed.failures import wait_for
 from rayff.distributed.placement import capacity, nodes, num_actors, stage_resources
 from rayff.distributed.session import ray_session
 from rayff.distributed.stage_actor import remote_stage
-from rayff.engine.preparation import assemble
+from rayff.engine.preparation import assemble_without_data
 from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run
 from rayff.kernels.precision import DTYPES
-from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Costs
-from rayff.partition.plan import Plan, StageResources, make_plan
-from rayff.partition.profile import AllReduceTime, costs
-from rayff.runs.run_directory import RunDirectory
+from rayff.partition.layer_costs import AllReduceTime, costs
+from rayff.partition.plan import Plan, StageResources, make_plan, stage_memory_bytes
 
 ASSUMED_ALL_REDUCE = {
     "gloo": AllReduceTime(call_s=3e-4, byte_s=1e-9),  # 1 GB/s over a network
@@ -115,64 +111,61 @@ def plan_run(config: TrainConfig, warn: Callable[[str], None]) -> dict[str, Any]
     Raises:
         UserError: as in training.
     """
-    prepared = _without_data(config)
-    network = prepared.architecture
-    with ray_session():
-        there = nodes()
-        count = num_actors(config, there, len(network))
-        if config.cpus_per_stage is None:
-            total = sum(node.cpus for node in there)
-            config = dataclasses.replace(config, cpus_per_stage=max(1.0, total // count))
-        resources = stage_resources(config, there, 1)
-        held = capacity(there, resources)
-        actors = [remote_stage(resources) for _ in range(min(count, held))]
-        try:
-            with activity(f"starting {plural(len(actors), 'stage')}"):
-                wait_for([actor.__ray_ready__.remote() for actor in actors], "was started")
-            common = Capabilities.common(ask_capabilities(prepared, actors))
-            run = resolve_run(
-                prepared,
-                common.precision,
-                common.device_class,
-                lambda precision: autotune_on(actors[0], prepared, precision),
-            )
-            warn_of_missing_kernels(run, common.missing, warn, on_gpu=resources.gpus > 0)
-            measured = measure_costs(run, resources, actors)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+    prepared = assemble_without_data(config)
+    with ray_session(), timing_actors(config, len(prepared.architecture)) as there:
+        actors, resources = there.actors, there.resources
+        common = Capabilities.common(ask_capabilities(prepared, actors))
+        run = resolve_run(
+            prepared,
+            common.precision,
+            common.device_class,
+            lambda precision: autotune_on(actors[0], prepared, precision),
+        )
+        warn_of_missing_kernels(run, common.missing, warn, on_gpu=resources.gpus > 0)
+        measured = measure_costs(run, resources, actors)
     batch_size = run.recipe.batch_size
-    return _facts(run, make_plan(config, network, resources, measured, count, batch_size))
+    plan = make_plan(config, run.architecture, resources, measured, there.wanted, batch_size)
+    return _facts(run, plan)
 
 
-def _without_data(config: TrainConfig) -> PreparedRun:
-    """Return a run as far as a plan needs it; only a folder of images is read for it."""
-    if config.task in TASKS:
-        task = TASKS.load(config.task)
-        size = data_options(config).size
-        data = TaskData.empty(task.name, task.class_names, task.image_channels, size)
-    else:
-        data = load_task(data_options(config))
-    return assemble(config, data, RunDirectory(Path()), check_size=False)
+@dataclass(frozen=True, kw_only=True)
+class TimingActors:
+    """Actors that time layers."""
+
+    actors: list[ActorHandle[Any]]
+    """As many as the cluster holds of those wanted."""
+    resources: StageResources
+    """Of each."""
+    wanted: int
+    """Number of actors that the run would have."""
 
 
-def _memory_bytes(part: Architecture, run: Run) -> int:
-    """Return about what a stage needs beside its process: its layers and one layer's batch.
+@contextmanager
+def timing_actors(config: TrainConfig, num_layers: int) -> Iterator[TimingActors]:
+    """Start the actors that a run would have, as many as the cluster holds, and end them.
 
-    A layer has its weights, gradient and two moments of the optimizer in float32; of a batch its
-    input, its product and what it hands on.
+    They share its CPUs evenly, unless the run says otherwise.
     """
-    element = DTYPES[run.resolved.precision].itemsize
-    batch = max(
-        math.prod(layer.in_shape) + math.prod(layer.out_shape) + math.prod(layer.feature_shape)
-        for layer in part.layers
-    )
-    return 4 * 4 * part.num_weights + run.recipe.batch_size * batch * element
+    there = nodes()
+    count = num_actors(config, there, num_layers)
+    if config.cpus_per_stage is None:
+        total = sum(node.cpus for node in there)
+        config = dataclasses.replace(config, cpus_per_stage=max(1.0, total // count))
+    resources = stage_resources(config, there, 1)
+    actors = [remote_stage(resources) for _ in range(min(count, capacity(there, resources)))]
+    try:
+        with activity(f"starting {plural(len(actors), 'stage')}"):
+            wait_for([actor.__ray_ready__.remote() for actor in actors], "was started")
+        yield TimingActors(actors=actors, resources=resources, wanted=count)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _facts(run: Run, plan: Plan) -> dict[str, Any]:
     seconds = plan.stages_s
-    batch_bytes = run.recipe.batch_size * DTYPES[run.resolved.precision].itemsize
+    element_bytes = DTYPES[run.resolved.precision].itemsize
+    batch_bytes = run.recipe.batch_size * element_bytes
     onward = [plan.architecture.boundary_elements(cut) * batch_bytes for cut in plan.cuts]
     assumed = ASSUMED_ALL_REDUCE[all_reduce_backend(plan.resources)]
     return {
@@ -198,7 +191,7 @@ def _facts(run: Run, plan: Plan) -> dict[str, Any]:
                 "seconds": stage_s,
                 "share": stage_s / max(seconds),
                 "weights": part.num_weights,
-                "memory_bytes": _memory_bytes(part, run),
+                "memory_bytes": stage_memory_bytes(part, run.recipe.batch_size, element_bytes),
                 "bytes_onward": bytes_onward,
             }
             for layers, replicas, stage_s, bytes_onward, part in zip(

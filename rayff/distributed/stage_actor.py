@@ -47,8 +47,9 @@ from rayff.kernels.precision import DTYPES, configure_torch, default_precision
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import ARCHITECTURES
+from rayff.partition.layer_costs import AllReduceTime, LayerTime
 from rayff.partition.plan import StageResources
-from rayff.partition.profile import AllReduceTime, Conditions, LayerTime, time_layers
+from rayff.partition.profile import Conditions, time_layers
 
 _LINK_BYTES = 8 * 2**20
 
@@ -116,7 +117,11 @@ class StageActor:
         return autotune(architecture, images, self.device, DTYPES[precision])
 
     def profile(
-        self, config: ResolvedConfig, architecture: Architecture, neighbours: int
+        self,
+        config: ResolvedConfig,
+        architecture: Architecture,
+        neighbours: int,
+        anew: bool = False,
     ) -> Profile:
         """Time the layers, and the object store.
 
@@ -124,6 +129,7 @@ class StageActor:
             config: how the layers learn.
             architecture: all layers.
             neighbours: other actors that do the same at this moment.
+            anew: whether to time the layers even where their times are known.
         """
         conditions = Conditions(
             recipe=config.recipe,
@@ -134,7 +140,7 @@ class StageActor:
             loss=config.loss,
             neighbours=neighbours,
         )
-        times = time_layers(architecture, conditions, config.kernels)
+        times = time_layers(architecture, conditions, config.kernels, anew=anew)
         payload = np.zeros(_LINK_BYTES, dtype=np.uint8)
         seconds = []
         for _ in range(4):

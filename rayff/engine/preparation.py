@@ -21,7 +21,7 @@ from rayff.data.augmentation import try_augmentations
 from rayff.data.loading import data_options, load_task
 from rayff.data.locations import absolute, is_uri
 from rayff.data.streaming import StreamedSet
-from rayff.data.tasks import TaskData, known_task, task_recipe
+from rayff.data.tasks import TASKS, TaskData, known_task, task_recipe
 from rayff.engine.continuation import as_ranges, changed_schedule, initial_checkpoint
 from rayff.engine.run import PreparedRun
 from rayff.learning.classifier import Classifier
@@ -154,6 +154,17 @@ def assemble(
     if check_size:
         prepared.schedule(chunk=1)
     return prepared
+
+
+def assemble_without_data(config: TrainConfig) -> PreparedRun:
+    """Return a run as far as a plan needs it; only a folder of images is read for it."""
+    if config.task in TASKS:
+        task = TASKS.load(config.task)
+        size = data_options(config).size
+        data = TaskData.empty(task.name, task.class_names, task.image_channels, size)
+    else:
+        data = load_task(data_options(config))
+    return assemble(config, data, RunDirectory(Path()), check_size=False)
 
 
 def _check_checkpoint(prepared: PreparedRun, checkpoint: Checkpoint) -> None:

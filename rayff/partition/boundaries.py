@@ -33,8 +33,16 @@ class Costs:
         receive = self.boundary_s[start] if start > 0 else 0.0
         send = self.boundary_s[end] if end < len(self.layer_s) else 0.0
         images_s = receive + sum(self.layer_s[start:end]) + send
-        all_reduce_s = 2 * (replicas - 1) * sum(self.all_reduce_s[start:end]) / replicas
-        return images_s / replicas + sum(self.step_s[start:end]) + all_reduce_s
+        sums_s = self.sums_s(start, end, replicas)
+        return images_s * self.share(replicas) + sum(self.step_s[start:end]) + sums_s
+
+    def share(self, replicas: int) -> float:
+        """Return the largest part of a batch that one of so many replicas gets."""
+        return 1 / replicas
+
+    def sums_s(self, start: int, end: int, replicas: int) -> float:
+        """Return the seconds in which replicas of layers start..end-1 sum their gradients."""
+        return 2 * (replicas - 1) * sum(self.all_reduce_s[start:end]) / replicas
 
     def stages_s(self, cuts: Sequence[int], replicas: Sequence[int] = ()) -> list[float]:
         """Return the seconds of every stage that `cuts` make, of one replica if not said."""
@@ -110,7 +118,9 @@ class Division:
     replicas: tuple[int, ...]
 
 
-def balanced_division(costs: Costs, num_actors: int, most_replicas: int) -> Division:
+def balanced_division(
+    costs: Costs, num_actors: int, most_replicas: int, driver_s: float = 0.0
+) -> Division:
     """Return the division among `num_actors` or fewer whose slowest stage is fastest.
 
     On a tie the fewest actors, and then the least transfer: an actor that makes nothing faster
@@ -122,6 +132,8 @@ def balanced_division(costs: Costs, num_actors: int, most_replicas: int) -> Divi
         costs: of a batch.
         num_actors: one or more.
         most_replicas: of one stage, the images of a batch at most.
+        driver_s: seconds that the driver spends on each actor for a batch; all actors together
+            are no faster than it.
     """
     size = len(costs.layer_s)
     counts = range(1, min(num_actors, most_replicas) + 1)
@@ -151,7 +163,12 @@ def balanced_division(costs: Costs, num_actors: int, most_replicas: int) -> Divi
             best.append(min(ways))
         return best[size]
 
-    limits = sorted({second for stage in seconds.values() for second in stage})
-    least = bisect_left(limits, True, key=lambda limit: fewest(limit)[0] <= num_actors)
+    def holds(limit: float) -> bool:
+        actors = fewest(limit)[0]
+        return actors <= num_actors and actors * driver_s <= limit
+
+    of_stages = {second for stage in seconds.values() for second in stage}
+    limits = sorted({*of_stages, *(actors * driver_s for actors in range(1, num_actors + 1))})
+    least = bisect_left(limits, True, key=holds)
     _, _, starts, replicas = fewest(limits[least])
     return Division(cuts=starts[1:], replicas=replicas)

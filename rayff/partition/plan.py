@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -175,6 +176,24 @@ CHUNK_BYTES = 64 * 2**20
 def default_chunk(plan: Plan, *, batch_size: int, bytes_per_element: int) -> int:
     """Return how many batches a message takes by default."""
     elements = max((plan.architecture.boundary_elements(cut) for cut in plan.cuts), default=0)
-    by_bytes = CHUNK_BYTES // max(1, elements * batch_size * bytes_per_element)
-    by_time = CHUNK_S / max(1e-6, max(plan.stages_s))
+    return chunk_of(elements * batch_size * bytes_per_element, max(plan.stages_s))
+
+
+def chunk_of(batch_bytes: int, batch_s: float) -> int:
+    """Return how many batches of so many bytes and seconds a message takes."""
+    by_bytes = CHUNK_BYTES // max(1, batch_bytes)
+    by_time = CHUNK_S / max(1e-6, batch_s)
     return max(1, min(64, int(by_time), by_bytes))
+
+
+def stage_memory_bytes(part: Architecture, images: int, bytes_per_element: int) -> int:
+    """Return about what a stage needs beside its process: its layers and one layer's batch.
+
+    A layer has its weights, gradient and two moments of the optimizer in float32; of a batch its
+    input, its product and what it hands on.
+    """
+    batch = max(
+        math.prod(layer.in_shape) + math.prod(layer.out_shape) + math.prod(layer.feature_shape)
+        for layer in part.layers
+    )
+    return 4 * 4 * part.num_weights + images * batch * bytes_per_element

@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -38,36 +39,10 @@ from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.learning.rules import RULES, memory_format
 from rayff.models.architecture import Architecture, ModuleSource, ModuleSpec, Spec
 from rayff.models.zoo import module_rows
-from rayff.partition.boundaries import Costs
+from rayff.partition.layer_costs import LayerTime
 
 FORMAT = 7
 _REPEATS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTime:
-    """Seconds that a training batch takes in one layer."""
-
-    forward_s: float
-    """The convolution, pool and unfolding included; but for goodness with the fast rule all that
-    the features need."""
-    pointwise_s: float
-    """Dropout, ReLU, goodness, loss, normalisation and the gradient of all that; part of the
-    other two for other losses and rules."""
-    gradient_s: float
-    """The gradient of the weights."""
-    optimizer_s: float
-    """The optimizer's step, whose time does not depend on the images."""
-
-    @property
-    def images_s(self) -> float:
-        """Seconds that grow with the images."""
-        return self.forward_s + self.pointwise_s + self.gradient_s
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of the whole step."""
-        return self.images_s + self.optimizer_s
 
 
 _TIMED = ("batch_size", "optimizer", "weight_decay", "dropout", "clip_norm")
@@ -129,7 +104,11 @@ class Conditions:
 
 
 def time_layers(
-    architecture: Architecture, conditions: Conditions, kernels: Sequence[Kernels]
+    architecture: Architecture,
+    conditions: Conditions,
+    kernels: Sequence[Kernels],
+    *,
+    anew: bool = False,
 ) -> list[LayerTime]:
     """Return what a training batch takes in each layer.
 
@@ -137,18 +116,21 @@ def time_layers(
         architecture: the layers.
         conditions: under which they run.
         kernels: of each layer.
+        anew: whether to time them now, and take medians, with what disturbs them in training too;
+            else what was found before on this machine holds.
 
     Raises:
         UserError: kernels that cannot compute a layer here.
     """
     if conditions.rule == "fast":
         check_kernels(architecture, kernels, conditions.device, conditions.dtype)
-    cache = _Cache(cache_dir() / "timings.json")
+    cache = _Cache(None if anew else cache_dir() / "timings.json")
+    pick = median if anew else min
     found: list[LayerTime] = []
     for spec, own in zip(architecture.layers, kernels, strict=True):
         key = conditions.key(spec, own, architecture.source)
         if key not in cache.times:
-            cache.times[key] = time_layer(spec, conditions, own, architecture.source)
+            cache.times[key] = time_layer(spec, conditions, own, architecture.source, pick=pick)
             cache.changed = True
         found.append(cache.times[key])
     cache.write()
@@ -182,8 +164,10 @@ def time_layer(
     kernels: Kernels,
     source: ModuleSource | None = None,
     repeats: int = _REPEATS,
+    pick: Callable[[Iterable[float]], float] = min,
 ) -> LayerTime:
-    """Time one layer; of a few repetitions the fastest phases, which others disturbed least."""
+    """Time one layer; of a few repetitions by default the fastest phases, which others disturbed
+    least."""
     layer = conditions.layer(spec, source).to(conditions.device)
     layer = layer.to(memory_format=conditions.memory_format(spec))
     if isinstance(layer, CWConv):
@@ -194,10 +178,10 @@ def time_layer(
     time_pass = _time_fused_pass if fused else _time_pass
     passes = [time_pass(layer, optimizer, conditions) for _ in range(1 + repeats)][1:]
     return LayerTime(
-        forward_s=min(each[0] for each in passes),
-        pointwise_s=min(each[1] for each in passes),
-        gradient_s=min(each[2] for each in passes),
-        optimizer_s=min(each[3] for each in passes),
+        forward_s=pick(each[0] for each in passes),
+        pointwise_s=pick(each[1] for each in passes),
+        gradient_s=pick(each[2] for each in passes),
+        optimizer_s=pick(each[3] for each in passes),
     )
 
 
@@ -271,10 +255,12 @@ def random_batch(spec: Spec, conditions: Conditions, images: int) -> tuple[Tenso
 class _Cache:
     """The times found so far, in a JSON file; one that cannot be used is treated as empty."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.changed = False
         self.times: dict[str, LayerTime] = {}
+        if path is None:
+            return
         try:
             entries: dict[str, Any] = json.loads(path.read_bytes())
             self.times = {
@@ -286,7 +272,7 @@ class _Cache:
 
     def write(self) -> None:
         """Write aside and rename, as other stages may do at the same time."""
-        if not self.changed:
+        if self.path is None or not self.changed:
             return
         entries = {key: dataclasses.asdict(entry) for key, entry in self.times.items()}
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
@@ -296,53 +282,3 @@ class _Cache:
             aside.replace(self.path)
         except OSError:
             pass  # the next run times again
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllReduceTime:
-    """Seconds to send a gradient once between replicas; a sum of r sends it 2(r - 1)/r times."""
-
-    call_s: float
-    """Seconds of a gradient however small."""
-    byte_s: float
-    """Seconds of each byte."""
-
-
-def costs(
-    architecture: Architecture,
-    times: Sequence[LayerTime],
-    *,
-    frozen: Collection[int] = (),
-    batch_size: int,
-    bytes_per_element: int,
-    seconds_per_byte: float,
-    all_reduce: AllReduceTime,
-) -> Costs:
-    """Return the costs of a batch.
-
-    Args:
-        architecture: all layers.
-        times: of each layer, as measured.
-        frozen: numbers of the layers that only run forward.
-        batch_size: images of a batch.
-        bytes_per_element: of features.
-        seconds_per_byte: of a transfer between stages.
-        all_reduce: of gradients between replicas; a weight's has 4 bytes.
-    """
-    activations = [
-        architecture.boundary_elements(cut) * batch_size * bytes_per_element * seconds_per_byte
-        for cut in range(1, len(architecture))
-    ]
-    learns = [layer.index not in frozen for layer in architecture.layers]
-    return Costs(
-        layer_s=[
-            time.forward_s + time.pointwise_s + learning * time.gradient_s
-            for time, learning in zip(times, learns, strict=True)
-        ],
-        boundary_s=[0.0, *activations],
-        step_s=[t.optimizer_s * learning for t, learning in zip(times, learns, strict=True)],
-        all_reduce_s=[
-            learning * (all_reduce.call_s + 4 * layer.num_weights * all_reduce.byte_s)
-            for layer, learning in zip(architecture.layers, learns, strict=True)
-        ],
-    )

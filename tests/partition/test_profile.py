@@ -17,14 +17,8 @@ from rayff.config.recipe import Recipe
 from rayff.kernels import amx
 from rayff.models.zoo import architecture
 from rayff.partition import profile
-from rayff.partition.profile import (
-    AllReduceTime,
-    Conditions,
-    LayerTime,
-    check_kernels,
-    costs,
-    time_layers,
-)
+from rayff.partition.layer_costs import AllReduceTime, LayerTime, costs
+from rayff.partition.profile import Conditions, check_kernels, time_layers
 from tests.helpers import modules
 from tests.helpers.layers import CPU
 from tests.helpers.losses import LINEAR
@@ -59,7 +53,7 @@ def timed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that would have been timed, by index."""
     layers: list[int] = []
 
-    def time_layer(spec: Any, *_: Any) -> LayerTime:
+    def time_layer(spec: Any, *_: Any, **options: Any) -> LayerTime:
         layers.append(spec.index)
         return SECONDS
 
