@@ -1,11 +1,12 @@
 """The command `rayff bench scaling`: Train pipelines of actors on random images, one CPU a stage.
 
-Prints images/s, speed-up over one stage, the ceiling that the best cut of whole layers allows, how
-busy each stage is, and what the plan predicted; all in the steady state, without fill and drain.
-One process with as many threads as there are cores is measured as well.
+Prints images/s, speed-up over one stage, the ceiling that the best cut of whole layers allows, and
+how busy each stage is; all in the steady state, without fill and drain. One process with as many
+threads as there are cores is measured as well.
 
-More stages than there are cores are simulated from the measured layer times and the measured speed
-of the object store, and so are 8, 16 and 64 devices, with and without replicas.
+In each turn the layers are profiled anew, as by `rayff plan --save-profile`, and each pipeline is
+predicted from that profile, as by `rayff plan --simulate`. More devices than there are cores are
+simulated from the last profile, with and without replicas.
 
 Examples:
   rayff bench scaling --arch tinycnn --batch-size 16 --steps 12 --repeats 1
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +31,11 @@ from rayff.bench.workload import Backend, SteadyState, random_run, train_steadil
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.engine.local import train_locally
-from rayff.partition.boundaries import Costs, Division, balanced_boundaries, balanced_division
+from rayff.partition.device_profile import DeviceProfile
 from rayff.partition.plan import Plan
-from rayff.partition.simulation import simulate
+from rayff.partition.scale import Scenario, measured_cluster, predict
 
 SIMULATED = (8, 16, 64)
-SIMULATED_BATCHES = 352
-"""As in an epoch of CIFAR-10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,7 @@ def measure(command: ScalingCommand, results: Results) -> None:
     """Fill in the tables and figures."""
     from rayff.distributed.controller import train_on_cluster
     from rayff.distributed.placement import nodes
+    from rayff.distributed.profiling import measure_profile
     from rayff.distributed.session import ray_session
 
     usual = {"device": "cpu", "cpus_per_stage": 1, "stages": None, "replicas": None}
@@ -109,9 +109,19 @@ def measure(command: ScalingCommand, results: Results) -> None:
         if f"replicas {copies}" in works and copies.isdigit():
             works[f"{copies} separate, no all-reduce"] = partial(separate, int(copies))
         works[f"one process, {threads} threads"] = partial(in_one_process, threads)
-        measured = in_turns(works, command.repeats, warm_up=False)  # each run fills its pipeline
-    _measured(results, command, measured)
-    _simulated(results, command, measured, cores)
+        largest = max(count for count in (1, *command.stages) if count <= cores)
+        several = {**usual, "task": "cifar10", "stages": max(largest, min(2, cores))}
+        profiles: list[DeviceProfile] = []
+
+        def profile_first(name: str) -> SteadyState:
+            if name == "1 stage":
+                profiles.append(measure_profile(train_config(command, **several), "bench scaling"))
+            return works[name]()
+
+        turns = {name: partial(profile_first, name) for name in works}
+        measured = in_turns(turns, command.repeats, warm_up=False)  # each run fills its pipeline
+    _measured(results, command, measured, profiles)
+    _simulated(results, command, measured, profiles[-1], cores)
 
 
 main = benchmark(ScalingCommand, measure)
@@ -124,14 +134,40 @@ def ceiling(plan: Plan) -> float:
     return free.speedup(plan.cuts, plan.replicas)
 
 
+def scenario(profile: DeviceProfile, plan: Plan, batch_size: int) -> Scenario:
+    """Return what a profile is asked: the plan's network, one batch in each chunk."""
+    return Scenario(
+        profile=profile,
+        architecture=plan.architecture,
+        cluster=measured_cluster(profile),
+        batch_size=batch_size,
+        chunk=1,
+    )
+
+
+def predicted_s(profile: DeviceProfile, plan: Plan, batch_size: int) -> float:
+    """Return the seconds of a batch that a profile predicts of a plan."""
+    asked = dataclasses.replace(
+        scenario(profile, plan, batch_size),
+        cuts=plan.cuts,
+        replicas=plan.replicas,
+        window=plan.num_stages + 2,
+    )
+    return predict(asked, plan.num_actors).batch_s
+
+
 def _measured(
-    results: Results, command: ScalingCommand, measured: dict[str, list[SteadyState]]
+    results: Results,
+    command: ScalingCommand,
+    measured: dict[str, list[SteadyState]],
+    profiles: Sequence[DeviceProfile],
 ) -> None:
     seconds = {name: [run.batch_s for run in runs] for name, runs in measured.items()}
     rows = []
     for name, runs in measured.items():
         plan, batch_s = runs[0].plan, median(seconds[name])
         speedup, most = median(seconds["1 stage"]) / batch_s, plan and ceiling(plan)
+        predicted = plan and [predicted_s(each, plan, command.batch_size) for each in profiles]
         busy = [median(stage) for stage in zip(*(run.busy for run in runs), strict=True)]
         rows.append(
             {
@@ -144,7 +180,8 @@ def _measured(
                 "speedup": speedup,
                 "ceiling": most,
                 "share_of_ceiling": most and speedup / most,
-                "predicted_seconds_a_batch": plan and max(plan.stages_s),
+                "predicted_seconds_a_batch": predicted,
+                "predicted_share": predicted and median(predicted) / batch_s,
                 "busy": busy,
                 "bottleneck_idle": 1 - max(busy),
             }
@@ -154,8 +191,12 @@ def _measured(
         f"{command.arch}, batch {command.batch_size}: measured, one thread a stage",
         rows,
         "pipeline layers seconds_a_batch images_per_s speedup ceiling share_of_ceiling "
-        "predicted_seconds_a_batch bottleneck_idle busy",
+        "predicted_seconds_a_batch predicted_share bottleneck_idle busy",
     )
+    shares = [row["predicted_share"] for row in rows if row["predicted_share"] is not None]
+    worst = max(abs(share - 1) for share in shares)
+    results.figures["largest_prediction_error"] = worst
+    results.notes.append(f"predicted seconds differ from measured ones by {worst:.1%} at most")
     if "2 stages" in measured:
         *_, alone = seconds.values()
         ratio = median(alone) / median(seconds["2 stages"])
@@ -168,48 +209,41 @@ def _measured(
 
 
 def _simulated(
-    results: Results, command: ScalingCommand, measured: dict[str, list[SteadyState]], cores: int
+    results: Results,
+    command: ScalingCommand,
+    measured: dict[str, list[SteadyState]],
+    profile: DeviceProfile,
+    cores: int,
 ) -> None:
-    """Add larger pipelines, simulated with the costs of the largest one that was measured."""
-    plans = [runs[0].plan for runs in measured.values() if runs[0].plan is not None]
-    costs = max(plans, key=lambda plan: plan.num_actors).costs
-    alone, _ = _play(costs, Division(cuts=(), replicas=(1,)), command.batch_size)
+    """Add larger pipelines, simulated from a profile."""
+    plan = next(runs[0].plan for runs in measured.values() if runs[0].plan is not None)
+    any_plan = scenario(profile, plan, command.batch_size)
+    alone = predict(any_plan, 1)
     rows = []
     for count in sorted({*(count for count in command.stages if count > cores), *SIMULATED}):
-        ones = (1,) * min(count, len(costs.layer_s))
-        divisions = {
-            "cuts alone": Division(cuts=balanced_boundaries(costs, ones), replicas=ones),
-            "cuts and replicas": balanced_division(costs, count, command.batch_size),
+        ones = (1,) * min(count, len(plan.architecture))
+        asked = {
+            "cuts alone": dataclasses.replace(any_plan, replicas=ones),
+            "cuts and replicas": any_plan,
         }
-        for name, division in divisions.items():
-            images_per_s, idle = _play(costs, division, command.batch_size)
+        for name, each in asked.items():
+            found = predict(each, count)
             rows.append(
                 {
                     "simulated": True,
                     "devices": count,
                     "plan": name,
-                    **dataclasses.asdict(division),
-                    "actors": sum(division.replicas),
-                    "images_per_s": images_per_s,
-                    "speedup": images_per_s / alone,
-                    "bottleneck_idle": idle,
+                    **dataclasses.asdict(found.division),
+                    "actors": found.actors,
+                    "images_per_s": found.images_per_s,
+                    "speedup": alone.batch_s / found.batch_s,
                 }
             )
     results.figures["simulated"] = rows
     results.table(
-        f"{command.arch}, batch {command.batch_size}: SIMULATED from the measured layer times "
-        f"and object store, {SIMULATED_BATCHES} batches",
+        f"{command.arch}, batch {command.batch_size}: SIMULATED from the last profile, "
+        f"{profile.devices_per_node} cores a node, {profile.network.bytes_per_s / 1e9:g} GB/s "
+        f"between nodes ({profile.network.source})",
         rows,
-        "devices plan actors images_per_s speedup bottleneck_idle",
+        "devices plan actors images_per_s speedup",
     )
-
-
-def _play(costs: Costs, division: Division, batch_size: int) -> tuple[float, float]:
-    """Return the images/s of a simulated pipeline, and the share that its bottleneck is idle."""
-    found = simulate(
-        *(costs, division.cuts, division.replicas),
-        batch_size=batch_size,
-        num_chunks=SIMULATED_BATCHES,
-        window=len(division.replicas) + 2,
-    )
-    return found.images_per_s, 1 - max(found.stage_busy)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from rayff.config.errors import UserError
 from rayff.config.simulation import DEVICES, SimulationOptions
 from rayff.config.train_config import TrainConfig
 from rayff.engine.preparation import assemble_without_data
-from rayff.partition.cluster import Cluster, Link
 from rayff.partition.device_profile import ELEMENT_BYTES, DeviceProfile, LinkRate, read_profile
 from rayff.partition.failures import Failures
-from rayff.partition.layer_costs import AllReduceTime
 from rayff.partition.plan import stage_memory_bytes
-from rayff.partition.scale import Prediction, Scenario, predict
+from rayff.partition.scale import Prediction, Scenario, measured_cluster, predict
 
 IMAGES = 45_000
 """Of an epoch: those of CIFAR-10."""
@@ -26,14 +23,6 @@ RESTART_S = 12.0
 
 _OF_THE_PROFILE = ("stages", "rule", "kernels", "cpus_per_stage")
 """Options that a simulated plan takes from the profile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Links:
-    """Links of a cluster, and where their rates are from."""
-
-    node: LinkRate
-    network: LinkRate
 
 
 def simulated_plan(config: TrainConfig, options: SimulationOptions) -> dict[str, Any]:
@@ -54,12 +43,11 @@ def simulated_plan(config: TrainConfig, options: SimulationOptions) -> dict[str,
             f"--precision {config.precision}: the profile of {profile.hardware} is in "
             f"{profile.precision}; leave the option out, or take another profile"
         )
-    run = assemble_without_data(config)
-    links = _links(options, profile)
+    profile, run = _given(options, profile), assemble_without_data(config)
     scenario = Scenario(
         profile=profile,
         architecture=run.architecture,
-        cluster=_cluster(options, profile, links),
+        cluster=measured_cluster(profile),
         batch_size=run.recipe.batch_size,
         loss=config.loss,
         least_images=options.least_images or 1,
@@ -86,8 +74,11 @@ def simulated_plan(config: TrainConfig, options: SimulationOptions) -> dict[str,
         "hardware": profile.hardware,
         "times": model.source,
         "measured_batch_sizes": list(model.batch_sizes),
-        "devices_per_node": scenario.cluster.devices_per_node,
-        "links": dataclasses.asdict(links),
+        "devices_per_node": profile.devices_per_node,
+        "links": {
+            "node": dataclasses.asdict(profile.node),
+            "network": dataclasses.asdict(profile.network),
+        },
         "ray": dataclasses.asdict(profile.ray),
         "epochs": scenario.epochs,
         "images": scenario.images,
@@ -95,8 +86,10 @@ def simulated_plan(config: TrainConfig, options: SimulationOptions) -> dict[str,
     }
 
 
-def _links(options: SimulationOptions, profile: DeviceProfile) -> _Links:
-    def of(name: str, rate: LinkRate) -> LinkRate:
+def _given(options: SimulationOptions, profile: DeviceProfile) -> DeviceProfile:
+    """Return the profile with the node and the links of the options."""
+
+    def link(name: str, rate: LinkRate) -> LinkRate:
         bandwidth = getattr(options, f"{name}_bandwidth")
         latency = getattr(options, f"{name}_latency")
         if bandwidth is None and latency is None:
@@ -107,22 +100,13 @@ def _links(options: SimulationOptions, profile: DeviceProfile) -> _Links:
             source=f"given by --{name}-bandwidth or --{name}-latency, else {rate.source}",
         )
 
-    return _Links(node=of("node", profile.node), network=of("network", profile.network))
-
-
-def _cluster(options: SimulationOptions, profile: DeviceProfile, links: _Links) -> Cluster:
-    def link(rate: LinkRate) -> Link:
-        return Link(bytes_per_s=rate.bytes_per_s, latency_s=rate.latency_s)
-
-    sums = profile.node_all_reduce if links.node is profile.node else None
-    measured = AllReduceTime(call_s=sums.call_s, byte_s=1 / sums.bytes_per_s) if sums else None
-    return Cluster(
+    node = link("node", profile.node)
+    return dataclasses.replace(
+        profile,
         devices_per_node=options.devices_per_node or profile.devices_per_node,
-        node=link(links.node),
-        network=link(links.network),
-        node_all_reduce=measured,
-        message_s=profile.ray.message_s,
-        call_s=profile.ray.call_s,
+        node=node,
+        network=link("network", profile.network),
+        node_all_reduce=profile.node_all_reduce if node is profile.node else None,
     )
 
 

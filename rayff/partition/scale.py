@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from rayff.config.errors import UserError
 from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Division, balanced_boundaries, balanced_division
-from rayff.partition.cluster import Cluster, ClusterCosts
+from rayff.partition.cluster import Cluster, ClusterCosts, Link
 from rayff.partition.device_profile import (
     DeviceProfile,
     NetworkModel,
     feature_bytes,
     network_model,
 )
+from rayff.partition.layer_costs import AllReduceTime
 from rayff.partition.plan import chunk_of
+from rayff.partition.simulation import spans
+
+MOST_PLAYED = 1000
+"""Chunks that are simulated one by one; others follow as in the steady state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,21 @@ def cluster_costs(scenario: Scenario, devices: int) -> ClusterCosts:
     )
 
 
+def measured_cluster(profile: DeviceProfile) -> Cluster:
+    """Return a cluster of a profile's devices, with the links that it names."""
+    sums, node, network = profile.node_all_reduce, profile.node, profile.network
+    return Cluster(
+        devices_per_node=profile.devices_per_node,
+        node=Link(bytes_per_s=node.bytes_per_s, latency_s=node.latency_s),
+        network=Link(bytes_per_s=network.bytes_per_s, latency_s=network.latency_s),
+        node_all_reduce=(
+            AllReduceTime(call_s=sums.call_s, byte_s=1 / sums.bytes_per_s) if sums else None
+        ),
+        message_s=profile.ray.message_s,
+        call_s=profile.ray.call_s,
+    )
+
+
 def predict(scenario: Scenario, devices: int) -> Prediction:
     """Return the fastest plan for so many devices or fewer, and on a tie the smallest.
 
@@ -128,7 +148,7 @@ def _play(scenario: Scenario, count: int, devices: int) -> Prediction:
     ]
     chunk, latency_s = costs.chunk, costs.link.latency_s
     busy = [chunk * s for s in (costs.driver_s(sum(replicas)), *work)]
-    on_the_way = [0.0, *(chunk * s + latency_s for s in links)]
+    on_the_way = [latency_s, *(chunk * s + latency_s for s in links)]
     named = {"the driver's calls": busy[0]}
     named |= {f"stage {i}": s for i, s in enumerate(busy[1:])}
     named |= {f"the link behind stage {i}": chunk * s for i, s in enumerate(links)}
@@ -138,6 +158,9 @@ def _play(scenario: Scenario, count: int, devices: int) -> Prediction:
     if whole_s / window > gap_s:
         bottleneck, gap_s = "the window", whole_s / window
     chunks, batch_s = math.ceil(scenario.batches / chunk), gap_s / chunk
+    played = min(chunks, MOST_PLAYED)
+    ways = [0.0, *(chunk * s for s in links)]
+    ends = spans(busy, played, link_s=ways, latency_s=latency_s, window=window)
     return Prediction(
         devices=devices,
         costs=costs,
@@ -146,7 +169,7 @@ def _play(scenario: Scenario, count: int, devices: int) -> Prediction:
         batch_s=batch_s,
         bottleneck=bottleneck,
         epoch_s=scenario.batches * batch_s,
-        run_s=whole_s + (scenario.epochs * chunks - 1) * gap_s,
+        run_s=ends[-1][-1][1] + (scenario.epochs * chunks - played) * gap_s,
     )
 
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayff.partition.boundaries import Costs
-from rayff.partition.simulation import simulate, spans
+from rayff.partition.simulation import spans
 
 
 class TestSpans:
@@ -28,6 +27,12 @@ class TestSpans:
         assert spans([1.0, 1.0], 3, link_s=[2.0]) == [
             [(0, 1), (1, 2), (2, 3)],
             [(3, 4), (5, 6), (7, 8)],
+        ]
+
+    def test_a_latency_delays_and_keeps_no_chunk_from_the_link(self):
+        assert spans([1.0, 1.0], 3, link_s=[0.5], latency_s=4.0) == [
+            [(0, 1), (1, 2), (2, 3)],
+            [(5.5, 6.5), (6.5, 7.5), (7.5, 8.5)],
         ]
 
     def test_a_window_of_one_chunk_is_no_pipeline(self):
@@ -66,40 +71,3 @@ class TestSpans:
         for stage, seconds in zip(stages, stage_s, strict=True):
             assert all(end - begin == pytest.approx(seconds) for begin, end in stage)
             assert all(a[1] <= b[0] for a, b in zip(stage, stage[1:], strict=False))
-
-
-class TestSimulate:
-    COSTS = Costs(
-        layer_s=[4.0, 8.0, 2.0],
-        boundary_s=[0.0, 1.0, 2.0],
-        step_s=[0.5, 0.5, 0.5],
-        all_reduce_s=[0.0, 1.0, 0.0],
-    )
-
-    def test_transfers_add_to_the_time_of_stages(self):
-        # 4 + 1 + 0.5, (1 + 8 + 2) / 2 + 0.5 + 1, 2 + 2 + 0.5
-        found = simulate(self.COSTS, (1, 2), (1, 2, 1), batch_size=10, num_chunks=4)
-        assert found.total_s == pytest.approx(5.5 + 7.0 + 4.5 + 3 * 7.0)
-        assert found.images_per_s == pytest.approx(40 / 38)
-        assert found.stage_busy == pytest.approx((22 / 38, 28 / 38, 18 / 38))
-
-    def test_overlapped_transfers_do_not(self):
-        # 4.5, 8 / 2 + 1.5, 2.5; a link between one and two actors carries whole batches
-        found = simulate(self.COSTS, (1, 2), (1, 2, 1), batch_size=10, num_chunks=4, overlap=True)
-        assert found.total_s == pytest.approx(4.5 + 1 + 5.5 + 2 + 2.5 + 3 * 5.5)
-
-    def test_links_between_replicas_carry_pieces(self):
-        some = Costs(layer_s=[0.0, 0.0], boundary_s=[0.0, 6.0])
-        for replicas, link_s in (((1, 3), 6.0), ((2, 3), 3.0), ((3, 3), 2.0)):
-            found = simulate(some, (1,), replicas, batch_size=1, num_chunks=1, overlap=True)
-            assert found.total_s == pytest.approx(link_s)
-
-    def test_longer_chunks_take_longer_to_fill(self):
-        short = simulate(self.COSTS, (1, 2), batch_size=10, num_chunks=12)
-        long = simulate(self.COSTS, (1, 2), batch_size=10, num_chunks=4, chunk=3)
-        assert long.total_s - short.total_s == pytest.approx(2 * (5.5 + 4.5))
-
-    def test_one_actor_is_always_busy(self):
-        found = simulate(self.COSTS, (), batch_size=10, num_chunks=7)
-        assert found.total_s == pytest.approx(7 * 15.5)
-        assert found.stage_busy == pytest.approx((1.0,))
