@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -162,17 +163,23 @@ def save_profile(config: TrainConfig, path: str) -> DeviceProfile:
     """
     file = Path(path)
     old = read_profile_file(file) if file.exists() else None
-    there = next(each for each in (file.absolute(), *file.absolute().parents) if each.exists())
-    if not os.access(there, os.W_OK):
-        raise UserError(f"--save-profile {path} cannot be written; name another file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(path, error) from error
     command = f"rayff plan --arch {config.arch} --loss {config.loss} --save-profile {file.name}"
     profile = measure_profile(config, command)
     profile = profile if old is None else merged(old, profile)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, profile_json(profile).encode())
     except OSError as error:
-        raise UserError(
-            f"--save-profile {path} cannot be written: {error.strerror}; name another file"
-        ) from error
+        raise _unwritable(path, error) from error
     return profile
+
+
+def _unwritable(path: str, error: OSError) -> UserError:
+    return UserError(
+        f"--save-profile {path} cannot be written: {error.strerror}; name another file"
+    )
