@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rayff.config.errors import UserError
+from rayff.config.registry import is_import_path
 from rayff.config.text import is_path, is_plain
 from rayff.config.train_config import Precision
 from rayff.models.architecture import Architecture
@@ -362,6 +363,10 @@ def merged(old: DeviceProfile, new: DeviceProfile) -> DeviceProfile:
     return dataclasses.replace(new, timings=(*others, *new.timings))
 
 
+_LEAST, _MOST = 1e-15, 1e18
+"""Of a number in a file: so that no quotient is infinite."""
+
+
 class _WrongError(Exception):
     """What is wrong in a file, in a clause."""
 
@@ -384,10 +389,13 @@ def _check(profile: DeviceProfile) -> None:
         if sum(layer.total_s for layer in timing.layers) == 0:
             raise _WrongError(f"timings[{number}].layers take no time at all")
     for number, step in enumerate(profile.roofline.steps if profile.roofline else ()):
+        name = f"roofline.steps[{number}].network"
+        if is_import_path(step.network):  # a file runs no code
+            raise _WrongError(f"{name} must be a network of rayff, not {step.network!r}")
         try:
             architecture(step.network, num_classes=10, image_channels=3)
         except UserError as error:
-            raise _WrongError(f"roofline.steps[{number}].network: {error}") from error
+            raise _WrongError(f"{name}: {error}") from error
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -418,9 +426,10 @@ def _number(kind: Any, value: Any, where: str) -> int | float:
     above = where.rpartition(".")[2] in _POSITIVE
     whole = type(value) is int
     number = whole or (kind is float and type(value) is float and math.isfinite(value))
-    if not number or value < 0 or (above and value == 0) or value > 1e18:
+    possible = number and (_LEAST <= value <= _MOST or (value == 0 and not above))
+    if not possible:
         what = "a whole number" if kind is int else "a number"
-        least = "above 0" if above else "of 0 or more"
+        least = "above 0" if above else "of 0 or more"  # and not out of all proportion
         raise _WrongError(f"{where} must be {what} {least}, not {value!r}")
     return kind(value)  # type: ignore[no-any-return]
 

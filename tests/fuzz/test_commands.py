@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from rayff.cli import run_command
 from rayff.learning.readout import Temperatures
+from rayff.partition.device_profile import profile_json
 from tests.fuzz.checks import cases
 from tests.fuzz.mutations import broken_bytes, broken_json
 from tests.helpers.colour_run import write_image, write_run, write_task
 from tests.helpers.mistakes import tree
+from tests.helpers.profiles import device_profile
 from tests.helpers.runs import StopAfter, train_locally
 from tests.helpers.tiny_task import tiny_config, write_tiny_task
 
@@ -106,6 +108,27 @@ class TestTrain:
         path = stopped / "config.json"
         for args in (["--config", str(path)], ["--resume", "--run-dir", str(stopped)]):
             assert run("train", *args, capsys=capsys, folder=tmp_path) == (None, "")
+
+
+class TestPlan:
+    @cases(60)
+    @given(data=st.data(), network=st.sampled_from(["tinycnn", "resnet"]))
+    def test_on_a_broken_profile(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        data: st.DataObject,
+        network: str,
+    ) -> None:
+        path = tmp_path / "profile.json"
+        steps = ({"network": "resnet", "batch_size": 8, "step_s": 0.1, "source": "measured"},)
+        rates = {"operations_per_s": 1e12, "bytes_per_s": 1e9}
+        whole = json.loads(profile_json(device_profile())) | {
+            "roofline": {**rates, "steps": steps}
+        }
+        path.write_text(json.dumps(data.draw(broken_json(whole))))
+        options = ["--arch", network, "--batch-size", "8", "--devices", "1,12", "--mtbf", "9"]
+        run("plan", *options, "--simulate", str(path), capsys=capsys, folder=tmp_path)
 
 
 class TestATrainedNetwork:

@@ -23,6 +23,9 @@ from tests.helpers.profiles import TINYCNN, device_profile, timing
 
 RESNET = architecture("resnet", num_classes=10, image_channels=3)
 
+RATES = {"operations_per_s": 1e12, "bytes_per_s": 1e9}
+STEP = {"network": "resnet", "batch_size": 8, "step_s": 0.1, "source": "measured"}
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -79,8 +82,16 @@ def _without(*keys: Any) -> Callable[[Any], Any]:
         (_set("hardware", to="\x1b[2J"), "hardware must be text"),
         (_set("colour", to="red"), "colour is unknown; known are format, hardware"),
         (
-            _set("roofline", to={"operations_per_s": 1, "bytes_per_s": 1, "steps": []}),
+            _set("roofline", to={**RATES, "steps": []}),
             "roofline.steps is empty",
+        ),
+        (
+            _set("roofline", to={**RATES, "steps": [{**STEP, "network": "os:getcwd"}]}),
+            r"roofline.steps\[0\].network must be a network of rayff, not 'os:getcwd'",
+        ),
+        (
+            _set("roofline", to={**RATES, "steps": [{**STEP, "network": "resnat"}]}),
+            r"roofline.steps\[0\].network: .*resnat",
         ),
     ],
 )
@@ -114,7 +125,7 @@ def test_the_profiles_that_come_along_fit_their_networks(name: str):
     for network in {*profile.networks(), *(step.network for step in steps)}:
         made = architecture(network, num_classes=10, image_channels=3)
         model = network_model(profile, made, "goodness", 7)
-        assert all(layer.image_s > 0 <= layer.fixed_s for layer in model.layers)
+        assert all(layer.image_s + layer.fixed_s > 0 for layer in model.layers)
 
 
 class TestModel:
