@@ -23,19 +23,10 @@ def plan_console() -> Console:
 def show_plan(facts: dict[str, Any]) -> None:
     """Print a plan of this cluster."""
     console = plan_console()
-    table = Table(
-        title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
-    )
-    for name in (
-        "stage",
-        "layers",
-        "actors",
-        "seconds a batch",
-        "share of the slowest",
-        "weights",
-        "memory, about",
-        "bytes onward",
-    ):
+    title = f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
+    names = ["stage", "layers", "actors", "seconds a batch", "share of the slowest"]
+    table = Table(title=title)
+    for name in (*names, "weights", "memory, about", "bytes onward"):
         table.add_column(name, justify="right")
     for number, stage in enumerate(facts["stages"]):
         table.add_row(
@@ -71,25 +62,21 @@ def show_simulation(facts: dict[str, Any]) -> None:
     _show_table(console, facts)
     if len(plans) == 1:
         _show_stages(console, plans[0])
+    if plans[0]["failures"]:
+        _show_failures(console, plans)
     for line in _origins(facts):
         console.print(line, soft_wrap=True)
 
 
 def _show_table(console: Console, facts: dict[str, Any]) -> None:
-    with_failures = any(plan["failures"] for plan in facts["plans"])
-    table = Table(
-        title=f"SIMULATED: {facts['architecture']}, batch {facts['batch_size']}, "
-        f"{facts['precision']}, {facts['hardware']}",
-        title_justify="left",
+    title = (
+        f"SIMULATED: {facts['architecture']}, batch {facts['batch_size']}, "
+        f"{facts['precision']}, {facts['hardware']}"
     )
     names = ["devices", "used", "stages", "images/s", "speed-up", "efficiency", "bottleneck"]
-    names += ["epoch", plural(facts["epochs"], "epoch")]
-    if with_failures:
-        names += ["failures a day", "time lost", "checkpoint every", "with failures"]
-    for name in names:
-        table.add_column(name, justify="right")
+    table = _table([*names, "epoch", plural(facts["epochs"], "epoch")], title)
     for plan in facts["plans"]:
-        row = [
+        table.add_row(
             f"{plan['devices']:,}",
             f"{plan['actors']:,}",
             str(len(plan["stages"])),
@@ -99,36 +86,42 @@ def _show_table(console: Console, facts: dict[str, Any]) -> None:
             plan["bottleneck"],
             _duration(plan["epoch_seconds"]),
             _duration(plan["training_seconds"]),
-        ]
-        if with_failures:
-            failures = plan["failures"]
-            row += [
-                f"{failures['per_day']:.3g}",
-                f"{failures['lost']:.2%}",
-                plural(failures["checkpoint_every"], "epoch"),
-                _duration(failures["training_seconds"]),
-            ]
-        table.add_row(*row)
+        )
     console.print(table)
 
 
-def _show_stages(console: Console, plan: dict[str, Any]) -> None:
-    table = Table()
-    for name in (
-        "stage",
-        "layers",
-        "replicas",
-        "images each",
-        "seconds a batch",
-        "of which sums",
-        "link",
-        "share of the slowest",
-        "weights",
-        "memory, about",
-        "bytes onward",
-        "way",
-    ):
+def _show_failures(console: Console, plans: list[dict[str, Any]]) -> None:
+    first = plans[0]["failures"]
+    title = (
+        f"failures, a snapshot of {_duration(first['snapshot_seconds'])} and a restart of "
+        f"{_duration(first['restart_seconds'])}"
+    )
+    names = ["devices", "failures a day", "checkpoint every", "time lost", "all epochs"]
+    table = _table([*names, "best checkpoint", "then lost"], title)
+    for plan in plans:
+        failures = plan["failures"]
+        table.add_row(
+            f"{plan['devices']:,}",
+            f"{failures['per_day']:.3g}",
+            plural(failures["checkpoint_every"], "epoch"),
+            f"{failures['lost']:.2%}",
+            _duration(failures["training_seconds"]),
+            plural(failures["best_checkpoint_every"], "epoch"),
+            f"{failures['lost_at_best']:.2%}",
+        )
+    console.print(table)
+
+
+def _table(names: list[str], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in names:
         table.add_column(name, justify="right")
+    return table
+
+
+def _show_stages(console: Console, plan: dict[str, Any]) -> None:
+    names = ["stage", "layers", "replicas", "images", "a batch", "sums", "link", "share"]
+    table = _table([*names, "weights", "memory", "onward"])
     for number, stage in enumerate(plan["stages"]):
         first, last = stage["first_layer"], stage["last_layer"]
         table.add_row(
@@ -141,22 +134,14 @@ def _show_stages(console: Console, plan: dict[str, Any]) -> None:
             _duration(stage["link_seconds"]) if stage["onward"] else "-",
             f"{stage['share']:.0%}",
             *_sizes(stage),
-            stage["onward"] or "-",
         )
     console.print(table)
     console.print(
         f"cuts: {_listed(plan['cuts'])}; replicas: {_listed(plan['replicas'])}; "
-        f"chunk: {plan['chunk']}; window: {plan['window']}",
+        f"chunk: {plan['chunk']}; window: {plan['window']}"
+        + (f"; boundaries are {plan['stages'][0]['onward']}" if plan["cuts"] else ""),
         soft_wrap=True,
     )
-    if failures := plan["failures"]:
-        console.print(
-            f"least time is lost with a checkpoint every "
-            f"{plural(failures['best_checkpoint_every'], 'epoch')}: {failures['lost_at_best']:.2%}"
-            f"; without the bounds of epochs it would be every "
-            f"{_duration(failures['best_interval_seconds'])}",
-            soft_wrap=True,
-        )
 
 
 def _origins(facts: dict[str, Any]) -> list[str]:
