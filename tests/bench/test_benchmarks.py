@@ -101,8 +101,8 @@ class TestOnRay:
         assert found["measured"][0]["speedup"] == 1
         shares = [row["predicted_share"] for row in found["measured"]]
         assert [share is None for share in shares] == [False, False, False, True, True]
-        assert all(0.1 < share < 10 for share in shares[:3])
-        assert found["largest_prediction_error"] == max(abs(share - 1) for share in shares[:3])
+        assert all(0.1 < share < 10 for (share,) in shares[:3])
+        assert found["largest_prediction_error"] == max(abs(s - 1) for (s,) in shares[:3])
         assert all(row["simulated"] is True for row in found["simulated"])
         assert sorted({row["devices"] for row in found["simulated"]}) == [3, 8, 16, 64]
         assert found["two_stages_against_one_process"] > 0
