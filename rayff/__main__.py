@@ -12,7 +12,7 @@ from tyro.extras import SubcommandApp
 
 from rayff import __version__
 from rayff.bench.__main__ import COMMANDS as BENCHMARKS
-from rayff.cli import COMPLETION, command_module, constructors, run_command, run_group
+from rayff.cli import COMPLETION, command_options, constructors, run_command, run_group
 from rayff.config.errors import UserError
 
 COMMANDS = {
@@ -111,8 +111,7 @@ def _app(package: str, commands: Mapping[str, str]) -> SubcommandApp:
         if name == "bench":
             app.command(_app("rayff.bench", BENCHMARKS), name=name)
         else:
-            options = getattr(command_module(package, name), f"{name.capitalize()}Command")
-            app.command(options, name=name)
+            app.command(command_options(package, name), name=name)
     return app
 
 

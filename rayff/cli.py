@@ -282,9 +282,14 @@ def run_group(
 
 def command_module(package: str, name: str) -> types.ModuleType:
     """Import the module that holds a command."""
-    module = importlib.import_module(f"{package}.{name}")
+    module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
     is_package = hasattr(module, "__path__")
-    return importlib.import_module(f"{package}.{name}.__main__") if is_package else module
+    return importlib.import_module(f"{module.__name__}.__main__") if is_package else module
+
+
+def command_options(package: str, name: str) -> Any:
+    """Return the dataclass of a command's options, such as ToAccuracyCommand of to-accuracy."""
+    return getattr(command_module(package, name), f"{name.title().replace('-', '')}Command")
 
 
 def run_command(command: Callable[[Sequence[str]], int]) -> None:

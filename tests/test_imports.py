@@ -35,6 +35,7 @@ for _name in ("distributed", "console"):
 BELOW["baselines"] = {"distributed", *BELOW["distributed"]}
 for _name in ("tune", "report", "doctor", "bench"):
     BELOW[_name] = {"baselines", "console", "cli", "trainer", *BELOW["baselines"]}
+BELOW["bench"].add("report")
 
 COMMANDS = {
     *("__main__", "cli", "config_file", "evaluate", "export", "plan", "predict", "train"),

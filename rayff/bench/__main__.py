@@ -14,7 +14,7 @@ COMMANDS = {
     "startup": "seconds from the command line to the first step",
     "scaling": "pipelines of 1, 2, ... stages against one stage and against their plan",
     "memory": "peak memory of a step, against backpropagation",
-    "backprop": "images/s and seconds to an accuracy, against backpropagation",
+    "to-accuracy": "seconds, joules and memory to given accuracies, against backpropagation",
     "chaos": "trainings whose stages, nodes and driver are killed at random",
     "snapshot": "how much a snapshot slows training down",
     "endurance": "memory of driver, stages and object store over an hour",

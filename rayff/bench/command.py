@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +32,15 @@ class BenchCommand:
                 if type(count) is int and count < 1 and name != "seed":
                     raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {count}")
         if self.save is not None:
-            path = Path(self.save).absolute()
-            there = next(each for each in (path, *path.parents) if each.exists())
-            if path.is_dir() or not os.access(there, os.W_OK):
-                raise UserError(f"--save {self.save} cannot be written; name another file")
+            check_writable("save", self.save)
+
+
+def check_writable(option: str, file: str) -> None:
+    """Raise a UserError where an option names a file that cannot be written."""
+    path = Path(file).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if path.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--{option} {file} cannot be written; name another file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,8 @@ def benchmark(kind: type[C], measure: Callable[[C, Results], None]) -> Main:
         kind: the options, a class called like the benchmark with `Command` behind it.
         measure: fills in the results.
     """
-    name, module = kind.__name__.removesuffix("Command").lower(), sys.modules[kind.__module__]
+    words = re.findall("[A-Z][a-z]*", kind.__name__.removesuffix("Command"))
+    name, module = "-".join(words).lower(), sys.modules[kind.__module__]
 
     def main(args: Sequence[str]) -> int:
         description = f"{module.__doc__}".partition(": ")[2]

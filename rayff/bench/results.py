@@ -77,6 +77,8 @@ def as_text(name: str, value: Any) -> str:
     if not isinstance(value, list):
         return "-" if value is None else unit(value)
     known = [each for each in value if each is not None]
+    if len(value) == 1 and known:
+        return unit(known[0])
     if not known or name == "busy":
         return " ".join(map(unit, known)) or "-"
     return f"{unit(median(known))} ({unit(min(known))} to {unit(max(known))})"
@@ -97,6 +99,7 @@ _UNITS: dict[str, Callable[[Any], str]] = {
     "busy|idle|share": "{:.1%}".format,
     "ratio|speedup|ceiling|against": "{:.2f}x".format,
     "accuracy": "{:.2f}%".format,
+    "joules": "{:.4g} J".format,
 }
 """How figures are shown, by a pattern that their names match."""
 

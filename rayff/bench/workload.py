@@ -62,10 +62,16 @@ def conditions(run: Run, device: torch.device) -> Conditions:
     )
 
 
-def training_step(run: Run, device: torch.device) -> Callable[[int], float]:
-    """Return a function that trains all layers on so many images and returns its seconds."""
+def training_step(run: Run, device: torch.device, **options: Any) -> Callable[[int], float]:
+    """Return a function that trains all layers on so many images and returns its seconds.
+
+    Args:
+        run: on random images.
+        device: where it computes.
+        options: of the learner.
+    """
     spec = StageSpec(architecture=run.architecture, is_last=True, config=run.resolved)
-    learner = make_learner(spec, device)
+    learner = make_learner(spec, device, **options)
     train = run.data.train
     assert isinstance(train, ImageSet), "random_run makes them"
     pixels, labels = torch.tensor(train.images), torch.tensor(train.labels)

@@ -131,7 +131,10 @@ class Chain(nn.Module):
         """Take a batch through all layers, shortcuts included."""
         for layer in self.parts():
             shortcut = open_shortcut(layer.spec, activations)
-            activations = close_block(layer.spec, visit(layer, activations.features), shortcut)
+            features = visit(layer, activations.features)
+            del activations  # a layer's input is freed before its output meets the shortcut
+            activations = close_block(layer.spec, features, shortcut)
+            del features
         return activations
 
     @torch.no_grad()

@@ -191,8 +191,22 @@ def test_shares_of_workers_have_the_losses_and_gradients_of_the_batch(
         assert torch.allclose(torch.stack(shares).mean(dim=0), whole, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"accumulation": 3}], ids=str)
+def test_ways_to_save_memory_change_no_gradient(
+    task: str, tmp_path: Path, options: dict[str, Any]
+):
+    prepared = prepare(make_config(task, tmp_path / "run"), resume=False)
+    pixels = torch.randint(0, 256, (8, *prepared.architecture.image_shape), dtype=torch.uint8)
+    batch = Batch(activations=Activations(features=normalise(pixels)), labels=torch.arange(8) % 2)
+    losses, plain = learn(prepared, Replica(), batch, 8)
+    saved_losses, saving = learn(prepared, Replica(), batch, 8, **options)
+    assert saved_losses == pytest.approx(losses)
+    for one, other in zip(plain, saving, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
 def learn(
-    prepared: PreparedRun, replica: Replica, batch: Batch, images: int
+    prepared: PreparedRun, replica: Replica, batch: Batch, images: int, **options: Any
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Return the losses and gradients of a worker's share of a batch."""
     spec = StageSpec(
@@ -201,7 +215,7 @@ def learn(
         config=prepared.resolve("fp32", (Kernels(),)).resolved,
         replica=replica,
     )
-    learner = EndToEndLearner(spec, CPU)
+    learner = EndToEndLearner(spec, CPU, **options)
     gradients: list[torch.Tensor] = []
     learner.network.zero_grad = lambda: gradients.extend(  # type: ignore[method-assign]
         parameter.grad.clone() for parameter in learner.network.parameters()

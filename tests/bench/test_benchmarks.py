@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from rayff.bench import __main__ as program
-from rayff.bench import memory
 from rayff.config.errors import UserError
 from tests.helpers.losses import LINEAR
 from tests.helpers.ray_instance import local_ray
@@ -64,24 +63,36 @@ def test_a_training_is_timed_from_its_command_to_its_first_step(tmp_path: Path):
 
 @pytest.mark.slow
 def test_memory_is_measured_by_case(tmp_path: Path):
-    cases = figures(tmp_path, "memory", "--arch", "tinycnn", "--batch-size", "2")["cases"]
-    assert [case["method"] for case in cases] == list(memory.METHODS)
-    assert all(case["activation_bytes"] > 0 and case["against_first"] == 1 for case in cases)
-    # (100 + 1) x 32 x 32 elements pass the first layer, (200 + 100) at fewer pixels the others
-    assert cases[0]["largest_layer_bytes"] == 4 * 2 * max(103 * 1024, 100 * 1024 + 200 * 256)
+    options = ["--arch", "tinycnn", "--batch-size", "16", "--methods", "linear,checkpointing"]
+    local, end_to_end = figures(tmp_path, "memory", *options)["cases"]
+    assert (local["method"], end_to_end["method"]) == ("linear", "checkpointing")
+    # of 100 x 32 x 32 elements the first layer holds the convolution and the features
+    assert local["largest_layer_bytes"] > 2 * 4 * 16 * 100 * 32 * 32
+    assert 0.9 < local["against_largest_layer"] < 1.1  # whatever the depth
+    assert end_to_end["largest_layer_bytes"] is None
+    assert end_to_end["step_bytes"] > 0
 
 
 @pytest.mark.slow
-def test_backpropagation_and_forward_forward_learn_the_same_task(tmp_path: Path):
-    options = ["--task", "digits", "--limit", "200", "--epochs", "1", "--target", "100"]
-    options += ["--augment", "crop:2,cutout"]
-    methods = figures(tmp_path, "backprop", *options, "--checks", "2", "--no-compile")["methods"]
-    assert [row["method"] for row in methods] == ["forward-forward", "backpropagation"]
-    for row in methods:
-        assert row["seconds_to_target"] is None
-        assert len(row["history"]) == 2
-        assert row["best_accuracy"] > 15
-        assert row["images_per_s"] > 0
+def test_methods_train_to_the_same_targets(tmp_path: Path):
+    options = ["--width", "10", "--limit", "200", "--epochs", "2", "--search-epochs", "1"]
+    options += ["--methods", "linear,accumulation", "--targets", "11,100", "--lrs", "0.001,0.01"]
+    options += ["--seeds", "1", "--augment", "crop:2,cutout", "--no-compile"]
+    plot = tmp_path / "plot.png"
+    found = figures(tmp_path, "to-accuracy", *options, "--plot", str(plot))
+    assert [row["lr"] for row in found["search"]] == [0.001, 0.01]
+    for row, method in zip(found["methods"], ["linear", "accumulation"], strict=True):
+        assert row["method"] == method
+        (training,) = found["trainings"][method]
+        assert [check["images"] for check in training["history"]] == [112, 200, 312, 400]
+        assert row["valid_accuracy"][0] == training["history"][-1]["valid_accuracy"] > 11
+        assert row["peak_bytes"] > 3 * 4 * 10_000  # weights and two moments
+    for row in found["targets"]:
+        (training,) = found["trainings"][row["method"]]
+        first = next((c for c in training["history"] if c["valid_accuracy"] >= 11), None)
+        assert first is not None
+        assert row["seconds"] == ([first["seconds"]] if row["target"] == "11%" else None)
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ import rayff
 from rayff.__main__ import COMMANDS, HELP, main
 from rayff.bench.__main__ import COMMANDS as BENCHMARKS
 from rayff.bench.__main__ import HELP as BENCH_HELP
-from rayff.cli import command_module, parse
+from rayff.cli import command_options, parse
 from rayff.config.errors import UserError
 
 ROOT = Path(rayff.__file__).parents[1]
@@ -138,12 +138,11 @@ def test_each_command_has_help_and_its_examples_are_right(
     found = examples(text)
     assert found
     *group, command = name.split()
-    module = command_module(".".join(["rayff", *group]), command)
-    kind = getattr(module, f"{command.capitalize()}Command")
+    kind = command_options(".".join(["rayff", *group]), command)
     for line in found:
         assert line.startswith(name)
         args = shlex.split(line.removeprefix(name).partition(" > ")[0])
-        parse(kind, module=module.__name__, description="", args=args)
+        parse(kind, module=kind.__module__, description="", args=args)
 
 
 def test_the_examples_of_the_groups_name_commands() -> None:

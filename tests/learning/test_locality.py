@@ -1,5 +1,6 @@
 """Promise 1: no gradient leaves a layer, with and without shortcuts, whatever the loss."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from rayff.learning.layer import CWConv
 from rayff.learning.optimizers import optimizer_class
 from rayff.learning.step import ChainStep
 from rayff.learning.updates import ImmediateUpdates
+from rayff.models.architecture import LayerSpec
 from rayff.models.zoo import Row, chain
 from tests.helpers.layers import CPU
 
@@ -130,3 +132,25 @@ def test_the_shortcut_is_detached_where_it_joins(kind):
     entering = Activations(features=torch.randn(1, 2, 32, 32), shortcut=shortcut)
     out = inner.walk(entering, lambda layer, x: layer(x)[0])
     assert not out.features.requires_grad
+
+
+def test_a_layers_input_is_freed_before_its_output_meets_the_shortcut(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rows = [Row(channels=2, opens_block=True), Row(channels=2), Row(channels=2, join="concat")]
+    layers = Chain.build(chain("block", rows, num_classes=2, image_channels=2))
+    inputs: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def visit(layer: CWConv, x: Tensor) -> Tensor:
+        inputs.append(weakref.ref(x))
+        return x.clone()
+
+    def watched(features: Tensor, shortcut: Tensor, spec: LayerSpec) -> Tensor:
+        alive.extend(each() is not None for each in inputs)
+        return features
+
+    monkeypatch.setattr("rayff.learning.chain.join", watched)
+    images = torch.zeros(1, 2, 32, 32)
+    layers.walk(Activations(features=images), visit)
+    assert alive == [True, False, False]  # the first one is the shortcut
