@@ -18,6 +18,7 @@ from rayff.config.kernels import summarise_kernels
 from rayff.config.text import plural
 from rayff.config.train_config import Device, Precision, RuleName, TrainConfig
 from rayff.console.activity_view import ActivityView
+from rayff.console.outlet import ResultConsole
 
 DESCRIPTION = """\
 Time the layers of a network on this cluster and show how it would be cut into stages.
@@ -94,7 +95,7 @@ def _warn(message: str) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, emoji=False)
+    console = ResultConsole(highlight=False, emoji=False)
     table = Table(
         title=f"{facts['architecture']}, batch {facts['batch_size']}, {facts['resources']}"
     )
