@@ -54,12 +54,19 @@ start() {
 }
 await() { # until Ray has these nodes; one that ends before is an error
   "$bin/python" jobs/slurm_nodes.py wait "$@" &
-  wait -n $! "${steps[@]}"
+  waiter=$!
+  wait -n "$waiter" "${steps[@]}" || {
+    ! kill "$waiter" 2>/dev/null || echo "error: Ray has ended on a node of the job; see above" >&2
+    exit 1
+  }
+  waiter=
 }
 
 training=
+waiter=
 finish() {
   rm -f "$RAY_AUTH_TOKEN_PATH"
+  [[ -z $waiter ]] || kill "$waiter" 2>/dev/null || true
   scancel --signal=TERM "$SLURM_JOB_ID" # its steps, and not this script
   wait
 }

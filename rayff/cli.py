@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import pkgutil
 import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, TypeVar, Union, cast, get_args
 
@@ -29,7 +29,7 @@ from tyro.constructors import (
 from rayff.config.errors import RunError, UserError, near
 from rayff.config.option_names import near_option
 from rayff.config.text import printable
-from rayff.console.outlet import discard
+from rayff.console.outlet import Output, checked_output, discard
 
 T = TypeVar("T")
 
@@ -297,21 +297,41 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
 
     A UserError becomes its sentence and exit code 2, a RunError its sentence and exit code 1,
     an interruption exit code 130; none shows a traceback. Characters that the output does not
-    have are escaped.
+    have are escaped. An output that takes no more is exit code 1, or 141 where its reader has
+    gone.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        code = command(sys.argv[1:])
-        print(end="", flush=True)
-    except (UserError, RunError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
-            f"[bold red]error:[/] {escape(printable(str(error)))}"
-        )
-        code = 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # whoever read the output has gone
-        discard(sys.stdout)
-        code = 141
+    with checked_output() as output:
+        code = _outcome(command, output)
+        with suppress(OSError):
+            output.flush()
+        if (refusal := output.refusal) is not None:
+            discard(output)
+            if isinstance(refusal, BrokenPipeError):  # whoever read it has gone
+                code = code or 141
+            else:
+                _print_error(f"standard output takes no more ({refusal.strerror})")
+                code = code or 1
     sys.exit(code)
+
+
+def _outcome(command: Callable[[Sequence[str]], int], output: Output) -> str | int | None:
+    """Return the exit code of a command, after saying what was wrong."""
+    try:
+        return command(sys.argv[1:])
+    except SystemExit as end:  # of --help
+        return end.code
+    except (UserError, RunError) as error:
+        _print_error(str(error))
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError:
+        if output.refusal is None:
+            raise
+        return 0
+
+
+def _print_error(text: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    with suppress(OSError):  # it takes no more either
+        console.print(f"[bold red]error:[/] {escape(printable(text))}")

@@ -20,6 +20,7 @@ from rayff.config.activity import activity
 from rayff.config.errors import UserError
 from rayff.config.text import layer_range
 from rayff.console.activity_view import ActivityView
+from rayff.console.outlet import ResultConsole
 from rayff.runs.files import write_atomically
 from rayff.runs.run_directory import RunDirectory
 
@@ -87,7 +88,7 @@ def main(args: Sequence[str]) -> int:
     if command.json:
         print(json.dumps(facts(evaluation, command.run, command.split), indent=1))
         return 0
-    show(evaluation, command.split, Console(highlight=False, emoji=False))
+    show(evaluation, command.split, ResultConsole(highlight=False, emoji=False))
     if command.save is not None:
         print(f"saved to {command.save}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -96,7 +97,7 @@ class Trainer:
         from rayff.console.log import LogCallback
         from rayff.console.run_view import ConsoleCallback
 
-        options = "--backend local" if self.backend == "local" else ""
+        options = ["--backend", "local"] if self.backend == "local" else []
         callbacks = list(self.callbacks)
         if view is not None:
             callbacks.append(ConsoleCallback(view.console, view, resume_options=options))
@@ -112,7 +113,9 @@ class Trainer:
 
     def _say(self, message: str) -> None:
         if not self.quiet:
-            print(message, flush=True)
+            from rayff.console.outlet import Outlet
+
+            print(message, file=Outlet(sys.stdout), flush=True)
 
     def _check_loggers(self) -> None:
         """Raise a UserError where a logger's library is missing, or the backend has none."""
@@ -140,6 +143,7 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     from rayff.engine.run import TrainResult
     from rayff.learning.readout import Readouts
     from rayff.runs.checkpoint_manager import reason
+    from rayff.runs.run_directory import resume_command
 
     elsewhere = prepared.storage is not None or set(prepared.config.loggers) - {"tensorboard"}
     records = [] if elsewhere else prepared.complete_records()
@@ -152,7 +156,7 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     except OSError as error:
         raise RunError(
             f"the model of the last checkpoint could not be written ({reason(error)}): make room "
-            f"in {prepared.directory.path} and continue with --resume"
+            f"in {prepared.directory.path}, then {resume_command(prepared.directory.path)}"
         ) from error
     return TrainResult(
         run_dir=prepared.directory.path,

@@ -15,10 +15,10 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rayff.config.errors import UserError
+from rayff.console.outlet import ResultConsole
 from rayff.kernels.device_class import has_avx512, processor_name
 from rayff.runs.files import write_atomically
 
@@ -131,9 +131,9 @@ class Results:
 
     def show(self) -> None:
         """Print the machine, the tables and the notes."""
-        console = Console(highlight=False, emoji=False)
+        console = ResultConsole(highlight=False, emoji=False)
         if not console.is_terminal:  # a pipe has no width to keep to
-            console = Console(highlight=False, emoji=False, width=240)
+            console = ResultConsole(highlight=False, emoji=False, width=240)
         about = self.machine
         units = [name for name in ("avx512", "amx") if about[name]] or ["no AVX-512, no AMX"]
         console.print(

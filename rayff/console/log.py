@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from datetime import datetime
 from io import StringIO, TextIOBase
 from pathlib import Path
@@ -54,7 +55,7 @@ class LogCallback(ConsoleCallback):
         resume_options: what a command needs besides --resume to go on with the run.
     """
 
-    def __init__(self, resume_options: str = "") -> None:
+    def __init__(self, resume_options: Sequence[str] = ()) -> None:
         self.file = LogFile()
         console = Console(
             file=self.file,  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
-"""Standard output that a training outlives: closed pipes, full disks, narrow character sets."""
+"""Standard output that is closed, full or has few characters: a training outlives it."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -18,6 +20,60 @@ _CLOSED = (
 def run_console(**options: Any) -> Console:
     """Return a console on standard output for a run, which goes on when nobody reads it."""
     return Console(file=Outlet(sys.stdout), emoji=False, **options)  # type: ignore[arg-type]
+
+
+class ResultConsole(Console):
+    """A console for the results of a command, which ends when nobody reads them."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error out, as print does; rich would exit with code 1."""
+        raise
+
+
+class Output(io.TextIOWrapper):
+    """Standard output of a command, which remembers why it took no more."""
+
+    refusal: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write as any text stream."""
+        with self._remembered():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._remembered():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+@contextlib.contextmanager
+def checked_output() -> Iterator[Output]:
+    """Make sys.stdout one that has every character, and refuses all where it is closed."""
+    before = cast(io.TextIOWrapper | None, sys.stdout)
+    if before is None:
+        target: Any = open(os.open(os.devnull, os.O_RDONLY), "wb")  # noqa: SIM115
+        sys.stdout = output = Output(target, errors="backslashreplace")
+    else:
+        sys.stdout = output = Output(
+            before.buffer,
+            before.encoding,
+            errors="backslashreplace",
+            line_buffering=before.line_buffering,
+        )
+    try:
+        yield output
+    finally:
+        sys.stdout = before
+        with contextlib.suppress(OSError):
+            output.detach()
 
 
 class Outlet:
@@ -80,3 +136,5 @@ def discard(stream: IO[str] | None) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
         os.close(nowhere)
+    if isinstance(stream, Output):
+        stream.refusal = None

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from rayff.config.kernels import summarise_kernels
 from rayff.config.text import plural
+from rayff.console.outlet import ResultConsole
 
 
 def plan_console() -> Console:
     """Return a console for tables."""
-    console = Console(highlight=False, emoji=False)
+    console = ResultConsole(highlight=False, emoji=False)
     if not console.is_terminal:  # a pipe has no width to keep to
-        console = Console(highlight=False, emoji=False, width=200)
+        console = ResultConsole(highlight=False, emoji=False, width=200)
     return console
 
 

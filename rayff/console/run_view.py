@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -39,6 +38,7 @@ from rayff.engine.run import Run
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Progress
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, out_of_patience, read_metrics
+from rayff.runs.run_directory import resume_command
 
 PROGRESS_INTERVAL_S = 10.0
 """Minimum time between plain lines within an epoch."""
@@ -63,7 +63,7 @@ class ConsoleCallback(Callback):
         console: Console | None = None,
         waiting: ActivityView | None = None,
         *,
-        resume_options: str = "",
+        resume_options: Sequence[str] = (),
     ) -> None:
         self.console = console or run_console()
         self.waiting = waiting
@@ -71,7 +71,7 @@ class ConsoleCallback(Callback):
         self.tracker = Tracker(epochs=0, num_train_images=0, stage_names=(), start=Progress())
         self.live: Live | NotebookDisplay | None = None
         self._checkpoint = ""
-        self._run_dir: Path | None = None
+        self._command = ""
         self._patience: int | None = None
         self._last_line_s = 0.0
 
@@ -84,7 +84,8 @@ class ConsoleCallback(Callback):
             start=run.progress,
             records=_records(run),
         )
-        self._run_dir, self._patience = run.directory.path, run.config.patience
+        self._command = resume_command(run.directory.path, *self.resume_options)
+        self._patience = run.config.patience
         if run.checkpoint is not None:
             self._checkpoint = f"step-{run.checkpoint.step:08d}"
         if self.waiting is not None:
@@ -152,9 +153,9 @@ class ConsoleCallback(Callback):
         if readouts := self._readouts():
             self._print(readouts)
         over = out_of_patience(self.tracker.records, self._patience)
-        if self._checkpoint and self.tracker.epochs_done < self.tracker.epochs and not over:
-            words = ["--run-dir", str(self._run_dir), "--resume", *self.resume_options.split()]
-            self._print(f"continue with: rayff train {shlex.join(words)}")
+        is_open = self._checkpoint and self.tracker.epochs_done < self.tracker.epochs and not over
+        if is_open and self._command not in str(error):
+            self._print(f"continue with: {self._command}")
 
     def _print_line(self, text: str) -> None:
         """Print what the display shows, where there is none."""

@@ -20,6 +20,7 @@ _STYLES = {
     "running": "bold cyan",
     "stopped": "yellow",
     "interrupted": "yellow",
+    "unfinished": "yellow",
     "failed": "red",
     "damaged": "red",
 }

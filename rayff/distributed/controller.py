@@ -48,7 +48,7 @@ from rayff.distributed.failure_policy import (
 )
 from rayff.distributed.failures import NoGpuError, StageFailedError
 from rayff.distributed.flow_control import run_chunk, run_window
-from rayff.distributed.last_word import answers, how_to_go_on
+from rayff.distributed.last_word import answers
 from rayff.distributed.loggers import run_loggers
 from rayff.distributed.placement import (
     APART,
@@ -69,6 +69,7 @@ from rayff.engine.resolution import resolve_run, warn_of_missing_kernels
 from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.partition.boundaries import Costs
 from rayff.partition.plan import Plan, make_plan, rebalanced
+from rayff.runs.run_directory import resume_command
 
 VERDICT_S = 90.0
 """How long a node that does not answer may take to be declared dead: 15 s by default, and 65 s
@@ -241,7 +242,7 @@ class Controller:
         callbacks = [*self.callbacks, self.ray_metrics, *run_loggers(run, self._warn)]
         devices = [each.name for each in capabilities]
         self.active = self.whole_run.enter_context(start_run(run, self.plan, callbacks, devices))
-        self.session.tell(run_dir=str(run.directory.path))
+        self.session.begin(run.directory.path, "checkpoints/step-*/manifest.json")
         self.state = dataclasses.replace(self.state, begun=True)
         return self.active
 
@@ -347,11 +348,11 @@ class Controller:
         Returns:
             the cause, with how to go on.
         """
-        if self.active is None:
-            return f"{cause}; the training had not begun: start it again"
-        self.active.recorder.checkpoints.settle()
-        text = f"{cause}; {how_to_go_on(str(self.active.run.directory.path))}"
-        self.active.callbacks.on_end(RunError(text))
+        if self.active is not None:
+            self.active.recorder.checkpoints.settle()
+        text = f"{cause}; {self.session.how_to_go_on()}"
+        if self.active is not None:
+            self.active.callbacks.on_end(RunError(text))
         return text
 
     def _now(self) -> RunState:
@@ -370,9 +371,10 @@ class Controller:
         """Return the error that ends the run; before it began, the mistake is the user's."""
         if self.active is None and isinstance(error, UserError):
             return error
-        kept = self.active is not None and self.active.recorder.checkpoints.latest is not None
-        then = "its last checkpoint stays, continue with --resume" if kept else "start it again"
-        return RunError(f"{what}; {then}")
+        if self.active is None or self.active.recorder.checkpoints.latest is None:
+            return RunError(f"{what}; start it again")
+        command = resume_command(self.active.run.directory.path)
+        return RunError(f"{what}; its last checkpoint stays, continue with: {command}")
 
 
 def await_verdict() -> None:

@@ -14,8 +14,8 @@ import shutil
 import socket
 import sys
 import time
+from glob import glob
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 CLEAN_UP_S = 10.0
@@ -24,12 +24,12 @@ CLEAN_UP_S = 10.0
 
 def main() -> None:
     """Wait for the end of the driver and act."""
-    facts: dict[str, Any] = {"said": False, "run_dir": None, "folder": None, "node": None}
+    facts: dict[str, Any] = dict.fromkeys(("said", "command", "checkpoint", "folder", "node"))
     for line in sys.stdin:
         facts |= json.loads(line)
     if not facts["said"]:
         shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live view hides the cursor
-        text = f"{cause(facts['node'])}; {how_to_go_on(facts['run_dir'])}"
+        text = f"{cause(facts['node'])}; {how_to_go_on(facts['command'], facts['checkpoint'])}"
         print(f"{shown}error: {text}", file=sys.stderr, flush=True)
     if facts["folder"] is not None:
         remove(Path(facts["folder"]))
@@ -48,16 +48,18 @@ def cause(node: list[Any] | None) -> str:
     )
 
 
-def how_to_go_on(run_dir: str | None) -> str:
-    """Return the command that continues a run."""
-    if run_dir is None or not any(Path(run_dir).glob("checkpoints/step-*/manifest.json")):
+def how_to_go_on(command: str | None, checkpoint: str | None) -> str:
+    """Return how a run or search goes on.
+
+    Args:
+        command: which continues it; None where it had not begun.
+        checkpoint: pattern of the files without which it cannot.
+    """
+    if command is None or checkpoint is None:
+        return "start it again"
+    if not glob(checkpoint):
         return "there is no checkpoint yet: start it again"
-    return f"its newest checkpoint is on disk, continue with: {resume_command(run_dir)}"
-
-
-def resume_command(run_dir: str) -> str:
-    """Return the command that continues a run."""
-    return f"rayff train --run-dir {quote(run_dir)} --resume"
+    return f"its newest checkpoint is on disk, continue with: {command}"
 
 
 def answers(host: str, port: int, timeout_s: float = 1.0) -> bool:

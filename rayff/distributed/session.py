@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from rayff.config.text import printable
 from rayff.distributed import last_word
 from rayff.distributed.address import check_address
 from rayff.distributed.watch import ClusterWatch, parts_of_ray
+from rayff.runs.run_directory import resume_command
 
 _CLEAN_UP_S = 15.0
 
@@ -35,8 +37,9 @@ class Session:
     """
 
     def __init__(self, helper: subprocess.Popen[str] | None = None) -> None:
-        self.on_lost: Callable[[str], str] = lambda cause: f"{cause}; start it again"
+        self.on_lost: Callable[[str], str] = lambda cause: f"{cause}; {self.how_to_go_on()}"
         self._helper = helper
+        self._continuation: dict[str, str] = {}
 
     def tell(self, **facts: Any) -> None:
         """Tell rayff.distributed.last_word a fact."""
@@ -44,6 +47,22 @@ class Session:
             with suppress(OSError):  # it is gone
                 self._helper.stdin.write(json.dumps(facts) + "\n")
                 self._helper.stdin.flush()
+
+    def begin(self, folder: Path, checkpoint: str) -> None:
+        """Take note of what has begun.
+
+        Args:
+            folder: of the run or search.
+            checkpoint: pattern of the files in it without which it cannot be continued.
+        """
+        pattern = f"{glob.escape(str(folder))}/{checkpoint}"
+        self._continuation = {"command": resume_command(folder), "checkpoint": pattern}
+        self.tell(**self._continuation)
+
+    def how_to_go_on(self) -> str:
+        """Return how what has begun goes on after its end."""
+        found = self._continuation
+        return last_word.how_to_go_on(found.get("command"), found.get("checkpoint"))
 
     def end_process(self, cause: str) -> None:
         """Say what has happened and end this process, which Ray would do without a word."""

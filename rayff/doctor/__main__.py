@@ -16,6 +16,7 @@ from rich.text import Text
 from rayff.cli import parse, run_command
 from rayff.config.text import printable
 from rayff.config.train_config import Resize, TrainConfig
+from rayff.console.outlet import ResultConsole
 from rayff.doctor import machine, software, storage
 from rayff.doctor.check import Check, CheckResult, fail, one_line, run_check
 from rayff.engine.stop import StopRequest
@@ -117,7 +118,7 @@ def main(args: Sequence[str]) -> int:
     A signal waits for the check that is running: Ray breaks when its start is interrupted.
     """
     command = parse(DoctorCommand, module="rayff.doctor", description=DESCRIPTION, args=args)
-    console = Console(stderr=command.json, highlight=False, emoji=False)
+    console = ResultConsole(stderr=command.json, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000  # a line per result, for grep
     results = {}

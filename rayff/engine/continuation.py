@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import resolve
+from rayff.config.validation import as_option
 from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.run import PreparedRun
 from rayff.learning.classifier import Classifier
@@ -125,7 +126,7 @@ def as_ranges(numbers: Iterable[int]) -> str:
 
 
 def changed_schedule(before: Recipe, recipe: Recipe, done: int) -> str | None:
-    """Return how a resumed run's schedule goes on where it was changed, else None.
+    """Return what changed in a resumed run's schedule, and how that goes on; else None.
 
     Args:
         before: the recipe of the epochs that are complete.
@@ -138,7 +139,10 @@ def changed_schedule(before: Recipe, recipe: Recipe, done: int) -> str | None:
     if done:
         rate += f" (before: {epoch_lr(before, done - 1):.3g} in epoch {done})"
     end = f", {epoch_lr(recipe, last):.3g} in epoch {last + 1}" if last > done else ""
-    return (
-        f"goes on to epoch {recipe.epochs} instead of {before.epochs}, by the schedule "
-        f"{recipe.lr_schedule} over all of them: learning rate {rate}{end}"
-    )
+    pairs = ((f.name, getattr(before, f.name), getattr(recipe, f.name)) for f in fields(Recipe))
+    changes = [
+        f"{as_option(name, new)} instead of {as_option(name, old).partition(' ')[2]}"
+        for name, old, new in pairs
+        if old != new and None not in (old, new)
+    ]
+    return f"goes on with {', '.join(changes)}: learning rate {rate}{end}"

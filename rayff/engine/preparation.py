@@ -33,7 +33,7 @@ from rayff.learning.module_trial import try_modules
 from rayff.learning.optimizers import optimizer_class
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
-from rayff.runs.checkpoint import Checkpoint
+from rayff.runs.checkpoint import Checkpoint, complete_checkpoints
 from rayff.runs.metrics import METRICS_FILE, read_metrics
 from rayff.runs.model_file import read_model
 from rayff.runs.run_directory import RunDirectory, resumed_folder
@@ -70,8 +70,11 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         directory.check_new()
         if storage is not None:
             storage.check_new()
-    if config.init_from is not None and not resume:
-        _source(config.init_from)  # before data is read
+    source = None
+    if config.init_from is not None and not (
+        resume and complete_checkpoints(directory.checkpoints)
+    ):
+        source = _source(config.init_from)
     options = data_options(config)
     if resume:
         options = dataclasses.replace(options, stream=config.stream)
@@ -86,8 +89,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         assert trained_before is not None, "a run that is resumed has a recipe"
         if (change := changed_schedule(trained_before, prepared.recipe, done)) is not None:
             notes.append(change)
-    elif config.init_from is not None:
-        source = _source(config.init_from)
+    elif source is not None and config.init_from is not None:
         checkpoint, notes = initial_checkpoint(prepared, source, Path(config.init_from))
     if config.frozen:
         notes.append(f"layers that only run forward: {as_ranges(config.frozen)}")

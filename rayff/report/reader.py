@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,8 @@ from rayff.config.text import plural
 from rayff.config.train_config import TrainConfig
 from rayff.console.frame import setting
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
-from rayff.runs.run_directory import TRIALS, RunDirectory
+from rayff.runs.record import Session, read_sessions
+from rayff.runs.run_directory import TRIALS, RunDirectory, resume_command
 
 RESULTS_FILE = "results.parquet"
 """A folder with this file holds a search."""
@@ -37,6 +39,8 @@ class Run:
     config: TrainConfig
     records: list[EpochRecord]
     """At least one."""
+    sessions: Sequence[Session] = ()
+    """Of its record; none where it has no readable one."""
 
     @property
     def last(self) -> EpochRecord:
@@ -84,9 +88,12 @@ def read_run(path: Path) -> Run:
     if not metrics.exists():
         raise UserError(
             f"{path} has no metrics yet: its first epoch was not finished; wait for it, or go on "
-            f"with --run-dir {path} --resume"
+            f"with {resume_command(path)}"
         )
-    return Run(path=path, config=config, records=read_records(metrics))
+    sessions: list[Session] = []
+    with suppress(UserError):  # report the rest all the same
+        sessions = read_sessions(path)
+    return Run(path=path, config=config, records=read_records(metrics), sessions=sessions)
 
 
 def read_records(metrics: Path) -> list[EpochRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from rayff.config.text import layer_range, plural
@@ -15,8 +16,9 @@ from rayff.report.figures_learning import run_curves, window_pictures
 from rayff.report.figures_pipeline import pipeline_blocks, stage_layers
 from rayff.report.figures_predictions import evaluated, filter_picture, prediction_blocks
 from rayff.report.figures_readouts import readout_blocks
-from rayff.report.page import Block, Code, Page, Table
+from rayff.report.page import Block, Code, Note, Page, Table
 from rayff.report.reader import Run
+from rayff.runs.record import Session
 
 METHODS = {
     "ff": "Forward-Forward",
@@ -49,6 +51,7 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
     sections["Readouts and probabilities"] = readout_blocks(run, found)
     sections["Predictions"] = [*prediction_blocks(run, evaluation), filter_picture(run)]
     sections["Pipeline" if is_pipeline else "Workers"] = pipeline_blocks(run)
+    sections["Record"] = record_blocks(run)
     sections["Settings"] = _settings(run)
     return Page(
         title=f"{config.arch} on {Path(config.task).name or config.task}",
@@ -56,6 +59,51 @@ def run_page(run: Run, *, data_dir: Path | None, device: Device, limit: int | No
         facts=facts,
         sections=sections,
     )
+
+
+def record_blocks(run: Run) -> list[Block]:
+    """Return what the run says of itself: with what, where and when it was trained."""
+    if not run.sessions:
+        return [Note(title="Sessions", text="Not known: the run has no run.json.")]
+    *earlier, newest = run.sessions
+    about = [("tags", ", ".join(run.config.tag_names)), ("notes", run.config.notes or "")]
+    blocks: list[Block] = [
+        Table(
+            title="Newest session" if earlier else "Session",
+            columns=("fact", "value"),
+            rows=[(name, value) for name, value in (*about, *_session(newest)) if value],
+        )
+    ]
+    if newest.command:
+        folder = f"Typed in {newest.folder}."
+        blocks.append(Code(title="Its command", text=newest.command, caption=folder))
+    if earlier:
+        rows = [(_time(s.start), _end(s, "its process was killed")) for s in reversed(earlier)]
+        blocks.append(Table(title="Sessions before", columns=("start", "end"), rows=rows))
+    return blocks
+
+
+def _session(session: Session) -> list[tuple[str, str]]:
+    """Return the facts of a session by name; those that are not known are empty."""
+    state = " with changes" if session.git_dirty else ""
+    return [
+        ("start", _time(session.start)),
+        ("end", _end(session, "not yet, or its process was killed")),
+        ("host", session.host),
+        ("nodes", ", ".join(session.nodes)),
+        ("devices", ", ".join(f"{count} x {name}" for name, count in session.devices.items())),
+        ("git commit", f"{session.git_commit}{state}" if session.git_commit else ""),
+        ("versions", ", ".join(f"{name} {each}" for name, each in session.versions.items())),
+    ]
+
+
+def _end(session: Session, otherwise: str) -> str:
+    """Return when and how a session ended; `otherwise` where it has no end."""
+    return f"{_time(session.end)}, {session.reason}" if session.end else otherwise
+
+
+def _time(moment: str) -> str:
+    return datetime.fromisoformat(moment).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _settings(run: Run) -> list[Block]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.text import Text
 
 from rayff.cli import parse, run_command
 from rayff.config.text import printable
+from rayff.console.outlet import ResultConsole
 from rayff.console.runs_table import runs_table
 from rayff.runs.listing import Listed, list_runs
 
@@ -32,7 +32,7 @@ States:
   stopped      by a signal or a callback; goes on with --resume
   failed       by an error
   interrupted  its process was killed; goes on with --resume
-  unknown      not complete, and without run.json
+  unfinished   epochs are left, and there is no run.json; goes on with --resume
   damaged      a file cannot be read
 
 The accuracies are those of the epoch with the best validation accuracy.
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     if command.json:
         print(json.dumps([_as_json(run) for run in runs], indent=1))
         return 0
-    console = Console(highlight=False, emoji=False)
+    console = ResultConsole(highlight=False, emoji=False)
     if not runs:
         which = f" with the tag {command.tag}" if tags else ""
         console.print(Text(f"no runs{which} in {folder}"), soft_wrap=True)

@@ -20,9 +20,9 @@ from rayff.runs.record import COMPLETE, FAILED, RECORD, STOPPED, Session, read_s
 from rayff.runs.run_directory import CONFIG, SEARCH, TRIALS, RunDirectory, read_json
 from rayff.runs.run_lock import is_held
 
-RUNNING, INTERRUPTED, UNKNOWN, DAMAGED = "running", "interrupted", "unknown", "damaged"
-"""States besides those of the record: a process is at work; it was killed; the run has no record,
-and epochs are left; it cannot be read."""
+RUNNING, INTERRUPTED, UNFINISHED, DAMAGED = "running", "interrupted", "unfinished", "damaged"
+"""States besides those of the record: a process is at work; it was killed; epochs are left, and
+no record says why; it cannot be read."""
 _MARKS = (RECORD, METRICS_FILE, "events.jsonl")
 """Files beside config.json, which other programs write too."""
 _COLUMNS = ["epoch", "valid_accuracy", "test_accuracy", "elapsed_s"]
@@ -196,7 +196,7 @@ def _state(path: Path, config: TrainConfig, last: Session | None, epochs_done: i
     if is_held(path):
         return RUNNING
     if last is None:
-        return COMPLETE if epochs_done == config.epochs else UNKNOWN
+        return COMPLETE if epochs_done == config.epochs else UNFINISHED
     return INTERRUPTED if last.reason is None else last.reason.partition(" ")[0].rstrip(":")
 
 

@@ -36,7 +36,7 @@ from rayff.runs.readout_json import (
     temperatures_to_json,
     window_from_json,
 )
-from rayff.runs.run_directory import RunDirectory, read_json
+from rayff.runs.run_directory import RunDirectory, read_json, resume_command
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "architecture.json"
@@ -156,7 +156,7 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
     if not (description.exists() and weights.exists()):
         raise UserError(
             f"{run_dir} holds no trained model yet: its first checkpoint was not reached; "
-            "continue with --resume"
+            f"continue with: {resume_command(run_dir)}"
         )
     try:
         about = ModelDescription.from_dict(read_json(description))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path} is a file; name a folder")
         if (self.path / SEARCH).is_file():
             raise UserError(
-                f"--run-dir {self.path} holds a search: continue it with rayff tune "
-                f"--run-dir {self.path} --resume, or name another folder"
+                f"--run-dir {self.path} holds a search: continue it with "
+                f"{resume_command(self.path)}, or name another folder"
             )
         if not is_empty:
             raise UserError(
@@ -96,6 +97,17 @@ def resumed_folder(config: TrainConfig) -> Path:
     if config.run_dir is None:
         raise UserError("--resume needs --run-dir: the folder of the run to continue")
     return Path(config.run_dir)
+
+
+def resume_command(folder: Path, *options: str) -> str:
+    """Return the command that continues the run or search in a folder.
+
+    Args:
+        folder: the run directory, or that of the search.
+        options: of the command besides --resume.
+    """
+    command = "tune" if (folder / SEARCH).is_file() else "train"
+    return shlex.join(["rayff", command, "--run-dir", str(folder), "--resume", *options])
 
 
 def write_json(folder: Path, name: str, data: Any) -> None:

@@ -44,8 +44,9 @@ class SearchCallback(tune.Callback):
         SearchCallback.newest = self
         self.view = view
         self.loggers = dict(loggers)
-        hint = f"stopping; resume with --run-dir {folder} --resume (again to stop at once)"
-        self.stop = StopRequest(lambda name: view.on_message(f"{name}: {hint}"))
+        self.stop = StopRequest(
+            lambda name: view.on_message(f"{name}: stopping (again to stop at once)")
+        )
         self.configs: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, str] = {}
         self._logged: set[str] = set()

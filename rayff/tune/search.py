@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import logging
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,14 @@ from rayff.distributed.loggers import check_loggers
 from rayff.distributed.placement import Node, nodes
 from rayff.distributed.session import ray_session
 from rayff.engine.preparation import assemble
-from rayff.runs.run_directory import SEARCH, TRIALS, RunDirectory, read_json, write_json
+from rayff.runs.run_directory import (
+    SEARCH,
+    TRIALS,
+    RunDirectory,
+    read_json,
+    resume_command,
+    write_json,
+)
 from rayff.tune.callback import SearchCallback
 from rayff.tune.loggers import CALLBACKS, check_reachable
 from rayff.tune.results import Row, ranked, results_table, trial_row, write_results
@@ -42,6 +48,9 @@ from rayff.tune.space import Mode, SearchSpace
 from rayff.tune.trial import trial_bundles, trial_config, trial_function, trial_resources
 
 T = TypeVar("T")
+
+STATE = "tune/experiment_state-*.json"
+"""Files of Ray Tune, without which a search cannot be continued."""
 
 _KEPT_CHECKPOINTS = 4
 """Checkpoints of a trial from which others can continue."""
@@ -102,7 +111,7 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> in
     algorithm = make_algorithm(space, searcher)
     check_loggers(space.loggers)
     epochs = longest_trial(space)
-    with ray_session():
+    with ray_session() as session:
         check_resources(space, nodes())
         for name in space.loggers:
             check_reachable(name)
@@ -118,6 +127,7 @@ def start_search(space: SearchSpace, searcher: SearcherName, folder: Path) -> in
             cwd=os.getcwd(),
         )
         write_json(folder, SEARCH, dataclasses.asdict(search))
+        session.begin(folder, STATE)
         trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner(
             trainable,
@@ -157,7 +167,8 @@ def resume_search(folder: Path) -> int:
             f"the search in {folder} was stopped before its first trial; delete the folder and "
             "start it again"
         )
-    with ray_session():
+    with ray_session() as session:
+        session.begin(folder, STATE)
         trainable, callback = _set_up(search, folder)
         tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
         return _run(tuner, callback, search, folder)
@@ -225,8 +236,8 @@ def _run(tuner: tune.Tuner, callback: SearchCallback, search: Search, folder: Pa
     write_results(folder / "results.parquet", rows)
     failed = print_results(search, rows)
     if callback.stop.requested:
-        words = ["rayff", "tune", "--run-dir", str(folder), "--resume"]
-        run_console(highlight=False).print(f"continue with: {shlex.join(words)}", soft_wrap=True)
+        command = f"continue with: {resume_command(folder)}"
+        run_console(highlight=False).print(command, soft_wrap=True)
     return int(failed) if callback.stop.signum is None else 128 + callback.stop.signum
 
 

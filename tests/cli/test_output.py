@@ -42,7 +42,7 @@ def shell(
     [
         ("| head -3", 3, "Broken pipe"),
         ("> /dev/full", 0, "No space left on device"),
-        (">&-", 0, ""),
+        (">&-", 0, "Bad file descriptor"),
         ("2>&1 | head -1", 1, ""),
     ],
 )
@@ -58,6 +58,27 @@ def test_a_training_goes_on_without_its_output(
     assert done.stderr.count("\n") == bool(reason)
     assert read_sessions(tmp_path / "run")[-1].reason == "complete"
     assert "all 2 epochs done" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "code", "sentence"),
+    [
+        ("> /dev/full", 1, "error: standard output takes no more (No space left on device)\n"),
+        (">&-", 1, "error: standard output takes no more (Bad file descriptor)\n"),
+        ("| true", 141, ""),
+    ],
+)
+def test_a_command_whose_results_nobody_takes_ends_with_a_sentence(
+    output: str, code: int, sentence: str, tmp_path: Path
+) -> None:
+    write_task(tmp_path / "task")
+    write_run(tmp_path / "runs" / "run", tmp_path / "task")
+    for command in ("runs", "evaluate runs/run --json", "train --help"):
+        done = shell(f"$RAYFF {command} {output}", tmp_path)
+        assert done.returncode == code, command
+        assert done.stderr.endswith(sentence), command
+        assert "Traceback" not in done.stderr, command
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def text(folder: Path) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, `first` and `second`, and their task."""
     folder = tmp_path_factory.mktemp("report")
-    write_run(folder / "first")
+    write_run(folder / "first", tags="a,b", notes="first try")
     write_run(folder / "second", epochs=1, lr=0.01)
     return folder
 
@@ -66,6 +66,10 @@ def test_a_run_is_a_page_with_pictures_embedded_and_as_files(
         "python -m rayff.train --arch tinycnn --width 8 --task",
         "\nbatch_size | 32\n",
         "\nstages of the newest epoch | layers 0-1, layers 2-3",
+        "\ntags | a, b\nnotes | first try\nstart | 20",
+        ", complete\n",
+        f"\nTyped in {Path.cwd()}.\n",
+        "\nversions | python 3.",
     ):
         assert line in text(run)
 

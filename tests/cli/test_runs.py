@@ -35,7 +35,7 @@ def runs(tiny_task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     copy("killed", "deep/stopped", end=None, reason=None, start="2020-01-01T00:00:00+01:00")
     copy("failed", reason="failed: the disk is gone", start="2030-01-01T00:00:00+00:00")
-    (copy("unknown", "deep/stopped") / "run.json").unlink()
+    (copy("unfinished", "deep/stopped") / "run.json").unlink()
     (copy("old") / "run.json").unlink()
     (copy("damaged") / "metrics.parquet").write_bytes(b"PAR1")
     (copy("broken") / "config.json").write_text("{")
@@ -62,7 +62,7 @@ def test_names_every_run_with_its_state(runs: Path, capsys: pytest.CaptureFixtur
         "done": "complete",
         "deep/stopped": "stopped",
         "killed": "interrupted",
-        "unknown": "unknown",
+        "unfinished": "unfinished",
         "old": "running",
         "damaged": "damaged",
         "broken": "damaged",

@@ -159,7 +159,7 @@ def test_one_failure_too_many_ends_the_run_which_resumes(
     with pytest.raises(
         RunError,
         match=r"stage 0 \(layers 0-1\) died: .*that was failure 2, and --max-failures is 1; "
-        "its last checkpoint stays, continue with --resume",
+        "its last checkpoint stays, continue with: rayff train --run-dir .* --resume",
     ):
         train_on_ray(few, RecordingCallback(kill))
     assert_same(train_on_ray(few, resume=True), undisturbed)

@@ -87,6 +87,7 @@ def test_a_crash_of_the_cluster_ends_the_run_which_goes_on_with_the_same_bits(
         rf"checkpoint is on disk, continue with: rayff train --run-dir {run} --resume",
         last,
     ), log.read_text()
+    assert log.read_text().count("continue with") == 1
     train_locally(TrainConfig(**options, run_dir=str(run)), resume=True)
     alone = train_locally(TrainConfig(**options, run_dir=str(tmp_path / "alone")))
     assert layer_files(run) == layer_files(alone.run_dir)

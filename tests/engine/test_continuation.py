@@ -59,8 +59,13 @@ class TestLonger:
         longer = TrainConfig(**{**config.to_dict(), "epochs": 4, "lr": 0.1})
         said = prepare(longer, resume=True).notes
         assert said == (
-            "goes on to epoch 4 instead of 2, by the schedule cosine over all of them: learning "
-            "rate 0.054 in epoch 3 (before: 0.009 in epoch 2), 0.0215 in epoch 4",
+            "goes on with --epochs 4 instead of 2, --lr 0.1 instead of 0.01: learning rate 0.054 "
+            "in epoch 3 (before: 0.009 in epoch 2), 0.0215 in epoch 4",
+        )
+        constant = TrainConfig(**{**config.to_dict(), "epochs": 3, "lr_schedule": "constant"})
+        assert prepare(constant, resume=True).notes == (
+            "goes on with --epochs 3 instead of 2, --lr-schedule constant instead of cosine: "
+            "learning rate 0.01 in epoch 3 (before: 0.009 in epoch 2)",
         )
         assert prepare(config, resume=True).notes == ()
         result = train_locally(longer, resume=True)

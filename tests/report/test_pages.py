@@ -17,6 +17,7 @@ from rayff.report.page import Page, Picture
 from rayff.report.reader import Run, Trial
 from rayff.report.run_report import config_command, flags_command, run_page
 from rayff.report.search_report import search_page
+from rayff.runs.record import Session
 from rayff.runs.run_directory import RunDirectory
 from rayff.train import read_flags
 from tests.helpers.records import RECORD
@@ -38,6 +39,25 @@ THIRD = dataclasses.replace(
     fusion_test_accuracy=73.0,
 )  # fmt: skip
 """Of another seed, with a fusion."""
+
+
+SESSIONS = [
+    Session(start="2026-11-28T07:00:00+00:00"),
+    Session(
+        start="2026-11-28T08:00:00+00:00",
+        end="2026-11-28T09:00:00+00:00",
+        reason="stopped by SIGINT",
+        command="rayff train --run-dir runs/first --resume",
+        folder="/home/me",
+        host="n1",
+        nodes=["n1", "n2"],
+        devices={"NVIDIA H100": 2},
+        versions={"torch": "2.9", "ray": "2.60"},
+        git_commit="c0ffee",
+        git_dirty=True,
+    ),
+]
+"""The first one's process was killed."""
 
 
 def run(path: str = "runs/first", **options: object) -> Run:
@@ -116,7 +136,9 @@ PAGES = {
     "backpropagation": lambda: one_run(
         Run(path=Path("runs/bp"), config=TrainConfig(method="bp"), records=[ONE_LAYER])
     ),
-    "run-evaluated": lambda: one_run(run(), EVALUATION),
+    "run-evaluated": lambda: one_run(
+        dataclasses.replace(run(tags="a,b"), sessions=SESSIONS), EVALUATION
+    ),
     "run-uncalibrated": lambda: one_run(
         run(), dataclasses.replace(EVALUATION, calibrated=False, window=(1, 1))
     ),

@@ -181,7 +181,10 @@ def test_an_interrupted_search_resumes_without_repeating_trials(
     monkeypatch.setattr(SearchView, "on_result", interrupt)
     assert main(resume) == 130
     out = capsys.readouterr().out
-    assert "SIGINT: stopping; resume with --run-dir" in out
+    assert "SIGINT: stopping (again" in out
+    assert (
+        out.splitlines()[-1] == f"continue with: rayff tune --run-dir {Path.cwd()}/search --resume"
+    )
     assert "trial-00000  starts" not in out
     assert [row["status"] for row in results(Path("search"))] == ["finished", "unfinished"]
 
