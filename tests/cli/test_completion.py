@@ -23,7 +23,7 @@ KEYS = [
     ("bp-\t", "bp-deepsup "),
     ("--run-dir ru\t", "runs/"),
     ("fi\t", "first/"),
-    ("\x15rayff bench st\t", "rayff bench step "),
+    ("\x15rayff bench ste\t", "rayff bench step "),
     ("--repea\t", "--repeats "),
     ("\x15rayff evaluate ru\t", "rayff evaluate runs/"),
 ]
