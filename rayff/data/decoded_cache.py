@@ -15,6 +15,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import PIL
 from pyarrow import fs
 from safetensors import SafetensorError, safe_open
@@ -57,18 +58,20 @@ def cache_file(source: Source, form: ImageFormat) -> Path | None:
     return None
 
 
-def load(file: Path) -> tuple[Pixels, Survey] | None:
-    """Return the images of a file, (N, K, S, S), and what they were like; None without them."""
+def load(file: Path, shape: tuple[int, ...]) -> tuple[Pixels, Survey] | None:
+    """Return the images of a file and what they were like; None without images of this shape."""
     try:
         with safe_open(file, framework="numpy") as opened:
             images: Pixels = opened.get_tensor("images")
             survey = json.loads(opened.metadata()["survey"])
+        if images.shape != shape or images.dtype != np.uint8:
+            raise ValueError("it is of other images")
         os.utime(file)
-    except (OSError, SafetensorError):  # there is none, or it cannot be read
-        return None
-    changes = {Change[name]: number for name, number in survey["changes"].items()}
-    least, most = tuple(survey["least"]), tuple(survey["most"])
-    return images, Survey(survey["images"], changes, least, most)
+        changes = {Change[name]: number for name, number in survey["changes"].items()}
+        least, most = tuple(survey["least"]), tuple(survey["most"])
+        return images, Survey(survey["images"], changes, least, most)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # there is none, or it is no file of this module
 
 
 def save(file: Path, images: Pixels, survey: Survey) -> None:

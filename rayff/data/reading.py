@@ -98,12 +98,13 @@ def read_images(
         ColourFoundError: an image is of colour, and the format is for grey ones alone.
     """
     file = cache_file(source, form) if cached else None
-    if file is not None and (kept := load(file)) is not None:
+    shape = (source.num_rows, *form.shape)
+    if file is not None and (kept := load(file, shape)) is not None:
         images, survey = kept
         return ImageSet(images=images, labels=labels), survey
     start = time.monotonic()
     try:
-        images = np.empty((source.num_rows, *form.shape), np.uint8)
+        images = np.empty(shape, np.uint8)
     except MemoryError as error:
         raise UserError(
             f"the {source.num_rows:,} images of {source.place(0)} and beyond do not fit into this "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rayff.data import decoded_cache, reading
 from tests.data.files import encoded, load, png, random_pixels, write_parquet
@@ -77,10 +78,22 @@ def test_one_changed_image_is_decoded_whatever_its_date_and_size(cache, folder):
     assert same == [True, True, False, True]
 
 
-def test_a_damaged_file_is_written_anew(cache, folder):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-100]),
+        lambda file: file.write_bytes(b""),
+        lambda file: save_file({"images": np.zeros((4, 3, 32, 32), np.uint8)}, file),
+        lambda file: save_file(
+            {"images": np.zeros((3, 3, 8, 8), np.uint8)}, file, {"survey": "1"}
+        ),
+    ],
+    ids=["cut short", "empty", "without facts", "of other images"],
+)
+def test_a_damaged_file_is_written_anew(cache, folder, damage):
     expected = load(folder).train.images
     for file in cache.iterdir():
-        file.write_bytes(file.read_bytes()[:-100])
+        damage(file)
     np.testing.assert_array_equal(load(folder).train.images, expected)
     assert {file.stat().st_size > 4 * 3 * 32 * 32 for file in cache.iterdir()} == {True}
 
