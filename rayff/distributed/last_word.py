@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -23,7 +24,12 @@ CLEAN_UP_S = 10.0
 
 
 def main() -> None:
-    """Wait for the end of the driver and act."""
+    """Wait for the end of the driver and act.
+
+    Whoever stops the driver (a job server, Slurm) sends SIGTERM to its children as well.
+    """
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     facts: dict[str, Any] = dict.fromkeys(("said", "command", "checkpoint", "folder", "node"))
     for line in sys.stdin:
         facts |= json.loads(line)

@@ -36,7 +36,7 @@ class Session:
             said of it. The thread of the run may be stuck in a call of Ray.
     """
 
-    def __init__(self, helper: subprocess.Popen[str] | None = None) -> None:
+    def __init__(self, helper: subprocess.Popen[bytes] | None = None) -> None:
         self.on_lost: Callable[[str], str] = lambda cause: f"{cause}; {self.how_to_go_on()}"
         self._helper = helper
         self._continuation: dict[str, str] = {}
@@ -45,8 +45,7 @@ class Session:
         """Tell rayff.distributed.last_word a fact."""
         if self._helper is not None and self._helper.stdin is not None:
             with suppress(OSError):  # it is gone
-                self._helper.stdin.write(json.dumps(facts) + "\n")
-                self._helper.stdin.flush()
+                self._helper.stdin.write(json.dumps(facts).encode() + b"\n")
 
     def begin(self, folder: Path, checkpoint: str) -> None:
         """Take note of what has begun.
@@ -112,12 +111,12 @@ def ray_session() -> Iterator[Session]:
 
 
 @contextmanager
-def _helper() -> Iterator[subprocess.Popen[str]]:
+def _helper() -> Iterator[subprocess.Popen[bytes]]:
     """Be a process that has the last word, in a session of its own, where no Ctrl-C reaches it."""
     with subprocess.Popen(
         [sys.executable, "-I", "-S", last_word.__file__],
         stdin=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # what it did not take is no error when the pipe is closed
         start_new_session=True,
     ) as process:
         try:

@@ -67,3 +67,12 @@ def test_another_failure_of_a_local_instance_names_no_address(
     with refused("a local Ray instance did not start: no more processes; rayff doctor checks"):
         with ray_session():
             pass
+
+
+def test_the_death_of_the_process_with_the_last_word_is_no_error() -> None:
+    """Whoever stops a job may end it first."""
+    with session._helper() as process:
+        process.kill()
+        process.wait()
+        session.Session(process).tell(node=None)
+    assert process.returncode < 0
