@@ -190,8 +190,7 @@ class DirectTransport(Transport):
         Returns:
             the names, without those that could not be connected where `auto` chose them.
         """
-        ends = [index for index, name in enumerate(names) if name == backend]
-        members = sorted({*ends, *(index + 1 for index in ends)})
+        members = connected(names, backend)
         if not members:
             return names
         try:
@@ -253,6 +252,12 @@ def own_place() -> Place:
     return Place(ray.get_runtime_context().get_node_id(), gpus)
 
 
+def connected(ways: Sequence[str], name: str) -> list[int]:
+    """Return the numbers of the actors at either end of a boundary that is crossed so."""
+    before = [index for index, way in enumerate(ways) if way == name]
+    return sorted({*before, *(index + 1 for index in before)})
+
+
 def direct_ways(places: Sequence[Place]) -> list[str]:
     """Return how activations best cross each boundary: a name for each, one fewer than places.
 
@@ -266,8 +271,7 @@ def direct_ways(places: Sequence[Place]) -> list[str]:
         else ("cuda-ipc" if place == after else "nccl")
         for place, after in itertools.pairwise(places)
     ]
-    ends = [index for index, way in enumerate(ways) if way == "nccl"]
-    members = [places[index] for index in sorted({*ends, *(index + 1 for index in ends)})]
+    members = [places[index] for index in connected(ways, "nccl")]
     if len(set(members)) < len(members):
         return ["object-store" if way == "nccl" else way for way in ways]
     return ways

@@ -111,9 +111,10 @@ class RunRecorder:
             RunError: the final one cannot be written.
         """
         snapshot = dataclasses.replace(snapshot, readouts=self._readouts)
-        record = self.records[-1] if self.records else None
-        if snapshot.progress.batch or (record and record.epoch != snapshot.progress.epoch):
-            record = None  # it is of other weights
+        at_end = snapshot.progress.batch == 0 and self.records
+        record = self.records[-1] if at_end else None
+        if record is not None and record.epoch != snapshot.progress.epoch:
+            record = None  # of an evaluation before, with other weights
         self.checkpoints.add(snapshot, final=final, record=record)
 
     def add_event(self, event: str, **facts: Any) -> None:
