@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from rayff.config.errors import UserError
 from rayff.data.columns import Choice, choose_columns
-from rayff.data.parquet import class_names, image_bytes
+from rayff.data.parquet import class_names, image_bytes, shared_names
 from rayff.data.sources import Block, Encoded, Location, Source, TableBlock, rows_a_read, taken
 
 DATASETS = "dataset_dict.json"
@@ -68,7 +68,7 @@ def read_saved(
         with _opened(location) as reader:
             columns = choose_columns(reader.schema, location.shown, choice, preferred_labels)
             notes |= dict.fromkeys(columns.notes)
-            names = names or class_names(reader.schema, columns.label)
+            names = shared_names(names, class_names(reader.schema, columns.label), location)
             found = [batch.column(columns.label) for batch in reader]
         count = sum(map(len, found))
         labels += found

@@ -80,8 +80,7 @@ def read_source(
             schema = file.schema_arrow
             columns = choose_columns(schema, location.shown, choice, preferred_labels)
             notes |= dict.fromkeys(columns.notes)
-            if names is None:
-                names = class_names(schema, columns.label)
+            names = shared_names(names, class_names(schema, columns.label), location)
             wanted = [columns.label, *([] if split_values is None else [SPLIT_COLUMN])]
             table = file.read(columns=wanted)
             if len(table) != file.metadata.num_rows:
@@ -156,6 +155,23 @@ def class_names(schema: Any, label_column: str) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not names:
         return None
     return tuple(str(name) for name in names)
+
+
+def shared_names(
+    before: tuple[str, ...] | None, own: tuple[str, ...] | None, location: Location
+) -> tuple[str, ...] | None:
+    """Return the names of the classes of a split, of which one more file is read.
+
+    Raises:
+        UserError: the file names them otherwise than those before: its numbers mean other classes.
+    """
+    if None not in (before, own) and before != own:
+        raise UserError(
+            f"{location.shown} names its classes otherwise than the files of its split before it, "
+            "so that one number means several classes: write all of them with the same names in "
+            "one order"
+        )
+    return before or own
 
 
 @contextmanager

@@ -216,3 +216,14 @@ def test_pickles_in_metadata_and_extension_types_are_only_bytes(tmp_path):
     assert not marker.exists()
     pickle.loads(pickled)
     assert marker.exists()  # so it would have shown
+
+
+@pytest.mark.parametrize("second", [["dog", "cat"], ["cat", "dog", "owl"]])
+def test_shards_that_name_their_classes_otherwise_are_refused(tmp_path, second):
+    """One number would mean two classes."""
+    shards = [tmp_path / f"train-0000{number}-of-00002.parquet" for number in range(2)]
+    write_parquet(shards[0], [0, 1])
+    write_parquet(shards[1], [0, 1], class_names=["cat", "dog"])
+    assert read_source([location(path) for path in shards], Choice())[0].names == ("cat", "dog")
+    write_parquet(shards[0], [0, 1], class_names=second)
+    assert "names its classes otherwise than the files of its split" in message_of(shards[1])
