@@ -63,9 +63,12 @@ def load(file: Path, shape: tuple[int, ...]) -> tuple[Pixels, Survey] | None:
     try:
         with safe_open(file, framework="numpy") as opened:
             images: Pixels = opened.get_tensor("images")
-            survey = json.loads(opened.metadata()["survey"])
+            facts = opened.metadata()
+        survey = json.loads(facts["survey"])
         if images.shape != shape or images.dtype != np.uint8:
             raise ValueError("it is of other images")
+        if facts["sha256"] != _digest(images):
+            raise ValueError("a disk or another program changed it")
         os.utime(file)
         changes = {Change[name]: number for name, number in survey["changes"].items()}
         least, most = tuple(survey["least"]), tuple(survey["most"])
@@ -78,19 +81,26 @@ def save(file: Path, images: Pixels, survey: Survey) -> None:
     """Keep images, and let those go that were not used for longest; a disk may refuse it."""
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     changes = {change.name: number for change, number in survey.changes.items()}
-    facts = json.dumps({**dataclasses.asdict(survey), "changes": changes})
+    facts = {
+        "survey": json.dumps({**dataclasses.asdict(survey), "changes": changes}),
+        "sha256": _digest(images),
+    }
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         if images.nbytes > min(MOST_BYTES, shutil.disk_usage(file.parent).free // _FREE):
             return
         try:
-            save_file({"images": images}, aside, metadata={"survey": facts})
+            save_file({"images": images}, aside, metadata=facts)
             with aside.open("rb") as written:
                 os.fsync(written.fileno())
             aside.replace(file)
         finally:
             aside.unlink(missing_ok=True)
         _trim(file.parent)
+
+
+def _digest(images: Pixels) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def _trim(folder: Path) -> None:

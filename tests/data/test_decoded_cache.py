@@ -83,12 +83,13 @@ def test_one_changed_image_is_decoded_whatever_its_date_and_size(cache, folder):
     [
         lambda file: file.write_bytes(file.read_bytes()[:-100]),
         lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1])),
         lambda file: save_file({"images": np.zeros((4, 3, 32, 32), np.uint8)}, file),
         lambda file: save_file(
             {"images": np.zeros((3, 3, 8, 8), np.uint8)}, file, {"survey": "1"}
         ),
     ],
-    ids=["cut short", "empty", "without facts", "of other images"],
+    ids=["cut short", "empty", "one bit", "without facts", "of other images"],
 )
 def test_a_damaged_file_is_written_anew(cache, folder, damage):
     expected = load(folder).train.images
