@@ -109,7 +109,7 @@ class Storage:
         return True
 
     def _fetch(self, newest: str | None) -> None:
-        """Copy the newest checkpoint aside and rename it; the small files follow, config last."""
+        """Copy the newest checkpoint aside and rename it; all other files follow, config last."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if newest is not None:
             target = self.run_dir / CHECKPOINTS / newest
@@ -119,9 +119,12 @@ class Storage:
             self._copy_here(f"{CHECKPOINTS}/{newest}", aside)
             shutil.rmtree(target, ignore_errors=True)
             aside.rename(target)
-        infos = self.files.get_file_info(fs.FileSelector(self.folder))
-        names = [info.base_name for info in infos if info.type == fs.FileType.File]
-        for name in sorted(names, key=CONFIG.__eq__):
+        infos = self.files.get_file_info(fs.FileSelector(self.folder, recursive=True))
+        start = len(self.folder) + 1
+        names = [info.path[start:] for info in infos if info.type == fs.FileType.File]
+        others = [name for name in names if not name.startswith(f"{CHECKPOINTS}/")]
+        for name in sorted(others, key=CONFIG.__eq__):
+            (self.run_dir / name).parent.mkdir(exist_ok=True)
             self._copy_here(name, self.run_dir / name)
 
     def _copy_here(self, name: str, target: Path) -> None:

@@ -52,13 +52,15 @@ class TestAFolder:
 
     @pytest.mark.parametrize("lost", ["all", "checkpoint"])
     def test_gives_back_what_was_lost(self, tiny_task: str, tmp_path: Path, lost: str) -> None:
-        run = stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"))
+        run = stored(tiny_task, tmp_path / "run", str(tmp_path / "kept"), keep_best=True)
         records = train_locally(run).metrics
         expected = layer_files(run.run_dir, LAST)
         gone = tmp_path / "run"
+        best = files_of(gone / "best")
         shutil.rmtree(gone if lost == "all" else gone / "checkpoints" / f"step-{LAST:08d}")
         again = train_locally(run, resume=True).metrics
         assert layer_files(run.run_dir, LAST) == expected
+        assert files_of(gone / "best") == best, "another model would take its place"
         assert timeless(again) == timeless(records)
 
     def test_that_is_older_changes_nothing(self, tiny_task: str, tmp_path: Path) -> None:
