@@ -300,7 +300,7 @@ class Training:
         self.pipeline = LocalPipeline([Stage(spec, self.device, self.learner, run.splits)])
         first_epoch = takewhile(lambda c: c.epoch == 0, run.schedule(chunk=1).commands())
         self.evaluations = [
-            dataclasses.replace(c, logits=False) for c in first_epoch if isinstance(c, Evaluate)
+            dataclasses.replace(c, logits=()) for c in first_epoch if isinstance(c, Evaluate)
         ]
         if isinstance(self.learner, EndToEndLearner):
             self._compile(self.learner)

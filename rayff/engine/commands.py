@@ -38,8 +38,9 @@ class Evaluate:
     epoch: int
     split: Split
     batches: tuple[Indices, ...]
-    logits: bool = False
-    """Whether the last stage also returns the logits of all layers."""
+    logits: tuple[Indices, ...] = ()
+    """Positions in each batch, ascending, of the images whose logits of all layers the last stage
+    returns too; nothing for none of any batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,10 @@ class Report:
     hits: NDArray[np.int64] | None = None
     """Images that each window classifies correctly, (L, L) (Evaluate, last stage)."""
     logits: tuple[NDArray[np.float32], ...] = ()
-    """Of all layers, (L, B, C), for each batch (Evaluate with logits, last stage)."""
+    """Of all layers, (L, n, C), for the n images asked for of each batch (Evaluate with logits,
+    last stage)."""
     labels: tuple[NDArray[np.int64], ...] = ()
-    """Classes, (B,), for each of those batches."""
+    """Classes, (n,), of those images."""
     states: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The safetensors file of each layer of the stage, by global number (Snapshot, replica 0)."""
     digests: dict[int, str] = field(default_factory=dict)

@@ -169,7 +169,7 @@ class Loop:
             RunError: the last checkpoint cannot be written.
         """
         start = self.recorder.progress
-        tally, pace = self._tally(start.epoch), Pace()
+        tally, pace = EpochTally(start.epoch), Pace()
         interval = IntervalTally(self.log_every)
         tally.images, tally.loss_sums = start.images, np.array(start.loss_sums)
         epoch_began = time.perf_counter()
@@ -196,7 +196,7 @@ class Loop:
                 pace = Pace()
                 continue
             if command.epoch != tally.epoch:
-                tally = self._tally(command.epoch)
+                tally = EpochTally(command.epoch)
             if first:
                 began = round(reports[0].started_s, 3)
                 self.recorder.add_event(
@@ -219,9 +219,6 @@ class Loop:
                 self.callbacks.on_epoch_end(record)
                 epoch_began = now
         return True
-
-    def _tally(self, epoch: int) -> EpochTally:
-        return EpochTally(epoch, readout_fit=ReadoutFit(self.schedule.sample_size))
 
     @property
     def _num_evaluated(self) -> int:
@@ -270,7 +267,7 @@ class Loop:
         self, command: Snapshot, reports: Sequence[Report], tally: EpochTally, *, final: bool
     ) -> None:
         if command.batch == 0:  # at the end of an epoch
-            tally = self._tally(command.epoch)
+            tally = EpochTally(command.epoch)
         snapshot = Checkpoint(
             step=command.epoch * self.schedule.batches_per_epoch + command.batch,
             progress=Progress(

@@ -8,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayff.data.images import Split
+from rayff.data.order import sample
 from rayff.engine.commands import Report
 from rayff.learning.fusion import Fusion, fit_fusion
 from rayff.learning.readout import Readouts, fit_temperatures
 
+MAX_LOGITS = 2**22
+"""Logits that temperatures are fitted on, at most: more take longer and change little."""
+
 
 @dataclass
 class ReadoutFit:
-    """Collects validation logits, and counts the hits of fusion on test images as they come.
+    """Collects validation logits, and counts the hits of fusion on test images as they come."""
 
-    Args:
-        num_images: validation images to fit to; the first ones, whatever the chunks are.
-    """
-
-    num_images: int = 0
     fusion: Fusion | None = None
     """Fitted with the first test logits: the validation images come before them."""
     fusion_hits: int = 0
@@ -34,11 +33,11 @@ class ReadoutFit:
         if not report.logits:
             return
         if split == "valid":
-            self._logits += report.logits
-            self._labels += report.labels
+            self._logits += [logits for logits in report.logits if logits.size]
+            self._labels += [labels for labels in report.labels if labels.size]
             return
         if self.fusion is None:
-            self.fusion = fit_fusion(*self._sample())
+            self.fusion = fit_fusion(*self._joined())
         if self.fusion is not None:
             for logits, labels in zip(report.logits, report.labels, strict=True):
                 self.fusion_hits += self.fusion.hits(logits, labels)
@@ -47,10 +46,12 @@ class ReadoutFit:
         """Return what was fitted, with that window; None where the epoch gave no logits."""
         if not self._logits:
             return None
-        temperatures = fit_temperatures(*self._sample(), window)
+        logits, labels = self._joined()
+        num_layers, _, num_classes = logits.shape
+        rows = sample(labels, max(1, MAX_LOGITS // (num_layers * num_classes)))
+        temperatures = fit_temperatures(logits[:, rows], labels[rows], window)
         return Readouts(window=window, temperatures=temperatures, fusion=self.fusion)
 
-    def _sample(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _joined(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return logits, (L, N, C), and labels, (N,), of the images to fit to."""
-        logits, labels = np.concatenate(self._logits, axis=1), np.concatenate(self._labels)
-        return logits[:, : self.num_images], labels[: self.num_images]
+        return np.concatenate(self._logits, axis=1), np.concatenate(self._labels)

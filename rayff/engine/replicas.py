@@ -127,6 +127,6 @@ def merge(reports: Sequence[Report]) -> Report:
 def _whole(shares: Sequence[tuple[NDArray[Any], ...]], axis: int) -> tuple[NDArray[Any], ...]:
     """Return the array of each batch, whose images several replicas have, in their order."""
     return tuple(
-        np.concatenate([piece for piece in pieces if piece.size], axis=axis)
+        np.concatenate([piece for piece in pieces if piece.size] or pieces[:1], axis=axis)
         for pieces in zip(*shares, strict=True)
     )

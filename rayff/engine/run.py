@@ -13,6 +13,7 @@ from rayff.config.local_loss import loss_config
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import ResolvedConfig, resolve, written_out
 from rayff.config.train_config import Precision, TrainConfig
+from rayff.data.order import sample
 from rayff.data.streaming import StreamedSet
 from rayff.data.tasks import Splits, TaskData
 from rayff.engine.schedule import Schedule
@@ -106,6 +107,7 @@ class PreparedRun:
     def schedule(self, chunk: int) -> Schedule:
         """Return the order of the run's commands, `chunk` batches in each."""
         train = self.data.train
+        size = sample_size(self.num_classifiers, self.data.num_classes)
         return Schedule(
             recipe=self.recipe,
             seed=self.config.seed,
@@ -114,7 +116,7 @@ class PreparedRun:
             checkpoint_every=self.config.checkpoint_every,
             eval_every=self.config.eval_every,
             stream=train.order if isinstance(train, StreamedSet) else None,
-            sample_size=sample_size(self.num_classifiers, self.data.num_classes),
+            sampled=sample(self.splits["valid"].labels, size),
             fusion=can_fuse(self.num_classifiers, self.data.num_classes),
         )
 

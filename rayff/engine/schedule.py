@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from rayff.learning.lr_schedule import batch_lr
 
 EVALUATION_BATCH = 128
 """Images of an evaluation batch at least; it needs less memory than a training batch."""
+_EVALUATED: tuple[Split, ...] = ("valid", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Schedule:
     """Epochs from one snapshot to the next."""
     eval_every: int = 1
     """Epochs from one evaluation to the next."""
-    sample_size: int = 0
+    sampled: Indices = field(default_factory=lambda: np.arange(0))
     """Validation images whose logits come to the driver before a snapshot, to fit readouts."""
     stream: StreamOrder | None = None
     """Order of training images that are streamed; None for those in memory."""
@@ -106,13 +107,13 @@ class Schedule:
         before_next = range(epoch, min(epoch + self.eval_every, self.recipe.epochs - 1))
         due = last or any((each + 1) % self.checkpoint_every == 0 for each in before_next)
         size = max(self.recipe.batch_size, EVALUATION_BATCH)
-        splits: tuple[tuple[Split, int], ...] = (
-            ("valid", self.sample_size if due else 0),
-            ("test", self.num_images["test"] if last and self.fusion else 0),
-        )
-        for split, num_logits in splits:
-            for chunk in _chunks(batches(np.arange(self.num_images[split]), size), self.chunk):
-                logits = int(chunk[0][0]) < num_logits
+        wanted = {split: np.zeros(self.num_images[split], bool) for split in _EVALUATED}
+        wanted["valid"][self.sampled] = due
+        wanted["test"][:] = last and self.fusion
+        for split, mask in wanted.items():
+            for chunk in _chunks(batches(np.arange(len(mask)), size), self.chunk):
+                logits = tuple(np.flatnonzero(mask[batch]) for batch in chunk)
+                logits = logits if any(map(len, logits)) else ()
                 yield Evaluate(epoch=epoch, split=split, batches=chunk, logits=logits)
 
 

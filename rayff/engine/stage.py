@@ -24,6 +24,7 @@ from rayff.engine.commands import (
     Chunk,
     Command,
     Evaluate,
+    Indices,
     Report,
     Snapshot,
     Train,
@@ -212,9 +213,18 @@ class Stage:
         hits = window_hits(torch.cat(all_logits, dim=1), torch.cat(labels)) if all_logits else None
         facts: dict[str, Any] = {"images": images, "hits": hits}
         if command.logits:
-            facts["logits"] = _by_batch(all_logits, sizes)
-            facts["labels"] = _by_batch(labels, sizes)
+            asked = [
+                self._own(positions, len(indices))
+                for positions, indices in zip(command.logits, command.batches, strict=True)
+            ]
+            facts["logits"] = _by_batch(all_logits, sizes, asked, dim=1)
+            facts["labels"] = _by_batch(labels, sizes, asked, dim=0)
         return None, facts
+
+    def _own(self, positions: Indices, batch_size: int) -> Indices:
+        """Return those of ascending positions in a batch that are in the stage's share, in it."""
+        rows = self.spec.replica.rows(batch_size)
+        return positions[(positions >= rows.start) & (positions < rows.stop)] - rows.start
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the safetensors bytes of every layer, by global number.
@@ -235,7 +245,12 @@ class Stage:
         return {"states": {} if self.spec.replica.index else states, "digests": digests}
 
 
-def _by_batch(tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[NDArray[Any], ...]:
-    """Return the array of each batch; an empty one where the stage has no share of it."""
-    arrays = iter([tensor.cpu().numpy() for tensor in tensors])
-    return tuple(next(arrays) if size else np.empty(0) for size in sizes)
+def _by_batch(
+    tensors: Sequence[Tensor], sizes: Sequence[int], asked: Sequence[Indices], dim: int
+) -> tuple[NDArray[Any], ...]:
+    """Return the images asked for of each batch; an empty array where the stage has none of it."""
+    there = iter(tensors)
+    return tuple(
+        next(there).cpu().numpy().take(positions, axis=dim) if size else np.empty(0)
+        for size, positions in zip(sizes, asked, strict=True)
+    )

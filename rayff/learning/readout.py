@@ -27,8 +27,6 @@ READOUTS: tuple[ReadoutName, ...] = get_args(ReadoutName)
 
 MAX_SAMPLE_BYTES = 32 * 2**20
 """Size of the validation logits that readouts are fitted on, at most."""
-_MAX_LOGITS = 2**22
-"""Logits that temperatures are fitted on, at most: more take longer and change little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +105,6 @@ def fit_temperatures(
     if not np.isfinite(logits).all():
         return None
     first, last = window
-    num_layers, _, num_classes = logits.shape
-    enough = max(1, _MAX_LOGITS // (num_layers * num_classes))
-    logits, labels = logits[:, :enough], labels[:enough]
     sums = logits[first : last + 1].cumsum(axis=0, dtype=np.float64)
     return Temperatures(
         window=tuple(fit_temperature(each, labels) for each in sums),

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from rayff import TrainConfig, load_model
+from rayff.data.images import ImageSet
 from rayff.data.loading import data_options, load_task
+from rayff.data.order import sample
+from rayff.engine import readout_fit
 from rayff.engine.commands import Report
 from rayff.engine.readout_fit import ReadoutFit
+from rayff.learning import readout
 from rayff.learning.fusion import fit_fusion
 from rayff.learning.readout import Readouts, Temperatures, fit_temperatures
+from tests.data.files import write_parquet
 from tests.helpers.runs import StopAfter, train_locally
 from tests.helpers.tiny_task import tiny_config
 
@@ -54,6 +59,32 @@ def test_of_a_complete_run_they_are_those_of_its_validation_logits(config: Train
     }
 
 
+def test_a_large_validation_split_is_sampled_from_every_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image folders are sorted by class: the first images would be of the first classes alone."""
+    for split, each in (("train", 12), ("validation", 10), ("test", 4)):
+        labels: list[int | None] = [label for label in range(4) for _ in range(each)]
+        write_parquet(tmp_path / "data" / f"{split}.parquet", labels)
+    monkeypatch.setattr(readout, "MAX_SAMPLE_BYTES", 12 * 4 * 4 * 4)  # 12 images
+    monkeypatch.setattr(readout_fit, "MAX_LOGITS", 8 * 4 * 4)  # 8 of these for temperatures
+    config = tiny_config(str(tmp_path / "data"), tmp_path / "run", epochs=1)
+    model = load_model(train_locally(config).run_dir)
+    valid = load_task(data_options(config)).splits["valid"]
+    assert isinstance(valid, ImageSet)
+    rows = sample(valid.labels, 12)
+    labels_of, logits = valid.labels[rows], model.logits(torch.tensor(valid.images[rows])).numpy()
+    assert np.bincount(labels_of).tolist() == [3, 3, 3, 3]
+    fusion = fit_fusion(logits, labels_of)
+    assert fusion is not None
+    assert model.fusion is not None
+    np.testing.assert_allclose(model.fusion.weight, fusion.weight, atol=1e-2, rtol=1e-2)
+    few = sample(labels_of, 8)
+    expected = fit_temperatures(logits[:, few], labels_of[few], model.window)
+    assert expected is not None
+    assert model.temperatures == pytest.approx(expected.window, rel=1e-4)
+
+
 def test_a_stop_in_an_epoch_keeps_those_of_the_epoch_before(config: TrainConfig) -> None:
     train_locally(config, StopAfter(1))
     assert found_in(config) == Readouts(window=(0, 3)), "nothing was evaluated yet"
@@ -80,7 +111,7 @@ def test_an_older_checkpoint_has_the_window_of_the_metrics(config: TrainConfig) 
     record = train_locally(config, StopAfter(6)).metrics[-1]
     (manifest,) = Path(str(config.run_dir)).glob("checkpoints/step-00000004/manifest.json")
     saved = json.loads(manifest.read_text())
-    del saved["readouts"]
+    del saved["readouts"], saved["sha256"]
     manifest.write_text(json.dumps(saved))
     train_locally(config, StopAfter(1), resume=True)
     assert found_in(config) == Readouts(window=(record.sip_first, record.sip_last))
@@ -104,13 +135,12 @@ def reports(logits: np.ndarray, labels: np.ndarray, sizes: list[int]) -> list[Re
 
 
 def test_the_chunks_of_an_evaluation_change_nothing() -> None:
-    """Nor do images beyond the sample, which a larger chunk brings along."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 40)
     logits = generator.normal(size=(2, 40, 3)).astype(np.float32)
     found = []
-    for sizes in ([40], [8] * 5, [6, 34], [26]):
-        fit = ReadoutFit(num_images=25)
+    for sizes in ([40], [8] * 5, [6, 34], [0, 40]):
+        fit = ReadoutFit()
         for report in reports(logits, labels, sizes):
             fit.add("valid", report)
         for report in reports(logits, labels, [30, 10]):
@@ -119,7 +149,7 @@ def test_the_chunks_of_an_evaluation_change_nothing() -> None:
         assert readouts is not None
         assert readouts.fusion is not None
         found.append((readouts.temperatures, readouts.fusion.weight.tobytes(), fit.fusion_hits))
-        expected = fit_fusion(logits[:, :25], labels[:25])
+        expected = fit_fusion(logits, labels)
         assert expected is not None
         assert readouts.fusion.weight.tobytes() == expected.weight.tobytes()
         assert fit.fusion_hits == expected.hits(logits, labels)
@@ -127,7 +157,7 @@ def test_the_chunks_of_an_evaluation_change_nothing() -> None:
 
 
 def test_without_logits_nothing_is_fitted() -> None:
-    fit = ReadoutFit(num_images=9)
+    fit = ReadoutFit()
     fit.add("valid", Report(started_s=0, busy_s=0))
     assert fit.readouts((0, 0)) is None
     assert (fit.fusion, fit.fusion_hits) == (None, 0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rayff.config.errors import UserError
@@ -150,30 +151,40 @@ class TestLogits:
 
     def test_of_validation_images_before_each_snapshot(self) -> None:
         first, second, third = ([(e, "valid", n) for n in (0, 128, 256)] for e in range(3))
-        assert self.returned(epochs=3, sample_size=999) == first + second + third
-        assert self.returned(epochs=3, sample_size=999, checkpoint_every=2) == second + third
+        everything = np.arange(260)
+        assert self.returned(epochs=3, sampled=everything) == first + second + third
+        assert self.returned(epochs=3, sampled=everything, checkpoint_every=2) == second + third
 
     def test_of_an_evaluation_that_a_later_snapshot_goes_by(self) -> None:
         """Each snapshot has the readouts of the newest evaluation."""
 
         def fitted(checkpoint_every: int) -> set[int]:
             options = {"epochs": 9, "eval_every": 3, "checkpoint_every": checkpoint_every}
-            return {epoch for epoch, _, _ in self.returned(sample_size=1, **options)}
+            return {epoch for epoch, _, _ in self.returned(sampled=np.arange(1), **options)}
 
         assert fitted(1) == fitted(3) == {2, 5, 8}
         assert fitted(4) == {2, 5, 8}  # snapshots behind epochs 4, 8 and 9
         assert fitted(5) == {2, 8}  # behind epochs 5 and 9
         assert fitted(9) == {8}
 
-    def test_of_no_more_chunks_than_have_images_of_the_sample(self) -> None:
-        assert self.returned(epochs=1, sample_size=129) == [(0, "valid", 0), (0, "valid", 128)]
-        assert self.returned(epochs=1, sample_size=128) == [(0, "valid", 0)]
-        assert self.returned(epochs=1, sample_size=1, chunk=2) == [(0, "valid", 0)]
+    @pytest.mark.parametrize("chunk", [1, 2, 9])
+    def test_of_the_images_of_the_sample_alone(self, chunk: int) -> None:
+        sampled = np.array([3, 127, 256, 259])
+        commands = schedule(valid=260, epochs=1, sampled=sampled, chunk=chunk).commands()
+        found = [
+            int(indices[position])
+            for command in commands
+            if isinstance(command, Evaluate) and command.logits
+            for indices, positions in zip(command.batches, command.logits, strict=True)
+            for position in positions
+        ]
+        assert found == sampled.tolist()
+        assert self.returned(epochs=1, sampled=np.array([3]), chunk=2) == [(0, "valid", 0)]
 
     def test_of_all_test_images_behind_the_last_epoch_for_fusion(self) -> None:
         valid = [(0, "valid", 0), (1, "valid", 0)]
         test = [(1, "test", 0), (1, "test", 128), (1, "test", 256)]
-        assert self.returned(sample_size=5, fusion=True) == valid + test
+        assert self.returned(sampled=np.arange(5), fusion=True) == valid + test
 
 
 class TestTheLearningRate:

@@ -1,5 +1,6 @@
 """A stage against loops written out by hand, bit for bit."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -223,10 +224,23 @@ class TestEvaluation:
         if split == "train":  # it has learned something, so the comparison says something
             assert report.hits.max() > 8
 
+    def test_logits_come_of_the_images_asked_for(self) -> None:
+        """The stage's share of each batch has some of them, or none."""
+        batches, asked = (np.arange(4), np.arange(4, 8)), (np.array([0, 3]), np.array([1]))
+        command = Evaluate(epoch=0, split="valid", batches=batches, logits=asked)
+        whole = dataclasses.replace(command, logits=(np.arange(4), np.arange(4)))
+        (_, some), (_, all_) = (make_stage(TINYCNN).handle(c, None) for c in (command, whole))
+        for found, expected, positions in zip(some.logits, all_.logits, asked, strict=True):
+            np.testing.assert_array_equal(found, expected[:, positions])
+        assert [each.tolist() for each in some.labels] == [
+            labels[positions].tolist()
+            for labels, positions in zip(all_.labels, asked, strict=True)
+        ]
+
     def test_logits_come_where_they_are_asked_for_and_give_the_hits(self) -> None:
         stage = make_stage(TINYCNN)
-        batches = (np.arange(3), np.array([5, 4]))
-        command = Evaluate(epoch=0, split="valid", batches=batches, logits=True)
+        batches, asked = (np.arange(3), np.array([5, 4])), (np.arange(3), np.arange(2))
+        command = Evaluate(epoch=0, split="valid", batches=batches, logits=asked)
         onward, report = stage.handle(command, None)
         assert onward is None
         assert [each.shape for each in report.logits] == [(4, 3, CLASSES), (4, 2, CLASSES)]
