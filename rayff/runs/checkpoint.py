@@ -31,6 +31,8 @@ from rayff.runs.readout_json import readouts_from_json, readouts_to_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SEAL = "sha256"
+"""Name in a manifest of the digest of all else in it."""
 _NAME = re.compile(r"step-(\d{8,})")
 _FILE = re.compile(r"[a-z][a-z0-9.-]*")
 
@@ -128,7 +130,7 @@ class CheckpointStore:
                 **position,
                 "layers": files,
             }
-            write_durably(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_durably(aside / MANIFEST, _sealed(manifest))
             aside.rename(target)
             _sync(self.directory)
         finally:
@@ -222,7 +224,17 @@ def _write_position(path: Path, position: dict[str, Any]) -> None:
     before = json.loads(path.read_bytes())
     manifest = json.loads(json.dumps({**before, **position}))
     if before != manifest:
-        write_atomically(path, json.dumps(manifest, indent=1).encode())
+        write_atomically(path, _sealed(manifest))
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a manifest with a digest of its content."""
+    content = {name: value for name, value in manifest.items() if name != _SEAL}
+    return json.dumps({**content, _SEAL: _digest(content)}, indent=1).encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -239,8 +251,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         version = data["format"]
         if version == FORMAT:
+            seal = data.pop(_SEAL, None)  # older ones have none
             progress = data["progress"]
-            return {
+            manifest = {
                 "step": _count(data["step"]),
                 "seed": _count(data["seed"]),
                 "data": data.get("data"),
@@ -257,6 +270,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 },
                 "readouts": data.get("readouts"),
             }
+            if seal not in (None, _digest(data)):
+                raise ValueError("its content is not what was written")
+            return manifest
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is no manifest of a checkpoint: {error!r}") from error
     raise UserError(

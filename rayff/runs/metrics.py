@@ -185,7 +185,7 @@ class Metrics:
         self.records.append(record)
         rows = [dataclasses.asdict(row) for row in self.records]
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, write_page_checksum=True)
         write_atomically(self.directory / METRICS_FILE, sink.getvalue())
         write_atomically(self.directory / "metrics.csv", _csv(rows).encode())
         if self._events is not None:
@@ -223,7 +223,7 @@ def scalars(record: EpochRecord) -> dict[str, float]:
 def read_metrics(path: Path) -> list[EpochRecord]:
     """Read the records of a metrics.parquet; UserError where it is none."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         filled = [name for name in table.column_names if name != "fusion_test_accuracy"]
         if table.schema not in _SCHEMAS or any(
             column.null_count for column in table.select(filled).columns

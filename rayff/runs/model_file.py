@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from rayff.config.errors import UserError
@@ -37,11 +39,17 @@ from rayff.runs.readout_json import (
     window_from_json,
 )
 from rayff.runs.run_directory import RunDirectory, read_json, resume_command
+from rayff.runs.run_lock import is_held
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "architecture.json"
+DIGEST = "weights_sha256"
+"""Name in the description of the digest of the weights that it belongs to."""
 FUSION = "readout.fusion."
 """How the names of fusion's tensors begin."""
+
+_WAITS_S = (0.05, 0.2, 1.0, 4.0)
+"""Until a training that has written weights has written their description too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +143,9 @@ def write_model(
     }
     if fusion is not None:
         weights |= {FUSION + name: torch.tensor(v) for name, v in vars(fusion).items()}
-    write_atomically(directory / WEIGHTS, save(weights))
-    text = json.dumps(description.to_dict(), indent=1)
+    content = save(weights)
+    write_atomically(directory / WEIGHTS, content)
+    text = json.dumps({**description.to_dict(), DIGEST: digest(content)}, indent=1)
     write_atomically(directory / DESCRIPTION, text.encode() + b"\n")
 
 
@@ -159,8 +168,9 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
             f"continue with: {resume_command(run_dir)}"
         )
     try:
-        about = ModelDescription.from_dict(read_json(description))
-        tensors = load_file(weights)
+        described, content = _read_pair(description, weights)
+        about = ModelDescription.from_dict(described)
+        tensors = load(content)
         fused = {n: tensors.pop(n).numpy() for n in [*tensors] if n.startswith(FUSION)}
         # before the network takes the memory that a description claims
         held = layouts(about.method, about.architecture, about.loss)
@@ -192,6 +202,10 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
         network.eval()
         if about.architecture.source is not None:
             _check_modules(network)
+        if not _belong_together(described, content):
+            raise ValueError(
+                f"{WEIGHTS} holds other weights than those that {DESCRIPTION} describes"
+            )
     except ImportPathError as error:
         raise UserError(f"the model in {run_dir} needs your code: {error}") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
@@ -200,6 +214,32 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
             f"the model in {run_dir} is damaged: {reason}; write it again with --resume"
         ) from error
     return network
+
+
+def digest(weights: bytes) -> str:
+    """Return what tells weights from all others."""
+    return hashlib.sha256(weights).hexdigest()
+
+
+def _belong_together(described: Any, weights: bytes) -> bool:
+    """Return whether a description is that of the weights; older ones do not say."""
+    return described.get(DIGEST) in (None, digest(weights))
+
+
+def _read_pair(description: Path, weights: Path) -> tuple[Any, bytes]:
+    """Read both files; again where a training may have written one of them in between."""
+    for wait_s in (*_WAITS_S, None):
+        described, content = read_json(description), weights.read_bytes()
+        pair_is_whole = not isinstance(described, dict) or _belong_together(described, content)
+        if pair_is_whole or wait_s is None or not _is_written(description.parent):
+            break
+        time.sleep(wait_s)
+    return described, content
+
+
+def _is_written(folder: Path) -> bool:
+    """Return whether a training is at work in a run directory, or in the one around its best."""
+    return is_held(folder) or is_held(folder.parent)
 
 
 def _check_modules(network: Classifier) -> None:

@@ -25,27 +25,38 @@ MODULES = architecture(f"{HERE}:every_kind", num_classes=4, image_channels=3)
 DESCRIPTION, WEIGHTS = "architecture.json", "model.safetensors"
 
 
+def without_digest(run_dir: Path) -> Path:
+    """Make the model one of an older version, so that other weights are looked at."""
+    path = run_dir / DESCRIPTION
+    description = json.loads(path.read_text())
+    del description["weights_sha256"]
+    path.write_text(json.dumps(description))
+    return run_dir
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", fusion=FUSION, temperatures=READOUTS.temperatures)
+    written = write_run(tmp_path / "run", fusion=FUSION, temperatures=READOUTS.temperatures)
+    return without_digest(written)
 
 
 @pytest.fixture
 def blocks(tmp_path: Path) -> Path:
     """A network with shortcuts of both kinds."""
-    return write_run(
+    written = write_run(
         tmp_path / "blocks",
         layers=weights(network=BLOCKS),
         architecture=BLOCKS,
         sip_window=(1, 16),
         precision="bf16",
     )
+    return without_digest(written)
 
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
     """A network of modules, with buffers."""
-    return write_modules(tmp_path / "modules", MODULES)
+    return without_digest(write_modules(tmp_path / "modules", MODULES))
 
 
 def load(run_dir: Path) -> Classifier | None:

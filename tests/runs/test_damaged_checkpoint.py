@@ -3,6 +3,7 @@
 Damage of every other kind is tested by tests/fuzz/test_checkpoints.py.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from rayff.runs.checkpoint import CheckpointStore
 from tests.helpers.mistakes import refused
 from tests.helpers.pickles import MarkerOnLoad
 from tests.runs.checkpoints import make_checkpoint, make_store, same
+from tests.runs.readouts import READOUTS
 
 LAYER = "layer-001.safetensors"
 MANIFEST = "manifest.json"
@@ -48,13 +50,14 @@ def assert_refused(store: CheckpointStore, match: str, file: str) -> None:
 def change_manifest(store: CheckpointStore, change: Callable[[dict[str, Any]], object]) -> None:
     path = newest(store) / MANIFEST
     manifest = json.loads(path.read_text())
+    manifest.pop("sha256", None)  # older ones have none
     change(manifest)
     path.write_text(json.dumps(manifest))
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, at: int = 150) -> None:
     data = bytearray(path.read_bytes())
-    data[150] ^= 1
+    data[at] ^= 1
     path.write_bytes(data)
 
 
@@ -94,6 +97,14 @@ class TestAManifest:
     def test_that_is_no_json(self, store: CheckpointStore) -> None:
         (newest(store) / MANIFEST).write_text("no JSON")
         assert_refused(store, "is no manifest of a checkpoint", MANIFEST)
+
+    def test_with_one_bit_of_a_temperature_changed(self, store: CheckpointStore) -> None:
+        path = store.directory / "step-00000003"
+        store.write(dataclasses.replace(make_checkpoint(3), readouts=READOUTS))
+        assert store.read(path).readouts is not None
+        flip(path / MANIFEST, path.joinpath(MANIFEST).read_bytes().index(b'"last": ') + 10)
+        with refused("is no manifest of a checkpoint: .*its content is not what was written"):
+            store.read(path)
 
     def test_whose_numbers_contradict_each_other(self, store: CheckpointStore) -> None:
         change_manifest(store, lambda manifest: manifest["progress"].update(loss_sums=[1.0]))

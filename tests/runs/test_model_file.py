@@ -5,8 +5,10 @@ Damage of every kind is tested by tests/fuzz/test_models.py; here are the senten
 
 import dataclasses
 import errno
+import hashlib
 import json
 import pickle  # noqa: TID251 - an attacker's files are made with it
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from rayff.config.errors import UserError
 from rayff.config.local_loss import LossConfig
 from rayff.runs import files
 from rayff.runs.model_file import read_model
+from rayff.runs.run_lock import locked
 from tests.helpers.losses import LINEAR
 from tests.helpers.mistakes import refused
 from tests.helpers.pickles import MarkerOnLoad
@@ -58,7 +61,9 @@ class TestTheFiles:
         assert sorted(saved) == [f"layers.{index}.weight" for index in range(4)]
         for index, weight in enumerate(weights()):
             assert torch.equal(saved[f"layers.{index}.weight"], weight)
+        content = (run_dir / WEIGHTS).read_bytes()
         assert json.loads((run_dir / DESCRIPTION).read_text()) == {
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
             "architecture": json.loads(json.dumps(NETWORK.to_dict())),
             "sip_window": [1, 2],
             "resize": "crop",
@@ -145,22 +150,43 @@ class TestTheFiles:
 
 
 class TestAWriteThatIsCutShort:
-    @pytest.mark.parametrize("number", [0, 1])
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=lambda error: type(error).__name__)
-    def test_leaves_whole_files(
-        self,
-        run_dir: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        number: int,
-        error: BaseException,
+    def test_leaves_the_one_before(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_durably", interrupted(number, error))
+            patch.setattr(files, "write_durably", interrupted(0, error))
             with pytest.raises(type(error)):
                 write_weights(run_dir, weights(1), sip_window=(3, 3))
         assert names(run_dir) == FILES
         assert read_model(run_dir).window == (1, 2)
-        assert torch.equal(first_weight(run_dir), weights(number)[0])
+        assert torch.equal(first_weight(run_dir), weights(0)[0])
+
+    def test_between_weights_and_description_leaves_no_model(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Window and temperatures would be those of other weights."""
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_durably", interrupted(1, KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                write_weights(run_dir, weights(1), sip_window=(3, 3))
+        with refused("model.safetensors holds other weights than those that architecture.json"):
+            read_model(run_dir)
+        write_weights(run_dir, weights(1), sip_window=(3, 3))
+        assert read_model(run_dir).window == (3, 3)
+
+    def test_is_waited_for_while_a_training_is_at_work(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = (run_dir / DESCRIPTION).read_bytes()
+        write_weights(run_dir, weights(1), sip_window=(3, 3))
+        after = (run_dir / DESCRIPTION).read_bytes()
+        (run_dir / DESCRIPTION).write_bytes(before)
+        monkeypatch.setattr(
+            time, "sleep", lambda seconds: (run_dir / DESCRIPTION).write_bytes(after)
+        )
+        with locked(run_dir):
+            assert read_model(run_dir).window == (3, 3)
 
     def test_by_a_full_disk_leaves_the_one_before(self, tmp_path: Path) -> None:
         with small_disk(tmp_path / "disk", "48k") as disk:  # a model of 18 kB has room
@@ -194,6 +220,12 @@ class TestMistakes:
     def test_a_description_that_lacks_something(self, run_dir: Path) -> None:
         (run_dir / DESCRIPTION).write_text("{}")
         with refused("is damaged: architecture.json lacks 'architecture'; write it again"):
+            read_model(run_dir)
+
+    def test_one_bit_of_a_weight(self, run_dir: Path) -> None:
+        whole = (run_dir / WEIGHTS).read_bytes()
+        (run_dir / WEIGHTS).write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with refused("is damaged: model.safetensors holds other weights.*write it again"):
             read_model(run_dir)
 
     def test_weights_of_another_network(self, run_dir: Path) -> None:
