@@ -60,19 +60,34 @@ def read_class_folders(folder: Location) -> tuple[Source, tuple[str, ...]] | Non
     """
     paths: list[str] = []
     others: list[str] = []
+    loose: list[str] = []
     start = len(folder.path.rstrip("/")) + 1
     for info in folder.listing(recursive=True):
         path = info.path[start:]
-        if info.type != fs.FileType.Directory and "/" in path:
-            (paths if path.lower().endswith(SUFFIXES) else others).append(path)
+        if info.type == fs.FileType.Directory:
+            continue
+        # a pipe would be waited for
+        is_image = info.type == fs.FileType.File and path.lower().endswith(SUFFIXES)
+        if "/" in path:
+            (paths if is_image else others).append(path)
+        elif is_image:
+            loose.append(path)
     if not paths:
         return None
     labels = pa.array([path.partition("/")[0] for path in paths])
-    notes: tuple[str, ...] = ()
-    if others:
-        files = plural(len(others), "file")
-        notes = (f"{files} below {folder.shown} left out: no name of an image ({others[0]})",)
+    where = f" below {folder.shown}"
+    notes = (
+        *left_out(others, "no image files", where),
+        *left_out(loose, "in no folder of a class", where),
+    )
     return Source(blocks=_blocks(folder, paths), labels=labels), notes
+
+
+def left_out(files: Sequence[str], why: str, where: str = "") -> tuple[str, ...]:
+    """Return a note on files that are not read, if there are any."""
+    if not files:
+        return ()
+    return (f"{plural(len(files), 'file')}{where} left out: {why} ({files[0]})",)
 
 
 def _blocks(folder: Location, paths: Sequence[str]) -> list[Files]:

@@ -41,11 +41,18 @@ def _files(name: str) -> Iterator[str]:
 
 
 def _inside(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
+    seen: set[str] = set()  # links may lead in a circle
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(root, name)
+            path = os.path.join(root, name)
+            is_pipe = os.path.exists(path) and not os.path.isfile(path)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not is_pipe:
+                yield path
 
 
 def _endings() -> str:

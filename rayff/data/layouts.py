@@ -17,7 +17,7 @@ from pyarrow import fs
 from rayff.config.errors import UserError
 from rayff.data.arrow_files import read_saved, saved_splits
 from rayff.data.columns import Choice
-from rayff.data.folders import read_class_folders
+from rayff.data.folders import left_out, read_class_folders
 from rayff.data.images import SUFFIXES, Split
 from rayff.data.parquet import read_source, split_words
 from rayff.data.sources import Location, Source
@@ -100,7 +100,12 @@ def _layout(folder: Location) -> Layout | None:
     files = parquet_files(folder)
     by_name = _by_name(folder, files)
     if by_name:
-        return Layout(readers={split: partial(_parquet, by_name[split]) for split in by_name})
+        used = {file.path for of_split in by_name.values() for file in of_split}
+        unused = [file.shown for file in files if file.path not in used]
+        return Layout(
+            readers={split: partial(_parquet, by_name[split]) for split in by_name},
+            notes=left_out(unused, "no name of a split"),
+        )
     return _by_column(files) or _image_folders(folder)
 
 

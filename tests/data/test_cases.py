@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,25 @@ class TestLayouts:
         assert "there is no labelled test split: the validation split is the test split" in (
             data.notes
         )
+
+    def test_files_that_belong_to_no_split_or_class_are_named(self, tmp_path: Path):
+        write_splits(tmp_path / "tables")
+        write(tmp_path / "tables" / "train_2.parquet", pictures(ROWS["test"]), ROWS["test"])
+        data = load(tmp_path / "tables")
+        assert_right(data)
+        note = f"1 file left out: no name of a split ({tmp_path}/tables/train_2.parquet)"
+        assert note in data.notes
+        for number, label in enumerate(ROWS["train"]):
+            path = tmp_path / "folders" / "train" / NAMES[label] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(COLOURS[label]).save(path)
+        train = tmp_path / "folders" / "train"
+        picture(COLOURS[0]).save(train / "loose.png")
+        os.mkfifo(train / NAMES[0] / "pipe.png")
+        notes = load(tmp_path / "folders").notes
+        assert f"1 file below {train} left out: in no folder of a class (loose.png)" in notes
+        pipe = f"{NAMES[0]}/pipe.png"
+        assert f"1 file below {train} left out: no image files ({pipe})" in notes
 
     def test_a_training_split_alone(self, tmp_path: Path):
         write(tmp_path / "train.parquet", pictures(ROWS["train"]), ROWS["train"])
