@@ -9,6 +9,8 @@ from rayff.config.errors import UserError
 
 DEVICES = (8, 64, 1024)
 MOST_DEVICES = 16_384
+_LEAST, _MOST = 1e-12, 1e12
+"""Of a number, so that what is computed of it stays finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,10 @@ class SimulationOptions:
                 raise UserError(f"{flag} needs --simulate PROFILE; see rayff plan --help")
             for each in value if isinstance(value, tuple) else (value,):
                 may_be_none = name in ("node_latency", "network_latency", "restart")
-                if not math.isfinite(each) or each < 0 or (each == 0 and not may_be_none):
+                if not 0 <= each < math.inf or (each == 0 and not may_be_none):
                     least = "0 or more" if may_be_none else "above 0"
                     raise UserError(f"{flag} must be {least}, not {each:g}")
+                if each and not _LEAST <= each <= _MOST:
+                    raise UserError(f"{flag} must be from {_LEAST:g} to {_MOST:g}, not {each:g}")
         if self.devices is not None and max(self.devices) > MOST_DEVICES:
             raise UserError(f"--devices is {MOST_DEVICES:,} at most, not {max(self.devices):,}")

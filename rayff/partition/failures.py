@@ -51,8 +51,7 @@ class Failures:
         if self.rate_per_s == 0:
             return math.inf
         low, high = 0.0, 1.0
-        for _ in range(60):
-            x = (low + high) / 2
+        while low < (x := (low + high) / 2) < high:
             if math.log1p(-x) + x + self.rate_per_s * self.snapshot_s > 0:
                 low = x
             else:

@@ -58,3 +58,6 @@ def test_without_failures_only_snapshots_cost():
 
 def test_failures_that_leave_no_time_lose_all_of_it():
     assert Failures(rate_per_s=1.0, snapshot_s=1.0, restart_s=9.0).lost(1e4) == 1.0
+    always = Failures(rate_per_s=1e9, snapshot_s=2.0, restart_s=9.0)
+    assert always.best_interval_s == pytest.approx(1e-9)
+    assert always.lost(always.best_interval_s) == 1.0
