@@ -140,6 +140,7 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     its end as usual, which brings that up to date.
     """
     from rayff.config.errors import RunError
+    from rayff.engine.active_run import keep_missed
     from rayff.engine.run import TrainResult
     from rayff.learning.readout import Readouts
     from rayff.runs.checkpoint_manager import reason
@@ -153,6 +154,7 @@ def finished(prepared: PreparedRun) -> TrainResult | None:
     readouts = prepared.checkpoint.readouts or Readouts(window=window)
     try:
         prepared.write_model(prepared.checkpoint, readouts, prepared.config.precision)
+        keep_missed(prepared, records)
     except OSError as error:
         raise RunError(
             f"the model of the last checkpoint could not be written ({reason(error)}): make room "

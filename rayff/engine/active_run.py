@@ -12,13 +12,13 @@ from signal import Signals
 
 from rayff.config.errors import RunError, UserError
 from rayff.engine.callbacks import Callback, CallbackList
-from rayff.engine.run import Run, TrainResult
+from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.engine.stop import StopRequest
 from rayff.partition.plan import Plan
 from rayff.runs.checkpoint import Checkpoint
-from rayff.runs.checkpoint_manager import CheckpointManager
+from rayff.runs.checkpoint_manager import CheckpointManager, reason
 from rayff.runs.files import write_atomically
-from rayff.runs.metrics import EpochRecord
+from rayff.runs.metrics import EpochRecord, best_record
 from rayff.runs.record import COMPLETE, FAILED, STOPPED, RunRecord, Session
 from rayff.runs.recorder import RunRecorder
 from rayff.runs.run_directory import BEST, BEST_RECORD, CONFIG
@@ -86,6 +86,10 @@ def start_run(
         with stop, make_recorder(run, every) as recorder:
             if run.checkpoint is not None and run.checkpoint.step == 0:
                 recorder.add_snapshot(run.checkpoint, final=True)  # its source may go
+            try:
+                keep_missed(run, recorder.records)
+            except OSError as error:
+                every.on_warning(f"the best model could not be written ({reason(error)})")
             active = ActiveRun(run, every, recorder, stop)
             with _ending(record, active):
                 yield active
@@ -144,7 +148,25 @@ def make_recorder(run: Run, callbacks: Callback) -> RunRecorder:
     )
 
 
-def keep_best(run: Run, snapshot: Checkpoint, record: EpochRecord) -> None:
+def keep_missed(run: PreparedRun, records: Sequence[EpochRecord]) -> None:
+    """Keep the model of a run's checkpoint whose process ended before it did, if it is the best.
+
+    Args:
+        run: at its checkpoint.
+        records: up to there.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    found = run.checkpoint
+    if not run.config.keep_best or found is None or found.readouts is None or not records:
+        return
+    is_of_newest = (found.progress.epoch, found.progress.batch) == (records[-1].epoch, 0)
+    if is_of_newest and best_record(records) is records[-1]:
+        keep_best(run, found, records[-1])
+
+
+def keep_best(run: PreparedRun, snapshot: Checkpoint, record: EpochRecord) -> None:
     """Write the model of a snapshot into the folder of the best one, if it is better than that.
 
     Args:
@@ -159,8 +181,9 @@ def keep_best(run: Run, snapshot: Checkpoint, record: EpochRecord) -> None:
     folder = run.directory.path / BEST
     if record.valid_accuracy <= best_accuracy(folder):
         return
+    assert run.config.precision is not None, "it is written out where a run begins"
     folder.mkdir(exist_ok=True)
-    run.write_model(snapshot, snapshot.readouts, run.resolved.precision, folder)
+    run.write_model(snapshot, snapshot.readouts, run.config.precision, folder)
     write_atomically(folder / CONFIG, (run.directory.path / CONFIG).read_bytes())
     facts = {n: getattr(record, n) for n in ("epoch", "valid_accuracy", "test_accuracy")}
     write_atomically(folder / BEST_RECORD, json.dumps(facts).encode() + b"\n")

@@ -1,6 +1,7 @@
 """Runs that go on, begin with another run's layers, freeze some, keep the best, or stop early."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from rayff import TrainConfig, load_model
+from rayff import TrainConfig, Trainer, load_model
 from rayff.engine.continuation import as_ranges
 from rayff.engine.preparation import prepare
 from rayff.runs.model_file import read_model
@@ -19,6 +20,7 @@ from tests.helpers.runs import (
     KillAfter,
     Killed,
     RecordingCallback,
+    StopAfter,
     layer_files,
     timeless,
     train_locally,
@@ -281,6 +283,29 @@ class TestBest:
         for index in range(4):
             wanted = layers[f"layer-{index:03d}.safetensors"]["weight"]
             assert torch.equal(kept[f"chain.layers.{index}.weight"], wanted)
+
+    def test_a_process_that_ended_before_it_was_kept_is_made_up_for(
+        self, tiny_task: str, tmp_path: Path
+    ):
+        """The checkpoint comes first, and a worse epoch would take the place of its model."""
+        best = tmp_path / "run" / "best"
+
+        def kept() -> dict[str, bytes]:
+            return {file.name: file.read_bytes() for file in best.iterdir()}
+
+        config = tiny_config(tiny_task, tmp_path / "run", epochs=2, keep_best=True)
+        train_locally(config, StopAfter(BATCHES + 2))
+        first = kept()
+        shutil.rmtree(best)
+        train_locally(config, StopAfter(1), resume=True)
+        assert kept() == first
+        whole = tiny_config(tiny_task, tmp_path / "whole", epochs=1, keep_best=True)
+        train_locally(whole)
+        best = tmp_path / "whole" / "best"
+        first = kept()
+        shutil.rmtree(best)
+        Trainer(whole, backend="local", quiet=True).fit(resume=True)
+        assert kept() == first
 
 
 class TestPatience:
