@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -252,6 +253,10 @@ def random_batch(spec: Spec, conditions: Conditions, images: int) -> tuple[Tenso
     return x, labels
 
 
+def _is_possible(found: LayerTime) -> bool:
+    return all(0 <= value < math.inf for value in dataclasses.astuple(found))
+
+
 class _Cache:
     """The times found so far, in a JSON file; one that cannot be used is treated as empty."""
 
@@ -263,10 +268,11 @@ class _Cache:
             return
         try:
             entries: dict[str, Any] = json.loads(path.read_bytes())
-            self.times = {
+            found = {
                 key: LayerTime(**{name: float(value) for name, value in entry.items()})
                 for key, entry in entries.items()
             }
+            self.times = {key: each for key, each in found.items() if _is_possible(each)}
         except (OSError, ValueError, TypeError, AttributeError):
             pass
 

@@ -207,6 +207,8 @@ class TestCache:
             b'{"a": {"forward_s": 1}}',
             b'{"a": {"forward_s": "x", "pointwise_s": 1, "gradient_s": 1, "optimizer_s": 1}}',
             b'{"a": null}',
+            b'{"a": {"forward_s": NaN, "pointwise_s": 1, "gradient_s": 1, "optimizer_s": 1}}',
+            b'{"a": {"forward_s": -1, "pointwise_s": 1, "gradient_s": 1, "optimizer_s": 1}}',
         ],
     )
     def test_a_damaged_file_counts_as_empty(self, content: bytes, timed: list[int], cache: Path):
