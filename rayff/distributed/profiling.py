@@ -34,7 +34,6 @@ from rayff.engine.preparation import assemble_without_data
 from rayff.engine.resolution import resolve_run
 from rayff.engine.run import Run
 from rayff.partition.device_profile import (
-    FORMAT,
     DeviceProfile,
     LinkRate,
     RayTimes,
@@ -92,7 +91,7 @@ def measure_profile(config: TrainConfig, command: str) -> DeviceProfile:
     byte_s = median(each.seconds_per_byte for many in profiles.values() for each in many)
     store = "measured: Ray's object store"
     return DeviceProfile(
-        format=FORMAT,
+        format=1,
         hardware=found[0].name,
         date=time.strftime("%Y-%m-%d"),
         torch=torch.__version__,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import reprlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from rayff.config.errors import UserError
 from rayff.config.registry import is_import_path
@@ -23,48 +23,81 @@ from rayff.config.train_config import Precision
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.partition.layer_costs import LayerTime
-from rayff.partition.roofline import least_s, optimizer_bytes
 
-FORMAT = 1
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+LEAST, MOST = 1e-9, 1e18
+"""Of times and rates: nothing real is outside, and no quotient is infinite."""
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 FOLDER = Path(__file__).with_name("profiles")
 """The profiles that come with rayff."""
 
-T = TypeVar("T")
+
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError("it has characters that cannot be printed")
+    return text
 
 
-@dataclass(frozen=True, kw_only=True)
+def _of_rayff(network: str) -> str:
+    """Return the name of a network that is known without running anybody's code."""
+    if is_import_path(network):
+        raise ValueError("a file names networks of rayff alone")
+    try:
+        architecture(network, num_classes=10, image_channels=3)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return network
+
+
+def _take_time(layers: tuple[TimedLayer, ...]) -> tuple[TimedLayer, ...]:
+    if sum(layer.total_s for layer in layers) < LEAST:
+        raise ValueError("they take no time at all")
+    return layers
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_plain)]
+Number = Annotated[int, Field(ge=0, le=int(MOST))]
+Count = Annotated[int, Field(ge=1, le=int(MOST))]
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
+Rate = Annotated[float, Field(ge=LEAST, le=MOST)]
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class TimedLayer(LayerTime):
     """A layer's time, and its size, by which another network is noticed."""
 
-    weights: int
-    feature_bytes: int
+    forward_s: Seconds
+    pointwise_s: Seconds
+    gradient_s: Seconds
+    optimizer_s: Seconds
+    weights: Number
+    feature_bytes: Number
     """Of an image, over a boundary behind it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class Timing:
     """What the layers of a network took, each timed alone."""
 
-    network: str
-    loss: str
-    batch_size: int
-    neighbours: int
+    network: Text
+    loss: Text
+    batch_size: Count
+    neighbours: Number
     """Other devices of the node that timed at the same moment."""
-    layers: tuple[TimedLayer, ...]
+    layers: Annotated[tuple[TimedLayer, ...], AfterValidator(_take_time)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class Step:
     """What a step of a whole network took."""
 
-    network: str
-    batch_size: int
-    step_s: float
-    source: str
+    network: Annotated[Text, AfterValidator(_of_rayff)]
+    batch_size: Count
+    step_s: Rate
+    source: Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class Roofline:
     """Rates of a device, and whole steps; layers are modelled from them.
 
@@ -73,54 +106,54 @@ class Roofline:
     has the nearest number of operations.
     """
 
-    operations_per_s: float
-    bytes_per_s: float
-    steps: tuple[Step, ...]
+    operations_per_s: Rate
+    bytes_per_s: Rate
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class LinkRate:
     """Speed of a link, in each direction."""
 
-    bytes_per_s: float
-    latency_s: float
-    source: str
+    bytes_per_s: Rate
+    latency_s: Seconds
+    source: Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class SumRate:
     """Speed of all-reduces between devices of a node."""
 
-    bytes_per_s: float
-    call_s: float
-    source: str
+    bytes_per_s: Rate
+    call_s: Seconds
+    source: Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class RayTimes:
     """What Ray takes."""
 
-    copy_bytes_per_s: float | None
+    copy_bytes_per_s: Rate | None
     """Into the object store and out of it; None where a direct transport makes no copy."""
-    message_s: float
+    message_s: Seconds
     """Of an actor for each call."""
-    call_s: float
+    call_s: Seconds
     """Of the driver for each call of an actor."""
-    source: str
+    source: Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class DeviceProfile:
     """What was measured on a device."""
 
-    format: int
-    hardware: str
-    date: str
-    torch: str
+    format: Literal[1]
+    hardware: Text
+    date: Text
+    torch: Text
     precision: Precision
-    threads: int
-    command: str
-    devices_per_node: int
+    threads: Count
+    command: Text
+    devices_per_node: Count
     node: LinkRate
     network: LinkRate
     ray: RayTimes
@@ -138,157 +171,11 @@ class DeviceProfile:
         return sorted(found) or [0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerModel:
-    """Seconds of a layer as a straight line over the images."""
-
-    image_s: float
-    """Of each image."""
-    fixed_s: float
-    """Of a batch, whatever the images; the optimizer included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkModel:
-    """Times of a network's layers on a device, and where they are from."""
-
-    layers: tuple[LayerModel, ...]
-    batch_sizes: tuple[int, ...]
-    """Those that were measured."""
-    source: str
-
-
-def network_model(
-    profile: DeviceProfile, network: Architecture, loss: str, neighbours: int
-) -> NetworkModel:
-    """Return what a network's layers take on a device.
-
-    Args:
-        profile: of the device.
-        network: all layers.
-        loss: local loss of every layer.
-        neighbours: other devices of the node that work at the same time; of those measured the
-            largest number up to it, and neighbours never make a layer faster.
-
-    Raises:
-        UserError: the profile has no times of this network.
-    """
-    timed = [t for t in profile.timings if (t.network, t.loss) == (network.name, loss)]
-    if not timed:
-        return _modelled(profile, network, loss)
-    for timing in timed:
-        _check_layers(timing, network, profile.precision)
-    reached = [t for t in timed if t.neighbours <= neighbours]
-    fewest = min(t.neighbours for t in timed)
-    used = reached or [t for t in timed if t.neighbours == fewest]
-    sizes = sorted({timing.batch_size for timing in used})
-    columns = []
-    for size in sizes:
-        rows = [timing.layers for timing in used if timing.batch_size == size]
-        columns.append([_slowest(layers) for layers in zip(*rows, strict=True)])
-    return NetworkModel(
-        layers=tuple(_line(sizes, times) for times in zip(*columns, strict=True)),
-        batch_sizes=tuple(sizes),
-        source=f"layers timed on {profile.hardware}, {profile.date}",
-    )
-
-
-def _slowest(times: Sequence[LayerTime]) -> LayerTime:
-    names = [field.name for field in dataclasses.fields(LayerTime)]
-    return LayerTime(**{name: max(getattr(time, name) for time in times) for name in names})
-
-
-def _line(sizes: Sequence[int], times: Sequence[LayerTime]) -> LayerModel:
-    """Return the line through the smallest and the largest batch, rising and not below 0.
-
-    One batch size alone is proportional to the images.
-    """
-    (few, least), (many, most) = (sizes[0], times[0].images_s), (sizes[-1], times[-1].images_s)
-    proportional = most / many
-    rise = (most - least) / (many - few) if many > few else proportional
-    image_s = min(max(rise, 0.0), proportional)
-    return LayerModel(
-        image_s=image_s, fixed_s=most - image_s * many + max(t.optimizer_s for t in times)
-    )
-
-
-def _modelled(profile: DeviceProfile, network: Architecture, loss: str) -> NetworkModel:
-    roofline = profile.roofline
-    if roofline is None or loss != "goodness":
-        known = dict.fromkeys(f"{t.network} with {t.loss}" for t in profile.timings)
-        raise UserError(
-            f"the profile of {profile.hardware} has no times of {network.name} with --loss "
-            f"{loss}, but of {', '.join(known) or 'networks with goodness'}; measure it there "
-            f"with `rayff plan --arch {network.name} --loss {loss} --save-profile FILE`"
-        )
-    step = min(roofline.steps, key=lambda step: _distance(step, network))
-    measured = architecture(step.network, num_classes=10, image_channels=3)
-    ratio = step.step_s / sum(_least(profile, roofline, measured, step.batch_size))
-    fixed = [optimizer_bytes(layer) / roofline.bytes_per_s for layer in network.layers]
-    least = _least(profile, roofline, network, step.batch_size)
-    layers = [
-        LayerModel(image_s=ratio * max(0.0, s - own) / step.batch_size, fixed_s=ratio * own)
-        for s, own in zip(least, fixed, strict=True)
-    ]
-    of = "" if step.network == network.name else f" of {step.network}"
-    return NetworkModel(
-        layers=tuple(layers),
-        batch_sizes=(step.batch_size,),
-        source=(
-            f"layer times MODELLED from a total: operations and bytes at rates measured on "
-            f"{profile.hardware} ({profile.date}), times {ratio:.2f}, the measured step{of} over "
-            f"the sum of all layers ({step.source})"
-        ),
-    )
-
-
-def _distance(step: Step, network: Architecture) -> tuple[bool, float]:
-    """Return how far a measured step is from a network, its own first."""
-    measured = architecture(step.network, num_classes=10, image_channels=3)
-    products = [sum(layer.num_products for layer in each.layers) for each in (measured, network)]
-    return step.network != network.name, abs(math.log(products[0] / max(1, products[1])))
-
-
-def _least(
-    profile: DeviceProfile, roofline: Roofline, network: Architecture, images: int
-) -> list[float]:
-    return [
-        least_s(
-            layer,
-            images,
-            bytes_per_element=ELEMENT_BYTES[profile.precision],
-            operations_per_s=roofline.operations_per_s,
-            bytes_per_s=roofline.bytes_per_s,
-        )
-        for layer in network.layers
-    ]
-
-
 def feature_bytes(network: Architecture, precision: Precision) -> list[int]:
     """Return the bytes of an image over a boundary behind each layer; 0 behind the last."""
     cuts = range(1, len(network))
     onward = [network.boundary_elements(cut) * ELEMENT_BYTES[precision] for cut in cuts]
     return [*onward, 0]
-
-
-def _check_layers(timing: Timing, network: Architecture, precision: Precision) -> None:
-    """Raise a UserError where a network of that name has other layers than those timed."""
-    found = [(layer.weights, layer.feature_bytes) for layer in timing.layers]
-    weights = [layer.num_weights for layer in network.layers]
-    here = list(zip(weights, feature_bytes(network, precision), strict=True))
-    if len(found) != len(here):
-        raise UserError(
-            f"the profile's {timing.network} has {len(found)} layers, and this one {len(here)}: "
-            "its times are those of another network; measure this one with --save-profile"
-        )
-    for index, (then, now) in enumerate(zip(found, here, strict=True)):
-        if then != now:
-            raise UserError(
-                f"layer {index} of the profile's {timing.network} has {then[0]:,} weights and "
-                f"sends {then[1]:,} bytes an image, and here {now[0]:,} and {now[1]:,}: its times "
-                "are those of another --width, --image-size or task; measure this one with "
-                "--save-profile"
-            )
 
 
 def profile_names() -> list[str]:
@@ -319,25 +206,30 @@ def read_profile_file(name: Path) -> DeviceProfile:
         UserError: something in it is missing, unknown or no possible value.
     """
     try:
-        data = json.loads(name.read_bytes())
+        profile = TypeAdapter(DeviceProfile).validate_json(name.read_bytes())
     except OSError as error:
         raise UserError(f"profile {name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValidationError as error:
         raise UserError(
-            f"profile {name} is not JSON; write one with `rayff plan --save-profile FILE`"
-        ) from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else None
+            f"profile {name}: {_first_mistake(error)}; write it with `rayff plan --save-profile "
+            "FILE`"
+        ) from None
+    if not profile.timings and profile.roofline is None:
         raise UserError(
-            f"profile {name} has format {found!r}, and this rayff reads format {FORMAT}; measure "
-            "again with `rayff plan --save-profile FILE`"
+            f"profile {name} has neither timings nor a roofline, so it says nothing of layers"
         )
-    try:
-        profile: DeviceProfile = _value(DeviceProfile, data, "")
-        _check(profile)
-    except _WrongError as error:
-        raise UserError(f"profile {name}: {error}") from None
     return profile
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """Return a clause about the first mistake in a file, or about its format."""
+    mistakes = error.errors(include_url=False)
+    first = next((each for each in mistakes if each["loc"] == ("format",)), mistakes[0])
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in ("missing", "json_invalid"):
+        message += f", not {reprlib.repr(first['input'])}"
+    return f"{where.removeprefix('.')}: {message}" if where else message
 
 
 def profile_json(profile: DeviceProfile) -> str:
@@ -361,89 +253,3 @@ def merged(old: DeviceProfile, new: DeviceProfile) -> DeviceProfile:
     known = {(timing.network, timing.loss) for timing in new.timings}
     others = [t for t in old.timings if (t.network, t.loss) not in known]
     return dataclasses.replace(new, timings=(*others, *new.timings))
-
-
-_LEAST, _MOST = 1e-15, 1e18
-"""Of a number in a file: so that no quotient is infinite."""
-
-
-class _WrongError(Exception):
-    """What is wrong in a file, in a clause."""
-
-
-_POSITIVE = (
-    *("bytes_per_s", "operations_per_s", "copy_bytes_per_s"),
-    *("step_s", "batch_size", "threads", "devices_per_node"),
-)
-"""Values that are not 0."""
-
-
-def _check(profile: DeviceProfile) -> None:
-    if not profile.timings and profile.roofline is None:
-        raise _WrongError("it has neither timings nor a roofline, so it says nothing of layers")
-    if profile.roofline is not None and not profile.roofline.steps:
-        raise _WrongError("roofline.steps is empty; give the step of a network")
-    for number, timing in enumerate(profile.timings):
-        if not timing.layers:
-            raise _WrongError(f"timings[{number}].layers is empty")
-        if sum(layer.total_s for layer in timing.layers) == 0:
-            raise _WrongError(f"timings[{number}].layers take no time at all")
-    for number, step in enumerate(profile.roofline.steps if profile.roofline else ()):
-        name = f"roofline.steps[{number}].network"
-        if is_import_path(step.network):  # a file runs no code
-            raise _WrongError(f"{name} must be a network of rayff, not {step.network!r}")
-        try:
-            architecture(step.network, num_classes=10, image_channels=3)
-        except UserError as error:
-            raise _WrongError(f"{name}: {error}") from error
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of JSON as a type that has dataclasses, tuples, numbers and text."""
-    name = where or "it"
-    if dataclasses.is_dataclass(kind):
-        return _instance(kind, value, where)
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        rest = next(arg for arg in args if arg is not type(None))
-        return None if value is None else _value(rest, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _WrongError(f"{name} must be a list")
-        return tuple(_value(args[0], each, f"{where}[{i}]") for i, each in enumerate(value))
-    if origin is Literal:
-        if value not in args or type(value) is not str:
-            raise _WrongError(f"{name} must be {' or '.join(args)}, not {value!r}")
-        return value
-    if kind is str:
-        if not is_plain(value) or not value:
-            raise _WrongError(f"{name} must be text, not {value!r}")
-        return value
-    return _number(kind, value, where)
-
-
-def _number(kind: Any, value: Any, where: str) -> int | float:
-    above = where.rpartition(".")[2] in _POSITIVE
-    whole = type(value) is int
-    number = whole or (kind is float and type(value) is float and math.isfinite(value))
-    possible = number and (_LEAST <= value <= _MOST or (value == 0 and not above))
-    if not possible:
-        what = "a whole number" if kind is int else "a number"
-        least = "above 0" if above else "of 0 or more"  # and not out of all proportion
-        raise _WrongError(f"{where} must be {what} {least}, not {value!r}")
-    return kind(value)  # type: ignore[no-any-return]
-
-
-def _instance(kind: Any, value: Any, where: str) -> Any:
-    name = where or "it"
-    if not isinstance(value, Mapping):
-        raise _WrongError(f"{name} must be an object with {', '.join(get_type_hints(kind))}")
-    hints = get_type_hints(kind)
-    inside = f"{where}." if where else ""
-    for key in hints:
-        if key not in value:
-            raise _WrongError(f"{inside}{key} is missing")
-    for key in value:
-        if key not in hints:
-            raise _WrongError(f"{inside}{key} is unknown; known are {', '.join(hints)}")
-    return kind(**{key: _value(hint, value[key], f"{inside}{key}") for key, hint in hints.items()})

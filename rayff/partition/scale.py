@@ -9,13 +9,9 @@ from rayff.config.errors import UserError
 from rayff.models.architecture import Architecture
 from rayff.partition.boundaries import Division, balanced_boundaries, balanced_division
 from rayff.partition.cluster import Cluster, ClusterCosts, Link
-from rayff.partition.device_profile import (
-    DeviceProfile,
-    NetworkModel,
-    feature_bytes,
-    network_model,
-)
+from rayff.partition.device_profile import DeviceProfile, feature_bytes
 from rayff.partition.layer_costs import AllReduceTime
+from rayff.partition.layer_model import NetworkModel, network_model
 from rayff.partition.plan import chunk_of
 from rayff.partition.simulation import spans
 

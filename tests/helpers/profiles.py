@@ -2,7 +2,6 @@
 
 from rayff.models.zoo import architecture
 from rayff.partition.device_profile import (
-    FORMAT,
     DeviceProfile,
     LinkRate,
     RayTimes,
@@ -43,7 +42,7 @@ def device_profile(*timings: Timing, **options: object) -> DeviceProfile:
     """Return a profile of four devices a node; of a batch of 8 unless other times are given."""
     link = LinkRate(bytes_per_s=1e12, latency_s=0.0, source="assumed")
     values = {
-        "format": FORMAT,
+        "format": 1,
         "hardware": "some CPU",
         "date": "2026-11-28",
         "torch": "2.14",
