@@ -2,8 +2,9 @@
 
 Writes JPEG images of noise as Parquet and as folders, and measures
 
-1. images a second that are decoded: by rayff, by torchvision's ImageFolder with a DataLoader, and,
-   where it is installed, by `datasets` of Hugging Face;
+1. images a second that are decoded: into memory by rayff, by torchvision's ImageFolder with a
+   DataLoader, and, where it is installed, by `datasets` of Hugging Face; in an asked order on Ray,
+   by rayff's readers and by Ray Data;
 2. images a second of a training, streamed and in memory, in turns;
 3. with --memory-limit, the memory of driver, readers and stages while a data set of ten times as
    many bytes is streamed in a control group that allows no more. It needs root, cgroups and that
@@ -37,6 +38,7 @@ from joblib import cpu_count
 from PIL import Image
 
 from rayff.bench.command import BenchCommand, benchmark
+from rayff.bench.reading import rate_of, rates_on_ray
 from rayff.bench.results import Results, in_turns
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
@@ -135,12 +137,7 @@ def rates(command: DataCommand, parquet: Path, folders: Path) -> dict[str, Calla
     size, workers = command.image_size, cpu_count()
 
     def timed(count: Callable[[], int]) -> Callable[[], float]:
-        def rate() -> float:
-            start = time.perf_counter()
-            number = count()
-            return number / (time.perf_counter() - start)
-
-        return rate
+        return lambda: rate_of(count)
 
     def own() -> int:
         options = replace(data_options(training(command, parquet)), stream=False, cached=False)
@@ -202,17 +199,18 @@ def _throughput(
     size = write_parquet(parquet, files, command.images)
     write_folders(folders, files, command.images)
     kind = f"{command.images:,} JPEG of {command.pixels} pixels, {size / 2**20:.0f} MiB"
-    decoded = in_turns(rates(command, parquet, folders), command.repeats)
+    works = rates(command, parquet, folders) | rates_on_ray(parquet, command.image_size)
+    decoded = in_turns(works, command.repeats)
     per_core = [
         {"reader": name, "images_per_s": found, "per_core": round(median(found) / cpu_count())}
         for name, found in decoded.items()
     ]
     results.table(f"{kind}: decoded at {command.image_size}", per_core, " ".join(per_core[0]))
-    works = {
+    trainings = {
         name: lambda stream=stream: train_rate(training(command, parquet, stream=stream), folder)
         for name, stream in (("in memory", False), ("streamed", True))
     }
-    trained = in_turns(works, command.repeats, warm_up=False)
+    trained = in_turns(trainings, command.repeats, warm_up=False)
     base = median(found["images_per_s"] for found in trained["in memory"])
     rows = []
     for name, found in trained.items():
