@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -49,6 +49,8 @@ ROWS_A_GROUP = 1000
 TIMES_THE_LIMIT = 10
 """Bytes of the files, as a multiple of the memory that is allowed."""
 CGROUPS = Path("/sys/fs/cgroup")
+KINDS = {"driver": "driver", "stages": "stages", "readers": "readers", "ray": "the rest of Ray"}
+"""Processes whose memory is told, with their names in the plot."""
 _DIFFERENT = 500
 """Images that are drawn; files hold them again and again."""
 
@@ -248,26 +250,27 @@ def _memory(command: DataCommand, results: Results, folder: Path, files: Sequenc
             f"the training in {command.memory_limit:g} GiB failed with exit code "
             f"{program.returncode}: give more --memory-limit"
         )
-    kinds = sorted({kind for sample in samples for kind in sample} - {"at_s"})
-    rows = []
-    for part in np.array_split(np.arange(len(samples)), min(8, len(samples))):
-        inside = [samples[index] for index in part]
-        row: dict[str, Any] = {"until_s": inside[-1]["at_s"]}
-        row |= {f"{k}_bytes": median(s.get(k, 0.0) for s in inside) for k in kinds}
-        rows.append(row)
-    results.table(
-        f"{size / 2**30:.1f} GiB of Parquet, {images:,} images of {command.pixels} pixels, in "
-        f"{command.memory_limit:g} GiB: medians of each part",
-        rows,
-        " ".join(rows[0]),
-    )
+    what = f"{size / 2**30:.1f} GiB of Parquet, {images:,} images of {command.pixels} pixels"
+    tell_memory(results, samples, f"{what}, in {command.memory_limit:g} GiB")
     results.notes.append(
         f"most memory of the control group, with its file cache: {most / 2**30:.2f} GiB; unique "
         "memory (USS) above"
     )
     results.figures = {"samples": samples, "most_bytes": most, "file_bytes": size}
     if command.plot is not None:
-        _plot(command, samples, kinds, size)
+        _plot(command, samples, size)
+
+
+def tell_memory(results: Results, samples: Sequence[Mapping[str, float]], title: str) -> None:
+    """Add a table of the medians of eight parts of the time."""
+    rows = []
+    for part in np.array_split(np.arange(len(samples)), min(8, len(samples))):
+        inside = [samples[index] for index in part]
+        row: dict[str, Any] = {"until_s": inside[-1]["at_s"]}
+        for kind in KINDS:
+            row[f"{kind}_bytes"] = median(sample[kind] for sample in inside)
+        rows.append(row)
+    results.table(f"{title}: medians of each part", rows, " ".join(rows[0]))
 
 
 class Cgroup:
@@ -325,39 +328,37 @@ def _child(config: TrainConfig, run_dir: Path, group: Cgroup) -> subprocess.Pope
 
 
 def _samples(program: subprocess.Popen[bytes]) -> Iterator[dict[str, float]]:
-    """Yield the memory of driver, stages, readers and the rest of Ray, every few seconds."""
+    """Yield the memory of each kind of process, every few seconds."""
     start = time.monotonic()
     process = psutil.Process(program.pid)
     while program.poll() is None:
-        found = {"at_s": time.monotonic() - start, "driver": 0.0, "stages": 0.0, "readers": 0.0}
+        found = {"at_s": time.monotonic() - start, **dict.fromkeys(KINDS, 0.0)}
         with_driver = [process, *process.children(recursive=True)]
         for each in with_driver:
             try:
                 title, uss = " ".join(each.cmdline()), each.memory_full_info().uss
             except psutil.Error:
                 continue
-            kind = "Ray itself"
+            kind = "ray"
             if each.pid == program.pid:
                 kind = "driver"
             elif "StageActor" in title:
                 kind = "stages"
             elif title.startswith("ray::"):
                 kind = "readers"
-            found[kind] = found.get(kind, 0.0) + uss
+            found[kind] += uss
         yield found
         time.sleep(2.0)
 
 
-def _plot(
-    command: DataCommand, samples: list[dict[str, float]], kinds: list[str], size: int
-) -> None:
+def _plot(command: DataCommand, samples: Sequence[Mapping[str, float]], size: int) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     times = [sample["at_s"] for sample in samples]
-    for kind in kinds:
-        axes.plot(times, [sample.get(kind, 0.0) / 2**30 for sample in samples], label=kind)
+    for kind, name in KINDS.items():
+        axes.plot(times, [sample[kind] / 2**30 for sample in samples], label=name)
     assert command.memory_limit is not None
     axes.axhline(command.memory_limit, color="black", ls="--", lw=1)
     axes.set_title(
