@@ -1,6 +1,6 @@
 """Serves the trained network of a run over HTTP with Ray Serve, in batches and with early exit.
 
-    pip install 'rayff[serve]'
+    pip install '.[serve]'
     serve run jobs.serve:app run=runs/first early_exit=0.9
     curl --data-binary @photo.png http://127.0.0.1:8000/
 

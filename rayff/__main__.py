@@ -39,9 +39,10 @@ Examples:
   rayff train --help
   rayff --version
 
-Completion by the TAB key, in bash (to be sourced in ~/.bashrc) or zsh (in a folder of $fpath):
+Completion by the TAB key, in bash (sourced in ~/.bashrc), zsh (in a folder of $fpath) or fish:
   rayff --tyro-write-completion bash ~/.rayff-completion
   rayff --tyro-write-completion zsh ~/.zfunc/_rayff
+  rayff --tyro-write-completion fish ~/.config/fish/completions/rayff.fish
 """
 
 SHELLS = ("bash", "zsh", "fish")

@@ -1,5 +1,6 @@
 """What the tests read from README.md and docs/: commands, Python examples, links and headings."""
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -82,6 +83,18 @@ def anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", _without_blocks(text_of(page)), re.MULTILINE)
     plain = [re.sub(r"[^\w\s-]", "", title).strip().lower() for title in titles]
     return {re.sub(r"[\s-]+", "-", title) for title in plain}
+
+
+def tables(page: Path) -> list[list[str]]:
+    """Return the tables of a page, each with its lines."""
+    lines = _FENCE.sub("", text_of(page)).splitlines()
+    groups = itertools.groupby(lines, key=lambda line: line.startswith("|"))
+    return [list(rows) for is_table, rows in groups if is_table]
+
+
+def columns(row: str) -> int:
+    """Return the number of a table row's cells."""
+    return _SPAN.sub("", row).count("|") - 1
 
 
 def _without_blocks(text: str) -> str:

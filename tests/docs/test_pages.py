@@ -2,11 +2,22 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, REPOSITORY, Example, anchors, examples, relative_links
+from tests.docs.pages import (
+    PAGES,
+    REPOSITORY,
+    Example,
+    anchors,
+    columns,
+    examples,
+    relative_links,
+    tables,
+    text_of,
+)
 
 README = REPOSITORY / "README.md"
 
@@ -22,6 +33,22 @@ def test_relative_links_resolve(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{page.name} links to {link}"
         assert not anchor or anchor in anchors(target) or target.name == "api.md", link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_have_as_many_cells_as_their_heads(page: Path) -> None:
+    for head, *rows in tables(page):
+        for row in rows:
+            assert columns(row) == columns(head), f"{page.name}: {row}"
+
+
+def test_examples_that_commands_name_are_on_a_page() -> None:
+    """Such as `--loss my_losses:MeanAndSpread`."""
+    code = {example.title: example.code for example in examples() if example.title}
+    named = {name for page in PAGES for name in re.findall(r"\bmy_\w+:\w+", text_of(page))}
+    assert named
+    for module, _, name in (each.partition(":") for each in named):
+        assert re.search(rf"^(class|def) {name}\b", code[f"{module}.py"], re.MULTILINE), name
 
 
 def test_readme_names_every_page() -> None:
