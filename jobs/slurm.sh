@@ -4,7 +4,7 @@
 #   sbatch --nodes=4 --gpus-per-node=1 \
 #       jobs/slurm.sh --arch resnet --task cifar10 --data-dir /shared/data --run-dir runs/resnet
 #
-# Without --gpus-per-node it trains on CPUs. The flags behind the script are those of
+# Without --gpus-per-node it trains on CPUs. The flags after the script are those of
 # `python -m rayff.train`. Wants a clone with its .venv (make train) on a file system that all nodes
 # share. `scancel --batch --signal=TERM JOB` ends it with a checkpoint, as the time limit does;
 # submitted again with --resume, the run goes on.

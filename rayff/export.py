@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.filesize import decimal
 
 from rayff.cli import parse, run_command
 from rayff.config.text import layer_range, printable
@@ -69,7 +70,7 @@ def main(args: Sequence[str]) -> int:
     shapes = ["({})".format(", ".join(map(str, about[x]["shape"]))) for x in ("input", "output")]
     *sizes, largest = BATCH_SIZES
     print(
-        f"{printable(str(found.path))}: {found.size / 2**20:.1f} MiB\n"
+        f"{printable(str(found.path))}: {decimal(found.size)}\n"
         f"images uint8 {shapes[0]} -> probabilities {shapes[1]} of the readout {readout}\n"
         f"checked on {found.images} in batches of {', '.join(map(str, sizes))} and {largest}: "
         f"probabilities differ by up to {found.difference:.1g} ({TOLERANCE:g} is allowed)"

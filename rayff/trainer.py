@@ -83,14 +83,17 @@ class Trainer:
             from rayff.engine.claim import claimed
             from rayff.engine.preparation import prepare
 
-        self._check_loggers()
+        self._check_options()
         with claimed(self.config, resume=resume, on_wait=self._say) as config:
             prepared = prepare(config, resume=resume)
             if (result := finished(prepared)) is None:
                 return self._train(prepared, view)
             last = result.metrics[-1]
-            over = "complete" if last.epoch == result.epochs else "out of patience"
-            self._say(f"the run is {over}: {last.reached}; nothing is left to do")
+            complete = last.epoch == result.epochs
+            state, longer = (
+                ("complete", "--epochs") if complete else ("out of patience", "--patience")
+            )
+            self._say(f"the run is {state}: {last.reached}; to train longer, raise {longer}")
             return result
 
     def _train(self, prepared: PreparedRun, view: ActivityView | None) -> TrainResult:
@@ -117,8 +120,12 @@ class Trainer:
 
             print(message, file=Outlet(sys.stdout), flush=True)
 
-    def _check_loggers(self) -> None:
-        """Raise a UserError where a logger's library is missing, or the backend has none."""
+    def _check_options(self) -> None:
+        """Raise a UserError where the backend has no use for an option, or a logger is missing."""
+        if self.backend == "local":
+            from rayff.engine.local import check_local_options
+
+            check_local_options(self.config)
         names = [name for name in self.config.loggers if name != "tensorboard"]
         if not names:
             return

@@ -102,7 +102,7 @@ def started(command: StartupCommand) -> dict[str, float]:
             process.terminate()
             _, said = process.communicate()
         if running is None:
-            raise UserError(f"the training failed: {said.strip()}")
+            raise UserError(f"the training failed: {said.strip().removeprefix('error: ')}")
     return {"begun_s": running["began"] - start_s, "done_s": running["time"] - start_s}
 
 

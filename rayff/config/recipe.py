@@ -22,7 +22,7 @@ class Recipe:
     batch_size: int = 128
     optimizer: str = "adamw"
     lr: float = 0.08
-    """Highest learning rate: of the first epoch behind the warm-up."""
+    """Highest learning rate: of the first epoch after the warm-up."""
     lr_schedule: LrSchedule = "cosine"
     lr_min: float | None = 0.008
     """Where the cosine leads to, stepped once an epoch; None with another schedule."""

@@ -190,9 +190,8 @@ def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
             was, wanted = named, parse_kernels(wanted, len(named))
         if was != wanted and (wanted or name not in (*_FOUND, "rule")):
             raise UserError(
-                f"{flag(name)} {getattr(asked, name)}: the run was made with "
-                f"{getattr(saved, name)}, and a resumed run keeps it; leave the option out, or "
-                "start a new --run-dir"
+                f"{flag(name)} {getattr(asked, name)}: the run was made {_with(saved, name)}, and "
+                "a resumed run keeps it; leave the option out, or start a new --run-dir"
             )
     if asked.autotune:
         raise UserError(
@@ -201,6 +200,12 @@ def resume_config(saved: TrainConfig, asked: TrainConfig) -> TrainConfig:
         )
     found = {name: getattr(saved, name) for name in (*_FOUND, "rule")}
     return dataclasses.replace(asked, **found)
+
+
+def _with(saved: TrainConfig, name: str) -> str:
+    """Return "with VALUE", or "without it"."""
+    value = getattr(saved, name)
+    return "without it" if value is None else f"with {value}"
 
 
 def without_excluded(saved: TrainConfig, asked: TrainConfig, given: Set[str]) -> TrainConfig:

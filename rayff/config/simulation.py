@@ -11,6 +11,7 @@ DEVICES = (8, 64, 1024)
 MOST_DEVICES = 16_384
 _LEAST, _MOST = 1e-12, 1e12
 """Of a number, so that what is computed of it stays finite."""
+_OF_FAILURES = ("checkpoint_every", "snapshot_cost", "restart")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,7 @@ class SimulationOptions:
     mtbf: float | None = None
     """Hours between two failures of a device, in the mean. Default: no failures."""
     checkpoint_every: int | None = None
-    """Epochs between two checkpoints, for each of which the layers are snapshot. Default: the
-    number that loses least time."""
+    """Epochs between two checkpoints, with --mtbf. Default: the number that loses least time."""
     snapshot_cost: float | None = None
     """Seconds that a snapshot costs. Default: 2, as measured for resnet on two cores."""
     restart: float | None = None
@@ -61,6 +61,8 @@ class SimulationOptions:
                 continue
             if self.simulate is None:
                 raise UserError(f"{flag} needs --simulate PROFILE; see rayff plan --help")
+            if name in _OF_FAILURES and self.mtbf is None:
+                raise UserError(f"{flag} needs --mtbf HOURS: without failures it changes nothing")
             for each in value if isinstance(value, tuple) else (value,):
                 may_be_none = name in ("node_latency", "network_latency", "restart")
                 if not 0 <= each < math.inf or (each == 0 and not may_be_none):

@@ -86,7 +86,7 @@ class TrainConfig:
     batch_size: int | None = None
     """Images of one local update. Default: the task's own, else the paper's 128."""
     lr: float | None = None
-    """Highest learning rate, behind the warm-up. Default: for goodness and squared_goodness the
+    """Highest learning rate, after the warm-up. Default: for goodness and squared_goodness the
     task's own, else the paper's 0.08; for linear, linear_similarity and losses by import path
     0.002, on tinycnn 0.003; for channel_matrix 0.01; for predsim 0.0005; for bp 0.001."""
     lr_schedule: LrSchedule | None = None

@@ -131,7 +131,7 @@ def layer_sections(losses: Sequence[float], newest: EpochRecord | None) -> list[
         return [Group(title_line("loss by layer"), layer_columns([loss]))]
     window = newest.sip_first, newest.sip_last
     accuracy = ("{:.0f}" if many else "{:.1f}", newest.layer_valid_accuracy)
-    title = f"(epoch {newest.epoch}, SIP window {window[0]}-{window[1]})"
+    title = f"(epoch {newest.epoch}, window {window[0]}-{window[1]})"
     if not many:
         columns = layer_columns([accuracy, loss], window)
         return [Group(title_line(f"valid % and loss by layer {title}"), columns)]

@@ -191,10 +191,9 @@ class ConsoleCallback(Callback):
     def _left(self) -> str:
         """Return how long the run will take, and until when."""
         tracker = self.tracker
-        if tracker.end is None or tracker.epochs_done == tracker.epochs:
+        if tracker.end is None or not tracker.left_s:
             return ""
-        left = duration(tracker.left_s)
-        return f"left {left} (to {time_of_day(tracker.end, tracker.now())})"
+        return f"left {duration(tracker.left_s)} (to {time_of_day(tracker.end, tracker.now())})"
 
     def _status(self) -> list[str]:
         """Return all facts of the display, the most important first."""

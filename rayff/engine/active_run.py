@@ -75,7 +75,7 @@ def start_run(
     every = CallbackList(callbacks)
     stop = StopRequest(
         lambda name: every.on_warning(
-            f"{name}: stopping behind the chunks in flight, with a checkpoint (again to stop at "
+            f"{name}: stopping after the chunks in flight, with a checkpoint (again to stop at "
             "once, without one)"
         )
     )

@@ -15,6 +15,7 @@ from rayff.config.errors import UserError
 from rayff.config.kernels import Kernels
 from rayff.config.recipe import Recipe
 from rayff.config.resolved import resolve
+from rayff.config.train_config import TrainConfig
 from rayff.config.validation import as_option
 from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.run import PreparedRun
@@ -40,7 +41,7 @@ def initial_checkpoint(
         path: its run directory.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits, or a layer that is frozen does not.
     """
     trained = {
         spec.index: {**learned_parameters(module), **fixed_tensors(module)}
@@ -59,8 +60,9 @@ def initial_checkpoint(
     if not taken.layers:
         raise UserError(
             f"--init-from {path}: no layer of {source.architecture.name!r} has the shape of one "
-            f"of {prepared.architecture.name!r}; use the same --arch and --width"
+            f"of {prepared.architecture.name!r}; use the --arch and --width of its config.json"
         )
+    _check_frozen_are_trained(prepared.config, made_anew, path)
     notes = [f"begins with the {taken} of {path}"]
     if made_anew.layers:
         notes.append(f"made anew, for other shapes: {made_anew}")
@@ -74,6 +76,17 @@ def initial_checkpoint(
         for index, state in states.items()
     }
     return Checkpoint(step=0, progress=Progress(), states=encoded), notes
+
+
+def _check_frozen_are_trained(config: TrainConfig, made_anew: _Names, path: Path) -> None:
+    """Raise a UserError where a frozen layer would keep random weights; its head may be new."""
+    own = {name: layers for name, layers in made_anew.layers.items() if name[:5] != "loss."}
+    random = sorted({index for layers in own.values() for index in layers} & {*config.frozen})
+    if random:
+        raise UserError(
+            f"--freeze {config.freeze}: layer {as_ranges(random)} has another shape than in "
+            f"{path} ({', '.join(own)}), so it begins anew and must learn; leave it out"
+        )
 
 
 def _initial_states(prepared: PreparedRun) -> dict[int, dict[str, Tensor]]:

@@ -84,7 +84,7 @@ def export(
     trained = read_model(run_dir)
     model = trained if trained.dtype == torch.float32 else read_model(run_dir, torch.float32)
     trained.readout = model.readout = readout
-    _check_output(path, overwrite=overwrite)
+    _check_output(path, format_name, overwrite=overwrite)
     batches, source, notes = _batches(run_dir, model, data_dir)
     expected = [model.probabilities(batch) for batch in batches]
     if model is not trained:
@@ -189,7 +189,13 @@ def _check_packages(format_name: FormatName) -> None:
         )
 
 
-def _check_output(path: Path, *, overwrite: bool) -> None:
+def _check_output(path: Path, format_name: FormatName, *, overwrite: bool) -> None:
+    for name, other in FORMATS.items():
+        if name != format_name and path.suffix == Path(other.file_name).suffix:
+            raise UserError(
+                f"--output {path} is the name of another format's file: use --format {name}, or "
+                f"end it in {Path(FORMATS[format_name].file_name).suffix}"
+            )
     if path.is_dir():
         raise UserError(f"--output {path} is a folder: name a file")
     if path.exists() and not overwrite:

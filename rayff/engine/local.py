@@ -49,7 +49,6 @@ def train_locally(prepared: PreparedRun, callbacks: Sequence[Callback] = ()) -> 
         UserError: an option that needs Ray, or a mistake in the run.
         RunError: the last checkpoint cannot be written.
     """
-    check_local_options(prepared.config)
     device = pick_device(prepared.config.device)
     with torch_threads(prepared.config):
         with activity("loading kernels, which are compiled once on a machine"):

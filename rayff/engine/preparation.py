@@ -35,7 +35,7 @@ from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Checkpoint, complete_checkpoints
 from rayff.runs.metrics import METRICS_FILE, read_metrics
-from rayff.runs.model_file import read_model
+from rayff.runs.model_file import WEIGHTS, read_model
 from rayff.runs.run_directory import RunDirectory, resumed_folder
 from rayff.runs.storage import Storage
 
@@ -70,11 +70,10 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
         directory.check_new()
         if storage is not None:
             storage.check_new()
-    source = None
-    if config.init_from is not None and not (
-        resume and complete_checkpoints(directory.checkpoints)
-    ):
-        source = _source(config.init_from)
+    begins = not (resume and complete_checkpoints(directory.checkpoints))
+    if resume and begins:
+        _check_not_trained(directory)
+    source = _source(config.init_from) if begins and config.init_from is not None else None
     options = data_options(config)
     if resume:
         options = dataclasses.replace(options, stream=config.stream)
@@ -91,6 +90,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
             notes.append(change)
     elif source is not None and config.init_from is not None:
         checkpoint, notes = initial_checkpoint(prepared, source, Path(config.init_from))
+    elif resume:
+        notes.append("there is no checkpoint yet: the run begins again")
     if config.frozen:
         notes.append(f"layers that only run forward: {as_ranges(config.frozen)}")
     return dataclasses.replace(prepared, checkpoint=checkpoint, notes=tuple(notes))
@@ -102,6 +103,16 @@ def _source(run_dir: str) -> Classifier:
         return read_model(Path(run_dir))
     except UserError as error:
         raise UserError(f"--init-from: {error}") from error
+
+
+def _check_not_trained(directory: RunDirectory) -> None:
+    """Raise a UserError where a run without checkpoints has a model, which would be lost."""
+    path = directory.path
+    if (path / WEIGHTS).exists():
+        raise UserError(
+            f"{path} has a trained model and no checkpoint to resume from: start a new run with "
+            f"its layers by --init-from {path}"
+        )
 
 
 def _placed(config: TrainConfig) -> TrainConfig:

@@ -52,7 +52,7 @@ def try_modules(
         if not learned_parameters(layer):
             raise UserError(
                 f"{where} has no parameters, and its loss has none: make it part of the layer "
-                "behind it"
+                "after it"
             )
         try:
             _try(layer, where)

@@ -147,7 +147,7 @@ def _play(scenario: Scenario, count: int, devices: int) -> Prediction:
     on_the_way = [latency_s, *(chunk * s + latency_s for s in links)]
     named = {"the driver's calls": busy[0]}
     named |= {f"stage {i}": s for i, s in enumerate(busy[1:])}
-    named |= {f"the link behind stage {i}": chunk * s for i, s in enumerate(links)}
+    named |= {f"the link after stage {i}": chunk * s for i, s in enumerate(links)}
     bottleneck = max(named, key=lambda name: named[name])
     whole_s, gap_s = sum(busy) + sum(on_the_way), named[bottleneck]
     window = scenario.window or max(len(replicas) + 2, math.ceil(whole_s / gap_s))

@@ -20,7 +20,7 @@ from rayff.config.train_config import TrainConfig
 from rayff.console.frame import setting
 from rayff.runs.metrics import METRICS_FILE, EpochRecord, read_metrics
 from rayff.runs.record import Session, read_sessions
-from rayff.runs.run_directory import TRIALS, RunDirectory, resume_command
+from rayff.runs.run_directory import BEST_RECORD, TRIALS, RunDirectory, resume_command
 
 RESULTS_FILE = "results.parquet"
 """A folder with this file holds a search."""
@@ -85,6 +85,8 @@ def read_run(path: Path) -> Run:
     """
     config = RunDirectory(path).read_config()
     metrics = path / METRICS_FILE
+    if (path / BEST_RECORD).exists():
+        raise UserError(f"{path} is the best model of a run: name the run, {path.parent}")
     if not metrics.exists():
         raise UserError(
             f"{path} has no metrics yet: its first epoch was not finished; wait for it, or go on "

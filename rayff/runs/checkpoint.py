@@ -156,8 +156,12 @@ class CheckpointStore:
         try:
             return self.read(found[-1])
         except DamagedError as error:
-            then = f"resume from {found[-2].name}" if found[1:] else "start the run again"
-            raise DamagedError(f"{error}; delete {found[-1]} to {then}") from error
+            remedy = (
+                f"delete {found[-1]} to resume from {found[-2].name}"
+                if found[1:]
+                else "start a new --run-dir"
+            )
+            raise DamagedError(f"{error}; {remedy}") from error
 
     def read(self, path: Path) -> Checkpoint:
         """Read and check one checkpoint."""

@@ -258,7 +258,7 @@ def _check(record: EpochRecord, epoch_before: int) -> None:
     if not all(value is not None and math.isfinite(value) for value in numbers):
         raise ValueError(f"a number of epoch {record.epoch} is missing or not finite")
     if record.epoch <= epoch_before:
-        raise ValueError(f"epoch {record.epoch} comes behind epoch {epoch_before}")
+        raise ValueError(f"epoch {record.epoch} comes after epoch {epoch_before}")
     if not 0 <= record.sip_first <= record.sip_last < layers:
         raise ValueError(
             f"epoch {record.epoch} has {layers} layers and the window "

@@ -96,10 +96,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in text.partition("="))
         name = name.replace("-", "_")
         if not equals or name not in known:
-            raise UserError(
-                f"--set {text}: give OPTION=VALUE with an option of a training"
-                f"{nearest_option(name, known)}"
-            )
+            hint = "" if name in known else nearest_option(name, known)
+            raise UserError(f"--set {text}: give OPTION=VALUE with an option of a training{hint}")
         flag = name.replace("_", "-")
         flags[name] = f"--{flag}={value}"
         if known[name] == "bool":

@@ -139,7 +139,7 @@ def test_the_command_says_what_it_wrote_and_how_it_was_checked(
 ) -> None:
     run, file = folder / "run", tmp_path / "network.pt"
     assert main([str(run), "--format=torchscript", f"--output={file}"]) == 0
-    size = f"{file.stat().st_size / 2**20:.1f} MiB"
+    size = f"{file.stat().st_size / 1000:.1f} kB"
     assert capsys.readouterr().out.splitlines() == [
         f"{file}: {size}",
         "images uint8 (batch, 3, 32, 32) -> probabilities (batch, 3) of the readout window "
@@ -232,6 +232,10 @@ class TestMistakes:
         [
             ("nowhere", "there is no run directory nowhere"),
             ("RUN --readout=windw", "--readout must be one of window, last, fusion, not 'windw'"),
+            (
+                "RUN --output=model.pt",
+                "--output model.pt is .* use --format torchscript, or end it in",
+            ),
             ("RUN --format=jit", "--format must be one of onnx, pt2, torchscript, not 'jit'"),
             ("RUN --output=FOLDER", "--output .* is a folder: name a file"),
             ("RUN --output=FOLDER/colours/test.parquet/x", "cannot be written: .*--output"),

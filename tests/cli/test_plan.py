@@ -92,7 +92,11 @@ def test_links_and_the_least_images_change_the_plan(capsys: pytest.CaptureFixtur
         (["--simulate", "h200", "--devices", "100000"], "--devices is 16,384 at most"),
         (["--simulate", "h200", "--mtbf", "nan"], "--mtbf must be above 0, not nan"),
         (["--simulate", "h200", "--mtbf", "1e307"], r"from 1e-12 to 1e\+12, not 1e\+307"),
-        (["--simulate", "h200", "--restart", "-1"], "--restart must be 0 or more, not -1"),
+        (["--simulate", "h200", "--checkpoint-every", "2"], "--checkpoint-every needs --mtbf"),
+        (
+            ["--simulate", "h200", "--mtbf", "9", "--restart", "-1"],
+            "--restart must be 0 or more, not -1",
+        ),
         (["--simulate", "h200", "--stages", "4"], "--stages has no use with --simulate"),
         (["--simulate", "h200", "--precision", "fp32"], "is in bf16; leave the option out"),
         (["--simulate", "h200", "--least-images", "999"], "more than the 128 of a batch"),

@@ -283,7 +283,7 @@ class TestACompleteRunThatIsResumed:
         assert main(["--run-dir", str(run_dir), "--resume"]) == 0
         out = capsys.readouterr().out
         last = read_metrics(run_dir / "metrics.parquet")[-1]
-        assert out == f"the run is complete: {last.reached}; nothing is left to do\n"
+        assert out == f"the run is complete: {last.reached}; to train longer, raise --epochs\n"
         assert f"test {last.test_accuracy:.2f}%" in out
         assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 

@@ -179,10 +179,12 @@ class TestResume:
         self, field: str, flag: str, value: object
     ):
         asked = dataclasses.replace(SAVED, **{field: value})
-        sentence = f"^{flag} {re.escape(str(value))}: the run was made with "
+        sentence = f"^{flag} {re.escape(str(value))}: the run was made with"
         with pytest.raises(UserError, match=sentence) as caught:
             resume_config(SAVED, asked)
-        assert f"made with {getattr(SAVED, field)}, " in str(caught.value)
+        saved = getattr(SAVED, field)
+        made = "without it" if saved is None else f"with {saved}"
+        assert f"made {made}, " in str(caught.value)
 
     @pytest.mark.parametrize(
         ("options", "sentence"),

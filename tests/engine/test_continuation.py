@@ -12,6 +12,7 @@ from safetensors.torch import load
 from rayff import TrainConfig, Trainer, load_model
 from rayff.engine.continuation import as_ranges
 from rayff.engine.preparation import prepare
+from rayff.report.reader import read_run
 from rayff.runs.model_file import read_model
 from tests.data.files import write_parquet
 from tests.helpers.mistakes import refused
@@ -167,6 +168,10 @@ class TestInitFrom:
             ({"init_from": "nowhere"}, "--init-from: there is no run directory .*nowhere"),
             ({"init_from": ""}, "--init-from '' names no folder"),
             ({"width": 8}, "no layer of 'tinycnn' has the shape of one of 'tinycnn'.*--width"),
+            (
+                {"loss": "linear", "image_channels": 1, "freeze": "0-1"},
+                "--freeze 0-1: layer 0 has another shape than in .*run .weight., so it begins",
+            ),
         ],
     )
     def test_mistakes(
@@ -278,11 +283,23 @@ class TestBest:
             "valid_accuracy": best.valid_accuracy,
             "test_accuracy": best.test_accuracy,
         }
-        kept = load_model(tmp_path / "run" / "best").state_dict()
+        folder = tmp_path / "run" / "best"
+        kept = load_model(folder).state_dict()
         layers = weights(tmp_path / "run", best.epoch * BATCHES)
         for index in range(4):
             wanted = layers[f"layer-{index:03d}.safetensors"]["weight"]
             assert torch.equal(kept[f"chain.layers.{index}.weight"], wanted)
+        with refused(f"{folder} is the best model of a run: name the run, {tmp_path}/run$"):
+            read_run(folder)
+        untouched = (folder / "model.safetensors").read_bytes()
+        self.refuses_to_begin_anew(tiny_config(tiny_task, folder, epochs=9))
+        assert (folder / "model.safetensors").read_bytes() == untouched
+        shutil.rmtree(tmp_path / "run" / "checkpoints")  # to save space
+        self.refuses_to_begin_anew(tiny_config(tiny_task, tmp_path / "run", epochs=9))
+
+    def refuses_to_begin_anew(self, config: TrainConfig) -> None:
+        with refused(f"{config.run_dir} has a trained model and no checkpoint to resume from: "):
+            train_locally(config, resume=True)
 
     def test_a_process_that_ended_before_it_was_kept_is_made_up_for(
         self, tiny_task: str, tmp_path: Path

@@ -137,7 +137,7 @@ class TestMistakesOfAResumption:
     def test_a_damaged_checkpoint(self, config: TrainConfig) -> None:
         layer = self.CHECKPOINT / "layer-002.safetensors"
         layer.write_bytes(layer.read_bytes()[:-1])
-        self.refused(config, f"{layer} is damaged.*to start the run again")
+        self.refused(config, f"{layer} is damaged.*; start a new --run-dir")
 
     def test_a_layer_whose_digest_is_right_and_whose_content_is_not(
         self, config: TrainConfig

@@ -74,7 +74,7 @@ def test_a_job_over_two_nodes_is_cancelled_and_resumed_with_the_same_bits(
     cluster.command("scancel", "--batch", "--signal=TERM", job)
     wait_until(lambda: not cluster.is_there(job), PATIENCE_S, "the job to leave")
     assert time.monotonic() - cancelled_at < 15
-    assert "warning: SIGTERM: stopping behind the chunks in flight" in output.read_text()
+    assert "warning: SIGTERM: stopping after the chunks in flight" in output.read_text()
     assert f"continue with: rayff train --run-dir {run} --resume" in output.read_text()
     (planned,) = events(run, "planned")
     assert len({stage.partition(" on ")[2] for stage in planned["stages"]}) == len(NODES)

@@ -214,7 +214,7 @@ class TestAJobOfTheInstalledPackage:
             client.communicate(timeout=PATIENCE_S)
         assert head.ask("jobs/stopped")["status"] == "STOPPED"
         log = head.log("stopped")
-        assert "warning: SIGTERM: stopping behind the chunks in flight" in log
+        assert "warning: SIGTERM: stopping after the chunks in flight" in log
         end, readouts, remedy = log.splitlines()[-3:]
         assert end.startswith("ended ")
         assert readouts.startswith("test accuracy by readout: window ")

@@ -81,7 +81,7 @@ class TestALayerFile:
         store = make_store(tmp_path)
         path = store.write(make_checkpoint(2))
         (path / LAYER).unlink()
-        with refused(f"cannot be read.*; delete {path} to start the run again$"):
+        with refused("cannot be read.*; start a new --run-dir$"):
             store.read_latest()
 
     def test_that_is_not_named(self, store: CheckpointStore) -> None:
