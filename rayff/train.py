@@ -72,6 +72,11 @@ def read_flags(args: Sequence[str]) -> TrainCommand:
         if folder is None
         else RunDirectory(folder).read_config()
     )
+    if asked.resume and saved.stream and "--no-stream" in args:
+        raise UserError(
+            "--no-stream: the run streams its images, and a resumed run keeps that; leave the "
+            "option out, or start a new --run-dir"
+        )
     given = {
         word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
         for word in args

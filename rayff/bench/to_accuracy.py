@@ -156,8 +156,8 @@ def measure(command: ToAccuracyCommand, results: Results) -> None:
     }
     title = (
         f"{command.arch} on {Path(command.task).name}, {len(run.splits['train']):,} images, "
-        f"augmentation {command.augment}, batch {run.recipe.batch_size}, {command.epochs} epochs, "
-        f"{run.resolved.precision}"
+        f"augmentation {command.augment}, batch {run.recipe.batch_size}, "
+        f"{plural(command.epochs, 'epoch')}, {run.resolved.precision}"
     )
     _tabulate(command, results, title, outcomes, peaks)
     _tabulate_search(command, results, search, lr)
@@ -248,9 +248,9 @@ def _tabulate(
     )
     results.figures = {"methods": rows, "targets": reached, "trainings": dict(outcomes)}
     results.notes.append(
-        f"median (least to most) of {command.seeds} seeds; a dash where a seed did not get there; "
-        "accuracies of the first table after all epochs; peak: weights, optimizer, gradients and "
-        "activations of a training step"
+        f"median (least to most) of {plural(command.seeds, 'seed')}; a dash where one did not get "
+        "there; accuracies of the first table after all epochs; peak: weights, optimizer, "
+        "gradients and activations of a training step"
     )
 
 

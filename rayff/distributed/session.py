@@ -141,12 +141,12 @@ def _start(session: Session) -> None:
 def _connect(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones where a node takes too long to start
         raise UserError(_folder_problem(error) or _no_connection(error, address)) from error
 
 
 def _no_connection(error: Exception, address: str) -> str:
-    said = str(error).strip().splitlines()[0]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
     if address == "local":
         return f"a local Ray instance did not start: {said}; rayff doctor checks this machine"
     return (

@@ -39,6 +39,9 @@ from rayff.runs.model_file import WEIGHTS, read_model
 from rayff.runs.run_directory import RunDirectory, resumed_folder
 from rayff.runs.storage import Storage
 
+ANY_LAYERS = 1_000_000
+"""More layers than an option can name: of a network that is not known before the data."""
+
 
 def default_run_dir(config: TrainConfig) -> str:
     """Return runs/ARCH-TASK-DATE-TIME."""
@@ -73,6 +76,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> PreparedRun:
     begins = not (resume and complete_checkpoints(directory.checkpoints))
     if resume and begins:
         _check_not_trained(directory)
+    batch_size = resolve_recipe(config, task_recipe(config.task)).batch_size
+    check_plan_options(dataclasses.replace(config, kernels=None), ANY_LAYERS, batch_size)
     source = _source(config.init_from) if begins and config.init_from is not None else None
     options = data_options(config)
     if resume:

@@ -135,7 +135,13 @@ def _accuracy(run: Run, readout: str) -> str:
 
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> Block:
-    configs = [{**dataclasses.asdict(run.config), "run_dir": None} for run in runs]
+    configs = [
+        {
+            **dataclasses.asdict(run.config),
+            **{"run_dir": None, "tags": run.config.tag_names, "notes": run.config.notes or ()},
+        }
+        for run in runs
+    ]
     title, different = "Settings that differ", varied(configs)
     if not different:
         return Note(title=title, text="None: all runs have the same settings.")

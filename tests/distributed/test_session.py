@@ -55,16 +55,25 @@ def test_a_folder_is_named_with_its_remedy(
     assert "RAY_ADDRESS" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("no more processes\nat all"), "no more processes"),
+        (Exception("The current node timed out during startup."), "The current node timed out"),
+        (Exception(), "Exception"),
+    ],
+    ids=["no processes", "too slow", "no words"],
+)
 def test_another_failure_of_a_local_instance_names_no_address(
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def init(**options: object) -> None:
-        raise OSError("no more processes\nat all")
+        raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with refused("a local Ray instance did not start: no more processes; rayff doctor checks"):
+    with refused(f"a local Ray instance did not start: {said}.*; rayff doctor checks"):
         with ray_session():
             pass
 
