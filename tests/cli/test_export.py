@@ -232,10 +232,7 @@ class TestMistakes:
         [
             ("nowhere", "there is no run directory nowhere"),
             ("RUN --readout=windw", "--readout must be one of window, last, fusion, not 'windw'"),
-            (
-                "RUN --output=model.pt",
-                "--output model.pt is .* use --format torchscript, or end it in",
-            ),
+            ("RUN --output=x.onnx", "x.onnx is .*: use --format onnx, or end it in .pt$"),
             ("RUN --format=jit", "--format must be one of onnx, pt2, torchscript, not 'jit'"),
             ("RUN --output=FOLDER", "--output .* is a folder: name a file"),
             ("RUN --output=FOLDER/colours/test.parquet/x", "cannot be written: .*--output"),
