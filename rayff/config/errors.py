@@ -33,10 +33,11 @@ class TrainingDiverged(UserError):
         self.layer_index = layer_index
         self.step = step
         self.loss = loss
-        super().__init__(
-            f"the loss of layer {layer_index} became {loss} at step {step}: training stopped and "
-            "the last good checkpoint is kept; try a lower --lr"
-        )
+        if step:
+            what = "training stopped and the last good checkpoint is kept; try a lower --lr"
+        else:
+            what = "no weight has changed yet, so look at the loss, the layer and the images"
+        super().__init__(f"the loss of layer {layer_index} became {loss} at step {step}: {what}")
 
     def __reduce__(self) -> tuple[type, tuple[int, int, float]]:
         return type(self), (self.layer_index, self.step, self.loss)

@@ -30,7 +30,7 @@ from rayff.learning.losses import loss_class, try_loss
 from rayff.learning.losses.goodness import Goodness
 from rayff.learning.methods import layouts
 from rayff.learning.module_trial import try_modules
-from rayff.learning.optimizers import optimizer_class
+from rayff.learning.optimizers import optimizer_class, try_optimizer
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import architecture
 from rayff.runs.checkpoint import Checkpoint, complete_checkpoints
@@ -159,6 +159,9 @@ def assemble(
             f"--method {config.method} trains networks of convolutions, and the layers of --arch "
             f"{config.arch} are modules: leave --method out, or use another --arch"
         )
+    if is_import_path(recipe.optimizer):
+        first, *_ = layouts(config.method, network, loss_config(config)).values()
+        try_optimizer(recipe, first.learned.values())
     try_augmentations(config.augment, data.train.image_shape)
     config = dataclasses.replace(config, stream=isinstance(data.train, StreamedSet))
     prepared = PreparedRun(
@@ -245,13 +248,13 @@ def check_learning(config: TrainConfig, network: Architecture, last_batch: int) 
         return
     if issubclass(kind, Goodness):
         network.check_groups()
-    for spec in network.convolutions:
-        try_loss(loss_config(config), spec, network.num_classes)
     if replicated and getattr(kind, "couples_images", False):
         raise UserError(
             f"--replicas {config.replicas}: --loss {config.loss} compares the images of a whole "
             "batch with each other, and replicas split it; leave --replicas out"
         )
+    for spec in network.convolutions:
+        try_loss(loss_config(config), spec, network.num_classes, replicated=replicated)
 
 
 def check_plan_options(config: TrainConfig, num_layers: int, batch_size: int) -> None:

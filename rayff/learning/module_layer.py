@@ -139,6 +139,12 @@ class ModuleLayer(LocalLayer):
         mixed = self.dtype != torch.float32
         with torch.autocast(x.device.type, dtype=torch.bfloat16) if mixed else nullcontext():
             h: Tensor = self.module(x.detach())
+            if h.shape[0] != x.shape[0]:
+                raise UserError(
+                    f"layer {self.spec.index} ({type(self.module).__name__}) returns "
+                    f"{tuple(h.shape)} of {plural(x.shape[0], 'image')}: return one activation an "
+                    "image, in the order of the images"
+                )
             with torch.no_grad():
                 features = hand_on(self.module, self.drop(h.detach(), dropout_state))
         return h.to(torch.promote_types(h.dtype, torch.float32)), _compact(features, self.dtype)

@@ -13,7 +13,7 @@ from rayff.learning.autograd import autograd_step
 from rayff.learning.chain import Chain
 from rayff.learning.generators import seeded_generators
 from rayff.learning.layer_state import check_savable, learned_parameters
-from rayff.learning.losses import describe_error
+from rayff.learning.losses import check_gradient, describe_error
 from rayff.learning.module_layer import ModuleLayer, hand_on
 from rayff.models.architecture import Architecture
 from rayff.models.zoo import module_rows
@@ -90,11 +90,17 @@ def _try(layer: ModuleLayer, where: str) -> None:
                 f"{where} changes its output in place in hand_on, which the loss sees: return a "
                 "new tensor"
             )
-        if learned_parameters(layer.module) and not h.requires_grad:
-            raise UserError(
-                f"{where} returns an output without a gradient, so that its parameters do not "
-                "learn: leave out torch.no_grad and detach, or freeze them with requires_grad_"
-            )
+        if learned_parameters(layer.module):
+            if not h.requires_grad:
+                raise UserError(
+                    f"{where} returns an output without a gradient, so that its parameters do not "
+                    "learn: use them in forward without torch.no_grad and detach, or freeze them "
+                    "with requires_grad_"
+                )
+            leaf = h.detach().requires_grad_()
+            _, losses = layer.losses(leaf, _labels(layer, 2))
+            assert losses is not None, "labels give losses"
+            check_gradient(losses, leaf, f"the loss {type(layer.loss).__name__}", layer.spec)
         _, backward = autograd_step(layer, x, _labels(layer, 2), 2)
         backward()
         layer.eval()

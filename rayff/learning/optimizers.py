@@ -163,7 +163,15 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
             super().__init__(parameters, recipe, lr_factor)
             learned: Any = list(self.state)
             options: dict[str, Any] = {"lr": self.lr, "weight_decay": recipe.weight_decay}
-            self.inner = kind(learned, **options)
+            try:
+                self.inner = kind(learned, **options)
+            except Exception as error:  # the user's code may raise anything
+                shapes = ", ".join(str(tuple(parameter.shape)) for parameter in learned)
+                raise UserError(
+                    f"--optimizer: {kind.__name__} cannot be made as {kind.__name__}(parameters, "
+                    f"lr=..., weight_decay=...) for parameters of shape {shapes} "
+                    f"({type(error).__name__}: {error})"
+                ) from error
 
         def set_lr(self, lr: float) -> None:
             super().set_lr(lr)
@@ -176,7 +184,8 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
 
         def _update(self, state: Mapping[Tensor, dict[str, Tensor]]) -> None:
             for parameter, saved in state.items():
-                self.inner.state[parameter] = dict(saved)
+                if saved:  # before the first step the state is what the constructor made of it
+                    self.inner.state[parameter] = dict(saved)
             self.inner.step()
             for parameter, own in state.items():
                 for name, value in self.inner.state[parameter].items():
@@ -206,6 +215,55 @@ def optimizer_class(name: str) -> type[LayerOptimizer]:
     raise UserError(
         f"--optimizer {name} is not a subclass of torch.optim.Optimizer: name a class that is"
     )
+
+
+def try_optimizer(recipe: Recipe, shapes: Iterable[Shape]) -> None:
+    """Step an optimizer by import path on random gradients, and again from its saved state.
+
+    Args:
+        recipe: names it.
+        shapes: of the parameters of a layer.
+
+    Raises:
+        UserError: it is no optimizer, fails, or keeps something that a checkpoint does not hold.
+    """
+    kind = optimizer_class(recipe.optimizer)
+    sizes = list(shapes)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            at_once, resumed = (_tried(kind, recipe, sizes, resumed=r) for r in (False, True))
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"--optimizer {recipe.optimizer} fails in step() ({type(error).__name__}: {error}): "
+            "it is called without arguments, with the gradients in the parameters"
+        ) from error
+    if not all(map(torch.equal, at_once, resumed)):
+        raise UserError(
+            f"--optimizer {recipe.optimizer} goes another way when it continues from its saved "
+            "state: keep all that it counts and remembers as tensors in self.state[parameter], "
+            "which a checkpoint holds"
+        )
+
+
+def _tried(
+    kind: type[LayerOptimizer], recipe: Recipe, shapes: Sequence[Shape], *, resumed: bool
+) -> list[Tensor]:
+    """Return parameters after three steps; `resumed` makes the optimizer anew for each."""
+    torch.default_generator.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = kind(parameters, recipe)
+    for step in range(1, 4):
+        if resumed:
+            saved, optimizer = optimizer.state, kind(parameters, recipe)
+            optimizer.state = {p: {k: v.clone() for k, v in saved[p].items()} for p in parameters}
+        optimizer.set_lr(0.1 / step)
+        for number, parameter in enumerate(parameters):
+            generator = torch.Generator().manual_seed(10 * step + number)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
 
 
 @torch.no_grad()

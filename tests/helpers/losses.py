@@ -58,6 +58,28 @@ class Detached(LinearHead):
             return super().forward(h, labels)
 
 
+class Apart(LinearHead):
+    """Its head learns, and the layer does not."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return super().forward(h.detach(), labels)
+
+
+class NoNumber(LinearHead):
+    """Nothing to learn from either."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, losses = super().forward(h, labels)
+        return logits, None if losses is None else losses * torch.nan
+
+
+class CentringTheMap(LinearHead):
+    """Compares the images of a batch, and does not say so."""
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return super().forward(h - h.mean(dim=0), labels)
+
+
 class WithoutLogits(LinearHead):
     """The losses alone."""
 
@@ -91,3 +113,13 @@ class Spread(PooledLoss):
     ) -> tuple[Tensor, Tensor | None]:
         logits = self.head(torch.cat((moments.mean.flatten(1), moments.std), dim=1))
         return logits, None if labels is None else self.cross_entropy(logits, labels)
+
+
+class Centring(Spread):
+    """A pooled loss that compares the images of a batch, and does not say so."""
+
+    def forward(
+        self, moments: Moments, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        mean = moments.mean - moments.mean.mean(dim=0)
+        return super().forward(Moments(mean, moments.square), labels)

@@ -182,6 +182,13 @@ class ConstantBatch(nn.Conv2d):
         return super().forward(x).reshape(len(x), 4, 32, 32)
 
 
+class CutsBatches(nn.Conv2d):
+    """Takes the two images on which it is tried for all there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:2])
+
+
 class DetachedModule(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -204,6 +211,8 @@ parameter_free = _one(nn.ReLU, loss="goodness")
 masked = _one(Masked)
 extra_state = _one(partial(WithExtraState, 4, 4, 1))
 detached = _one(partial(DetachedModule, 4, 4, 1))
+apart = _one(partial(nn.Conv2d, 4, 4, 1), loss="tests.helpers.losses:Apart")
+cuts_batches = _one(partial(CutsBatches, 4, 4, 1))
 counting = _one(Counting, loss=LINEAR)
 centred = _one(partial(Centred, 4, 4, 1), loss=LINEAR)
 drawing = _one(partial(Residual, 4), loss=LINEAR)

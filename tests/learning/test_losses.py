@@ -19,7 +19,7 @@ from rayff.learning.optimizers import LayerOptimizer, optimizer_class
 from rayff.models.architecture import LayerSpec
 from rayff.models.zoo import architecture
 from tests.helpers.layers import CPU
-from tests.helpers.losses import LINEAR, LinearHead
+from tests.helpers.losses import LINEAR, SPREAD, LinearHead
 
 SPEC = LayerSpec(index=7, in_channels=2, out_channels=4, kernel_size=3, in_size=6)
 LABELS = torch.tensor([0, 1, 1])
@@ -165,13 +165,25 @@ def test_logits_of_another_shape_are_refused():
             r"mat1 and mat2 shapes cannot be multiplied .*helpers/losses\.py, line \d+\)$",
         ),
         ("WithoutLogits", r"WithoutLogits returned Tensor: return logits \(B, C\) and losses"),
-        ("Detached", r"fails on .* does not require grad"),
+        ("Detached", "Detached has no gradient at the activation of layer 7, which would learn"),
+        ("Apart", "Apart has no gradient at the activation of layer 7, which would learn nothing"),
+        ("NoNumber", "NoNumber is nan on two random images in layer 7: look for"),
         ("NeedsLabels", r"fails on .*: TypeError: .*\(.*losses.py, line \d+\)$"),
     ],
 )
 def test_a_loss_that_breaks_its_contract_is_found_before_the_start(name: str, sentence: str):
     with pytest.raises(UserError, match=sentence):
         try_loss(LossConfig(name=f"tests.helpers.losses:{name}"), SPEC, 2)
+
+
+@pytest.mark.parametrize("name", ["Centring", "CentringTheMap"])
+def test_a_loss_that_replicas_would_change_is_found_before_the_start(name: str):
+    config = LossConfig(name=f"tests.helpers.losses:{name}")
+    try_loss(config, SPEC, 2)
+    with pytest.raises(UserError, match=f"--replicas: what --loss .*{name} computes of an image"):
+        try_loss(config, SPEC, 2, replicated=True)
+    for kind in (LINEAR, SPREAD):
+        try_loss(LossConfig(name=kind), SPEC, 2, replicated=True)
 
 
 def test_trying_a_loss_leaves_the_random_numbers_alone():

@@ -426,7 +426,8 @@ class TestMistakes:
         "hands_on_in_place": r"\(HandsOnInPlace\) changes its output in place in hand_on",
         "in_place": r"\(InPlace\) changes its input in place.*leave out inplace=True",
         "parameter_free": r"layer 1 .*\(ReLU\) has no parameters, and its loss has none",
-        "detached": "an output without a gradient.*leave out torch.no_grad and detach",
+        "detached": "an output without a gradient.*without torch.no_grad and detach",
+        "apart": "the loss Apart has no gradient at the activation of layer 1, which would learn",
         "unknown_loss": "--loss: unknown local loss 'predsin' .*did you mean 'predsim'",
         "loss_of_no_module": "--loss <lambda> made 3 for layer 1, which is no module",
         "own_losses_alone": "--loss linear: every layer of --arch .* has a loss of its own",
@@ -470,6 +471,13 @@ class TestMistakes:
         with pytest.raises(UserError, match=sentence):
             try_modules(made, LOSS, replicated=False, smallest_batch=1)
         try_modules(PER_IMAGE, LOSS, replicated=False, smallest_batch=1)
+
+    def test_a_batch_that_is_cut_later_is_refused_where_it_happens(self):
+        made = architecture(f"{HERE}:cuts_batches", num_classes=2, image_channels=3)
+        try_modules(made, LOSS, replicated=False)
+        sentence = r"layer 1 \(CutsBatches\) returns \(2, .*\) of 5 images: return one activation"
+        with pytest.raises(UserError, match=sentence):
+            layer_of(1, made).outputs(torch.randn(5, 4, 32, 32))
 
     def test_trying_leaves_the_random_numbers_alone(self):
         before = torch.get_rng_state()

@@ -13,7 +13,12 @@ from rayff.config.errors import UserError
 from rayff.config.recipe import Recipe
 from rayff.learning.layer import CWConv
 from rayff.learning.layer_state import layer_state
-from rayff.learning.optimizers import OPTIMIZERS, optimizer_class, step_together
+from rayff.learning.optimizers import (
+    OPTIMIZERS,
+    optimizer_class,
+    step_together,
+    try_optimizer,
+)
 from rayff.models.architecture import LayerSpec
 
 SPEC = LayerSpec(index=7, in_channels=2, out_channels=4, kernel_size=3, in_size=6)
@@ -48,6 +53,26 @@ class CountsInPython(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]
         for parameter in self.param_groups[0]["params"]:
             self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
+
+
+class WithoutDecay(torch.optim.SGD):
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+
+
+class WithClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+
+
+class CountsBeside(torch.optim.SGD):
+    """Counts its steps where no checkpoint looks."""
+
+    def step(self) -> None:  # type: ignore[override]
+        group = self.param_groups[0]
+        group["steps"] = group.get("steps", 0) + 1
+        group["lr"] /= group["steps"]
+        super().step()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -88,6 +113,37 @@ class TestImportPaths:
             w = w - lr * gradient / (np.sqrt(square) + 1e-8)
             expected.append(w)
         assert_near(path, expected)
+
+    def test_adagrad_of_torch_whose_constructor_makes_its_state(self):
+        w, path = steps("torch.optim:Adagrad", 0.0)
+        total, expected = np.zeros_like(w), []
+        for gradient, lr in zip(GRADIENTS, RATES, strict=True):
+            total = total + gradient**2
+            w = w - lr * gradient / (np.sqrt(total) + 1e-10)
+            expected.append(w)
+        assert_near(path, expected)
+
+    @pytest.mark.parametrize("name", ["Adagrad", "NAdam", "SGD", "ASGD"])
+    def test_a_try_accepts_what_works_and_draws_no_random_number(self, name: str):
+        before = torch.get_rng_state()
+        try_optimizer(Recipe(optimizer=f"torch.optim:{name}"), [(4, 2, 3, 3), (4,), ()])
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize(
+        ("name", "sentence"),
+        [
+            (
+                "WithoutDecay",
+                r"WithoutDecay\(parameters, lr=..., weight_decay=...\) for .* \(4,\) ",
+            ),
+            ("WithClosure", r"WithClosure fails in step\(\) \(TypeError: .*'closure'\): it is"),
+            ("CountsBeside", "CountsBeside goes another way when it continues from its saved st"),
+            ("CountsInPython", "CountsInPython keeps 'step' as int, which a checkpoint cannot"),
+        ],
+    )
+    def test_a_try_refuses_what_would_fail_or_resume_otherwise(self, name: str, sentence: str):
+        with pytest.raises(UserError, match=f"^--optimizer.*{sentence}"):
+            try_optimizer(Recipe(optimizer=f"{__name__}:{name}"), [(4,)])
 
     def test_adamw_of_torch_is_the_built_in_one(self):
         for one, other in zip(steps("adamw")[1], steps("torch.optim:AdamW")[1], strict=True):

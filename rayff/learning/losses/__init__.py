@@ -132,11 +132,20 @@ def scores(loss: nn.Module, logits: Tensor) -> Tensor:
     return logits if getattr(loss, "sums_logits", False) else logits.log_softmax(dim=1)
 
 
-def try_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> None:
+def try_loss(
+    config: LossConfig, spec: LayerSpec, num_classes: int, *, replicated: bool = False
+) -> None:
     """Compute the loss of a layer once, with its gradient and without labels, on two images.
 
+    Args:
+        config: the loss and its options.
+        spec: the layer.
+        num_classes: C.
+        replicated: whether several actors will share the batches of a layer.
+
     Raises:
-        UserError: it cannot be made, fails, or returns something else than its contract says.
+        UserError: it cannot be made, fails, or returns something else than its contract says; or
+            replicas would change what it computes.
     """
     with torch.random.fork_rng(devices=[]):
         loss = make_loss(config, spec, num_classes)
@@ -146,7 +155,10 @@ def try_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> None:
         try:
             _, losses = local_loss(loss, h, labels, num_classes)
             assert losses is not None, "labels give losses"
+            check_gradient(losses, h, f"--loss {config.name}", spec)
             losses.sum().backward()  # type: ignore[no-untyped-call]
+            if replicated:
+                _check_replicable(loss, config.name, spec, num_classes)
             local_loss(loss.eval(), h.detach(), None, num_classes)
         except UserError:
             raise
@@ -155,6 +167,43 @@ def try_loss(config: LossConfig, spec: LayerSpec, num_classes: int) -> None:
                 f"--loss {config.name} fails on the activation {tuple(h.shape)} of layer "
                 f"{spec.index}: {describe_error(error, loss)}"
             ) from error
+
+
+def check_gradient(losses: Tensor, h: Tensor, what: str, spec: Spec) -> None:
+    """Raise a UserError where losses (B,) are no numbers, or teach the layer of h nothing."""
+    if not losses.isfinite().all():
+        raise UserError(
+            f"{what} is {losses.sum().item()} on two random images in layer {spec.index}: look "
+            "for a division by zero, a logarithm of zero, or weights that are no numbers"
+        )
+    gradient = None
+    if losses.requires_grad:
+        (gradient,) = torch.autograd.grad(losses.sum(), h, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise UserError(
+            f"{what} has no gradient at the activation of layer {spec.index}, which would learn "
+            "nothing: compute it from the activation, without detach, torch.no_grad and argmax"
+        )
+
+
+def _check_replicable(loss: nn.Module, name: str, spec: LayerSpec, num_classes: int) -> None:
+    """Raise a UserError where the loss of an image depends on the others of the batch."""
+    h = torch.rand(4, *spec.out_shape)
+    labels = torch.arange(4) % num_classes
+
+    def losses(images: int) -> Tensor:
+        torch.default_generator.manual_seed(0)
+        found = local_loss(loss, h[:images], labels[:images], num_classes)[1]
+        assert found is not None, "labels give losses"
+        return found
+
+    with torch.no_grad():
+        half, whole = losses(2), losses(4)
+    if not torch.allclose(half, whole[:2], rtol=1e-3, atol=1e-4 * whole.abs().max().item()):
+        raise UserError(
+            f"--replicas: what --loss {name} computes of an image depends on the others of the "
+            "batch, which replicas split: compute each image by itself, or leave --replicas out"
+        )
 
 
 def describe_error(error: Exception, *modules: nn.Module) -> str:
