@@ -14,6 +14,8 @@ import importlib
 import pkgutil
 import platform
 import re
+import sys
+import traceback
 from typing import Any, Generic, TypeVar, cast
 
 from rayff.config.errors import UserError, nearest
@@ -90,18 +92,41 @@ def import_object(path: str, flag: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may do so
         raise ImportPathError(
             f"{flag} {path}: the module {module_name} cannot be imported on {platform.node()} "
-            f"({type(error).__name__}: {error}); it must be on the Python path of every process "
-            "of the run: start in its folder, install it, or submit it with --working-dir or "
-            "py_modules"
+            f"({type(error).__name__}: {error}); {_import_remedy(module_name, error)}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [name for name in vars(found) if not name.startswith("_")]
             raise ImportPathError(
                 f"{flag} {path}: {module_name} has no {attribute!r}{nearest(part, public)}"
+                f"{_standard_library(module_name)}"
             )
         found = getattr(found, part)
     return found
+
+
+def _import_remedy(module_name: str, error: BaseException) -> str:
+    """Return what helps: a path to a module that is not found, else the place of its mistake."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is None or not f"{module_name}.".startswith(f"{missing}."):
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if "importlib" not in frame.filename]
+        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        return f"it is found, and fails by itself{place}: correct it, or install what it imports"
+    if module_name.endswith(".py"):
+        return f"name the module, {module_name.removesuffix('.py')}, instead of its file"
+    return (
+        "it must be on the Python path of every process of the run: start in its folder, install "
+        "it, or submit it with --working-dir or py_modules"
+    )
+
+
+def _standard_library(module_name: str) -> str:
+    """Return a hint where a module of Python's own hides the user's."""
+    name = module_name.partition(".")[0]
+    if name not in sys.stdlib_module_names:
+        return ""
+    return f"; {name} is a module of Python itself: give yours another name"

@@ -26,7 +26,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "nets.py").write_text("class Outer:\n    inner = 3\n\n_hidden = 4\n")
-    (folder / "broken.py").write_text("raise OSError('the disk is gone')\n")
+    (folder / "broken.py").write_text("x = 1\nraise OSError('the disk is gone')\n")
+    (folder / "needy.py").write_text("import no_such_dependency\n")
+    (folder / "script.py").write_text("raise SystemExit(3)\n")
+    (folder / "unfinished.py").write_text("class Outer(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return folder
 
@@ -79,10 +82,9 @@ class TestImportPaths:
         [
             ("user_package.net:Outer", "ModuleNotFoundError: No module named 'user_package.net'"),
             ("no_such_package.nets:Outer", "ModuleNotFoundError: No module named 'no_such_pac.*'"),
-            ("user_package.broken:Outer", "OSError: the disk is gone"),
         ],
     )
-    def test_a_module_that_cannot_be_imported_is_named_with_the_cause_and_the_remedy(
+    def test_a_module_that_is_not_found_is_named_with_the_cause_and_the_remedy(
         self, registry: Registry[object], path: str, cause: str
     ):
         module, node = path.partition(":")[0], re.escape(platform.node())
@@ -92,6 +94,28 @@ class TestImportPaths:
         )
         with pytest.raises(UserError, match=sentence):
             registry.load(path)
+
+    @pytest.mark.parametrize(
+        ("module", "sentence"),
+        [
+            ("broken", r"\(OSError: the disk is gone\); .* \(.*broken.py, line 2\): correct it"),
+            ("needy", r"'no_such_dependency'\); .* \(.*needy.py, line 1\): .* install what it"),
+            ("script", r"\(SystemExit: 3\); it is found, and fails by itself \(.*script.py"),
+            ("unfinished", r"\(SyntaxError: .*unfinished.py, line 1\)\); .* fails by itself: c"),
+            ("nets.py", r"; name the module, user_package.nets, instead of its file$"),
+        ],
+    )
+    def test_another_failure_is_not_put_down_to_the_python_path(
+        self, registry: Registry[object], module: str, sentence: str
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            registry.load(f"user_package.{module}:Outer")
+        assert "Python path" not in str(caught.value)
+
+    def test_a_module_that_one_of_python_hides_is_told(self, registry: Registry[object]):
+        sentence = "json has no 'Outer'; json is a module of Python itself: give yours another"
+        with pytest.raises(UserError, match=sentence):
+            registry.load("json:Outer")
 
     @pytest.mark.parametrize(
         ("attribute", "suggestion"),
