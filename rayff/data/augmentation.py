@@ -30,6 +30,7 @@ Augmentation = ImageAugmentation | OwnAugmentation
 
 _STRENGTH = re.compile("0*[1-9][0-9]{0,8}")
 _TRIED_IMAGES = 16
+_TRIALS = 8
 
 
 def parse_augmentations(names: str) -> tuple[Augmentation, ...]:
@@ -156,7 +157,7 @@ def _name(function: OwnAugmentation) -> str:
 
 
 def try_augmentations(names: str, image_shape: tuple[int, ...]) -> None:
-    """Augment a few random images of a run's shape (K, H, W), each augmentation twice.
+    """Augment a few random images of a run's shape (K, H, W), each augmentation several times.
 
     Raises:
         UserError: whatever `parse_augmentations` and `augment` refuse, a strength that is too
@@ -168,10 +169,11 @@ def try_augmentations(names: str, image_shape: tuple[int, ...]) -> None:
             augmentation.check(image_shape)
             continue
         with torch.random.fork_rng(devices=[]):
-            once, again = (
-                augment(torch.tensor(pixels), [augmentation], seed=0, step=0) for _ in range(2)
+            once, *again = (
+                augment(torch.tensor(pixels), [augmentation], seed=0, step=0)
+                for _ in range(_TRIALS)
             )
-        if not torch.equal(once, again):
+        if not all(torch.equal(once, each) for each in again):
             raise UserError(
                 f"--augment: {_name(augmentation)} returned other images when it was called again "
                 "with the same generator: draw random numbers from the generator alone, or no "

@@ -185,6 +185,20 @@ class TestNames:
             parse_augmentations(names)
 
 
+class Seldom:
+    """Mirrors the whole batch at some of its calls, as by a number drawn elsewhere."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        self.calls += 1
+        return images.flip(3) if self.calls % 4 == 0 else images
+
+
+SELDOM = Seldom()
+
+
 class TestATry:
     @pytest.mark.parametrize(
         ("names", "shape"),
@@ -218,6 +232,7 @@ class TestATry:
                 "--augment: draws_elsewhere returned other images when it was called again with "
                 "the same generator: draw random numbers from the generator alone",
             ),
+            (f"{__name__}:SELDOM", "--augment: .*Seldom.* returned other images when"),
         ],
     )
     def test_refuses_what_does_not_fit_the_images(self, names: str, sentence: str):
