@@ -41,11 +41,12 @@ class PlanCommand(SimulationOptions):
     """The options."""
 
     arch: str = "tinycnn"
-    """Architecture: {architectures}."""
+    """Architecture: {architectures}, or package.module:function."""
     width: int | None = None
     """Channels of the first layer. Default: the architecture's own."""
     task: str = "cifar10"
-    """Data set that gives image channels and classes: {tasks}, or a folder or URI of images."""
+    """Data set that gives image channels and classes: {tasks}, a folder or URI of images, or
+    package.module:function."""
     image_size: int | None = None
     """Pixels a side of the images. Default: the architecture's own."""
     batch_size: int | None = None
