@@ -159,6 +159,7 @@ def _call(options: DataOptions) -> TaskData:
         ) from error
     if not isinstance(data, TaskData):
         raise UserError(f"--task {task} returned {type(data).__name__}: return a TaskData")
+    _check_splits(data, task)
     if options.channels not in (None, data.image_channels):
         raise UserError(
             f"--image-channels {options.channels}: --task {task} returned images of "
@@ -173,6 +174,25 @@ def _call(options: DataOptions) -> TaskData:
     # the function may keep its own, which are not to be released
     train, valid, test = map(copy.copy, (data.train, data.valid, data.test))
     return replace(data, train=train, valid=valid, test=test).sample(options.limit)
+
+
+def _check_splits(data: TaskData, task: str) -> None:
+    """Raise a UserError where splits of a user's function do not fit the classes or each other."""
+    for name, split in data.splits.items():
+        if not len(split):
+            raise UserError(f"--task {task} returned no {name} images: every split needs one")
+        if split.image_shape != data.train.image_shape:
+            raise UserError(
+                f"--task {task} returned {name} images of shape {split.image_shape}, and train "
+                f"images of {data.train.image_shape}: bring all of them to one shape"
+            )
+        least, most = split.labels.min(), split.labels.max()
+        if least < 0 or most >= data.num_classes:
+            raise UserError(
+                f"--task {task} returned {name} labels from {least} to {most} for "
+                f"{data.num_classes} class names: count them from 0, in the order "
+                "of class_names"
+            )
 
 
 def _load_named(task: Task, class_name: str, options: DataOptions) -> TaskData:

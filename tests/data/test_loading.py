@@ -1,10 +1,12 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torchvision.datasets
 
 from rayff.config.errors import UserError
+from rayff.data.images import ImageSet
 from rayff.data.tasks import TASKS, Task, TaskData, task_recipe
 from tests.data.files import load, random_pixels, write_mnist, write_parquet
 
@@ -273,8 +275,22 @@ class TestPaths:
             load(str(self.folder / "train.parquet"))
 
 
-def returns_data():
-    return TaskData.empty("mine", ("yes", "no"), 3, 32)
+def images_of(*labels, channels=3, size=4):
+    images = np.zeros((len(labels), channels, size, size), np.uint8)
+    return ImageSet(images=images, labels=np.array(labels, np.int64))
+
+
+def returns_data(**splits):
+    train, valid, test = images_of(0, 1, 1), images_of(0), images_of(1)
+    splits = {"train": train, "valid": valid, "test": test} | splits
+    return TaskData(name="mine", class_names=("yes", "no"), **splits)
+
+
+without_test = partial(returns_data, test=images_of())
+of_two_sizes = partial(returns_data, valid=images_of(0, size=5))
+grey_and_coloured = partial(returns_data, test=images_of(0, channels=1))
+counts_from_one = partial(returns_data, train=images_of(1, 2))
+counts_below_zero = partial(returns_data, valid=images_of(-1, 1))
 
 
 def returns_something_else():
@@ -297,6 +313,17 @@ class TestImportPaths:
             ("returns_something_else", " returned dict: return a TaskData"),
             ("fails", r": calling it failed \(OSError: the disk is gone\)"),
             ("no_such_function", f": {__name__} has no 'no_such_function'"),
+            ("without_test", " returned no test images: every split needs one"),
+            (
+                "of_two_sizes",
+                r" returned valid images of shape \(3, 5, 5\), and train .* of \(3, 4, 4\): .*",
+            ),
+            ("grey_and_coloured", r" returned test images of shape \(1, 4, 4\), and train .*"),
+            (
+                "counts_from_one",
+                " returned train labels from 1 to 2 for 2 class names: count them from 0, in .*",
+            ),
+            ("counts_below_zero", " returned valid labels from -1 to 1 for 2 class names: .*"),
         ],
     )
     def test_another_object_is_a_mistake(self, name, sentence):
