@@ -5,6 +5,7 @@ Shapes: L layers, N images, C classes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,13 +93,19 @@ def fit_fusion(
     )
 
 
+class _Lbfgs(torch.optim.LBFGS):
+    """Without torch's compiler, which the method of the base class takes 2 s to import."""
+
+    add_param_group = inspect.unwrap(torch.optim.LBFGS.add_param_group)
+
+
 def _minimise(
     inputs: Tensor, labels: Tensor, num_classes: int, decay: float
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the least mean cross entropy plus decay / 2 * |weight|^2."""
     weight = inputs.new_zeros(num_classes, inputs.shape[1], requires_grad=True)
     bias = inputs.new_zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer = _Lbfgs(
         [weight, bias],
         max_iter=_MAX_STEPS,
         tolerance_grad=_GRADIENT,
@@ -108,7 +115,7 @@ def _minimise(
     )
 
     def objective() -> Tensor:
-        optimizer.zero_grad()
+        weight.grad = bias.grad = None
         loss = F.cross_entropy(F.linear(inputs, weight, bias), labels)
         loss = loss + decay / 2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]

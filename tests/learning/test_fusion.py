@@ -1,5 +1,7 @@
 """Fusion against its optimality conditions and scikit-learn."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,12 @@ def test_hits_are_those_of_the_largest_score() -> None:
     # scores (1, 0.5), (0, 0.5), (3, 2.5): classes 0, 1, 0
     assert fusion.hits(logits, np.array([0, 1, 0])) == 3
     assert fusion.hits(logits, np.array([1, 1, 1])) == 1
+
+
+def test_it_does_without_torchs_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose import takes as long as that of torch."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    assert fit_fusion(*sample()) is not None
 
 
 @settings(max_examples=25, deadline=None)
