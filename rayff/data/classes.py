@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayff.config.errors import UserError
@@ -95,7 +94,7 @@ def _plain_values(raw: RawLabels) -> Any:
 
 def _by_text(values: Mapping[Split, Any], task_names: tuple[str, ...] | None) -> ClassMap:
     """Map labels that are words."""
-    words = sorted({word for value in values.values() for word in pc.unique(value).to_pylist()})
+    words = sorted({word for value in values.values() for word in value.unique().to_pylist()})
     for word in words:
         _check_name(word, "a label")
     _check_count(len(words))
