@@ -285,9 +285,14 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "pitch", wide_pitch)
 
 
+def small(name: str) -> Architecture:
+    """Return a narrow network for images whose sides are no power of two."""
+    return architecture(name, num_classes=2, image_channels=3, image_size=24, width=6)
+
+
 @with_kernels
 @pytest.mark.usefixtures("everywhere")
-@pytest.mark.parametrize("kernels", ["conv", "unfold", "conv/unfold", "unfold/conv"])
+@pytest.mark.parametrize("kernels", ["conv/unfold", "unfold/conv"])
 @pytest.mark.parametrize(
     ("name", "first", "end", "loss"),
     [
@@ -301,7 +306,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_chain_learns_as_by_the_autograd_step(
     name: str, first: int, end: int, loss: str, kernels: str
 ):
-    network = architecture(name, num_classes=2, image_channels=3, width=6)[first:end]
+    network = small(name)[first:end]
     chain = Chain.build(network, seed=1, loss=LossConfig(name=loss, head_dim=64)).to(DEVICE)
     for layer in chain.parts():
         for parameter in layer.loss.parameters():
@@ -338,11 +343,10 @@ def batch_for(network: Architecture) -> Activations:
 
 @with_kernels
 @pytest.mark.usefixtures("everywhere")
-@pytest.mark.parametrize("way", ["recorded", "pitched"])
 @pytest.mark.parametrize("loss", ["goodness", "linear"])
-def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str, loss: str):
+def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(loss: str):
     """From the layer before with gaps, from another stage without, and into a recording."""
-    network = architecture("resnet", num_classes=2, image_channels=3, width=6)[4:7]
+    network = small("resnet")[4:7]
     activations, labels = batch_for(network), torch.tensor([1, 0], device=DEVICE)
 
     def learned(way: str) -> list[Tensor]:
@@ -361,5 +365,5 @@ def test_a_step_has_the_same_bits_for_every_memory_layout_of_its_input(way: str,
             step(pitched if way == "pitched" else activations, labels, 2, {})
         return [layer.weight.detach() for layer in chain.parts()]
 
-    for one, other in zip(learned(way), learned("without gaps"), strict=True):
-        assert torch.equal(one, other)
+    for weights in zip(*map(learned, ("without gaps", "recorded", "pitched")), strict=True):
+        assert all(torch.equal(weights[0], other) for other in weights[1:])
