@@ -7,6 +7,7 @@ user's own, by import path, is a subclass of torch.optim.Optimizer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -172,6 +173,7 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
                     f"lr=..., weight_decay=...) for parameters of shape {shapes} "
                     f"({type(error).__name__}: {error})"
                 ) from error
+            self.initial = {p: copy.deepcopy(dict(self.inner.state[p])) for p in learned}
 
         def set_lr(self, lr: float) -> None:
             super().set_lr(lr)
@@ -184,8 +186,7 @@ def torch_optimizer(kind: type[torch.optim.Optimizer]) -> type[LayerOptimizer]:
 
         def _update(self, state: Mapping[Tensor, dict[str, Tensor]]) -> None:
             for parameter, saved in state.items():
-                if saved:  # before the first step the state is what the constructor made of it
-                    self.inner.state[parameter] = dict(saved)
+                self.inner.state[parameter] = dict(saved) or copy.deepcopy(self.initial[parameter])
             self.inner.step()
             for parameter, own in state.items():
                 for name, value in self.inner.state[parameter].items():
