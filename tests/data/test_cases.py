@@ -432,7 +432,7 @@ class TestOptionsThatWouldBeIgnored:
             (
                 "tests.data.test_loading:returns_data",
                 {"image_size": 64},
-                "--image-size 64: .*32x32",
+                "--image-size 64: .*4x4",
             ),
         ],
     )

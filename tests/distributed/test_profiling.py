@@ -44,7 +44,7 @@ def test_a_profile_is_measured_extended_and_planned_with(
 
 def test_a_file_that_cannot_be_used_is_refused_before_anything_is_measured(tmp_path: Path):
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(UserError, match="has format None, and this rayff reads format 1"):
+    with pytest.raises(UserError, match="format: Field required"):
         main([*TINY, "--save-profile", str(tmp_path / "broken.json")])
     with pytest.raises(UserError, match="cannot be written: .*; name another file"):
         main([*TINY, "--save-profile", "/proc/none/x.json"])

@@ -228,7 +228,7 @@ class TestAFileThatIsNoMetrics:
             ({"sip_accuracy": [[1.0, float("nan")]]}, "a number of epoch 2 is missing or not"),
             ({"sip_last": 3}, "epoch 2 has 3 layers and the window 0-3"),
             ({"sip_first": -1}, "epoch 2 has 3 layers and the window -1-2"),
-            ({"epoch": 1}, "epoch 1 comes behind epoch 1"),
+            ({"epoch": 1}, "epoch 1 comes after epoch 1"),
         ],
     )
     def test_values_that_no_run_records(
