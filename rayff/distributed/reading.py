@@ -51,9 +51,10 @@ def hand_over(data: TaskData) -> SharedImages:
 class Readers:
     """Actors that decode blocks; they start with the first one and end with their owner.
 
-    Where CPUs are free, one for each of them; where actors have reserved all, a single one beside
-    them, since one that asked for a CPU would wait for ever. A reader that dies with its worker or
-    node is restarted by Ray, and decodes again what was lost.
+    One for each CPU that no actor has reserved, but one at least. They reserve none themselves:
+    replicas start their readers at the same time, and one whose CPU another one took would be
+    waited for without end. A reader that dies with its worker or node is restarted by Ray, and
+    decodes again what was lost.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ def _start_readers() -> list[Any]:
     found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     free = int(found.get("CPU", 0.0))
     wrap: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES)
-    kind = wrap(Reader).options(num_cpus=min(1, free), scheduling_strategy="SPREAD")
+    kind = wrap(Reader).options(num_cpus=0, scheduling_strategy="SPREAD")
     return [kind.remote() for _ in range(max(1, free))]
 
 

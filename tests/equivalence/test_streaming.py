@@ -180,10 +180,10 @@ class TestOnRay:
         assert killed
 
     def test_replicas_share_each_batch(self, task: str, tmp_path: Path):
-        """By an optimizer that does not magnify the rounding of sums."""
+        """By an optimizer that does not magnify the rounding of sums; one CPU is free for both."""
         how = {"optimizer": "sgd", "lr": 0.1}
         alone = train_locally(config_of(task, tmp_path / "alone", **how))
-        result = train_on_ray(self.config(task, tmp_path, stages=2, replicas="2,1", **how))
+        result = train_on_ray(self.config(task, tmp_path, replicas="2", **how))
         for record, other in zip(result.metrics, alone.metrics, strict=True):
             assert record.layer_loss == pytest.approx(other.layer_loss, rel=1e-5)
 
