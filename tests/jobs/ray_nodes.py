@@ -16,7 +16,7 @@ import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 
 def environment(folder: Path) -> dict[str, str]:

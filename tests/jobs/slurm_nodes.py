@@ -14,7 +14,7 @@ from tests.jobs.ray_nodes import ended, free_ports, wait_until
 
 NODES = ("rayff-n1", "rayff-n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 _CONF = """\
 ClusterName=rayff
 SlurmctldHost={host}(127.0.0.1)
