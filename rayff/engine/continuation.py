@@ -80,7 +80,9 @@ def initial_checkpoint(
 
 def _check_frozen_are_trained(config: TrainConfig, made_anew: _Names, path: Path) -> None:
     """Raise a UserError where a frozen layer would keep random weights; its head may be new."""
-    own = {name: layers for name, layers in made_anew.layers.items() if name[:5] != "loss."}
+    own = {
+        name: layers for name, layers in made_anew.layers.items() if not name.startswith("loss.")
+    }
     random = sorted({index for layers in own.values() for index in layers} & {*config.frozen})
     if random:
         raise UserError(

@@ -168,7 +168,7 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
             f"continue with: {resume_command(run_dir)}"
         )
     try:
-        described, content = _read_pair(description, weights)
+        described, content, belong_together = _read_pair(description, weights)
         about = ModelDescription.from_dict(described)
         tensors = load(content)
         fused = {n: tensors.pop(n).numpy() for n in [*tensors] if n.startswith(FUSION)}
@@ -202,7 +202,7 @@ def read_model(run_dir: Path, dtype: torch.dtype | None = None) -> Classifier:
         network.eval()
         if about.architecture.source is not None:
             _check_modules(network)
-        if not _belong_together(described, content):
+        if not belong_together:
             raise ValueError(
                 f"{WEIGHTS} holds other weights than those that {DESCRIPTION} describes"
             )
@@ -221,20 +221,21 @@ def digest(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
-def _belong_together(described: Any, weights: bytes) -> bool:
-    """Return whether a description is that of the weights; older ones do not say."""
-    return described.get(DIGEST) in (None, digest(weights))
+def _read_pair(description: Path, weights: Path) -> tuple[Any, bytes, bool]:
+    """Read both files; again where a training may have written one of them in between.
 
-
-def _read_pair(description: Path, weights: Path) -> tuple[Any, bytes]:
-    """Read both files; again where a training may have written one of them in between."""
+    Returns:
+        what is described, the weights, and whether they belong together; older descriptions do not
+        say.
+    """
     for wait_s in (*_WAITS_S, None):
         described, content = read_json(description), weights.read_bytes()
-        pair_is_whole = not isinstance(described, dict) or _belong_together(described, content)
-        if pair_is_whole or wait_s is None or not _is_written(description.parent):
+        named = described.get(DIGEST) if isinstance(described, dict) else None
+        belong_together = named in (None, digest(content))
+        if belong_together or wait_s is None or not _is_written(description.parent):
             break
         time.sleep(wait_s)
-    return described, content
+    return described, content, belong_together
 
 
 def _is_written(folder: Path) -> bool:
