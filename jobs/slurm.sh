@@ -39,14 +39,23 @@ export RAY_AUTH_TOKEN_PATH="$PWD/.ray-token-$SLURM_JOB_ID" # other users of the 
 # shellcheck disable=SC2016 # expands on the node
 ray_node='
 folder="$(mktemp -d /tmp/rayff-slurm-XXXXXX)"
-"$0" start --block --temp-dir="$folder/ray" --node-name="$SLURMD_NODENAME" \
-  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-  --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0 "$@" &
-ray=$!
-trap "kill -KILL $ray" TERM
-wait "$ray" || code=$?
+trap "stopped=1; kill -KILL \$ray" TERM
+for attempt in 1 2 3; do
+  code=0
+  "$0" start --block --temp-dir="$folder/ray$attempt" --node-name="$SLURMD_NODENAME" \
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+    --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0 "$@" \
+    2> >(tee "$folder/errors" >&2) &
+  ray=$!
+  wait "$ray" || code=$?
+  [[ $code != 0 && -z ${stopped:-} ]] || break
+  sleep 1 # for tee
+  # Ray gives itself 30 s, which a busy node or file system may exceed.
+  grep -q "timed out during startup" "$folder/errors" || break
+  echo "Ray did not start on $SLURMD_NODENAME within its 30 s (attempt $attempt of 3)" >&2
+done
 until rm -rf "$folder"; do sleep 0.2; done
-exit "${code:-0}"'
+exit "$code"'
 steps=()
 start() {
   on "$1" bash -c "$ray_node" "$bin/ray" "${@:2}" &

@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 SAY_EVERY_S = 10.0
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.jobs.ray_nodes import ended, free_ports, wait_until
+from tests.jobs.ray_nodes import PATIENCE_S, ended, free_ports, wait_until
 
 NODES = ("rayff-n1", "rayff-n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-PATIENCE_S = 60.0
 _CONF = """\
 ClusterName=rayff
 SlurmctldHost={host}(127.0.0.1)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rayff import TrainConfig
+from rayff.distributed.session import TIMED_OUT
 from tests.helpers.runs import events, layer_files, train_locally
 from tests.helpers.stages import OPTIONS, as_flags
 from tests.helpers.tiny_task import write_tiny_task
@@ -51,10 +52,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.getuid() or not all(map(shutil.which, PROGRAMS)):
         pytest.skip(f"needs root and the commands {', '.join(PROGRAMS)}")
     clone = tmp_path_factory.mktemp("clone")
-    (clone / ".venv").symlink_to(sys.prefix)
+    _write_environment(clone / ".venv")
     (clone / "jobs").symlink_to(REPOSITORY / "jobs")
     with slurm(tmp_path_factory.mktemp("slurm")) as environment:
         yield Cluster({**environment, "PYTHONPATH": str(REPOSITORY)}, clone)
+
+
+RAY = """#!/usr/bin/env bash
+tried="$(dirname "$0")/tried-$SLURMD_NODENAME"
+if [[ $1 = start && ! -e $tried ]]; then
+  touch "$tried"
+  echo "Exception: The current node {said}" >&2
+  exit 1
+fi
+exec {prefix}/bin/ray "$@"
+"""
+
+
+def _write_environment(folder: Path) -> None:
+    """Write this virtual environment, with a Ray that is too slow at its first start on a node."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/python").symlink_to(f"{sys.prefix}/bin/python")
+    for each in ("lib", "pyvenv.cfg"):
+        (folder / each).symlink_to(f"{sys.prefix}/{each}")
+    ray = folder / "bin/ray"
+    ray.write_text(RAY.format(said=TIMED_OUT, prefix=sys.prefix))
+    ray.chmod(0o755)
 
 
 def test_a_job_over_two_nodes_is_cancelled_and_resumed_with_the_same_bits(
@@ -78,6 +101,10 @@ def test_a_job_over_two_nodes_is_cancelled_and_resumed_with_the_same_bits(
     assert f"continue with: rayff train --run-dir {run} --resume" in output.read_text()
     (planned,) = events(run, "planned")
     assert len({stage.partition(" on ")[2] for stage in planned["stages"]}) == len(NODES)
+    for node in NODES:
+        assert (
+            f"Ray did not start on {node} within its 30 s (attempt 1 of 3)" in output.read_text()
+        )
 
     job, output = cluster.submit(["--run-dir", str(run), "--resume"])
     wait_until(lambda: not cluster.is_there(job), 2 * PATIENCE_S, "the job to end")
