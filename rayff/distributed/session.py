@@ -6,14 +6,18 @@ import glob
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
+import psutil
 import ray
 
 from rayff.config.activity import activity
@@ -25,7 +29,10 @@ from rayff.distributed.address import check_address
 from rayff.distributed.watch import ClusterWatch, parts_of_ray
 from rayff.runs.run_directory import resume_command
 
-_CLEAN_UP_S = 15.0
+TIMED_OUT = "timed out during startup"
+"""What Ray says where a node needs longer than the 30 s that it gives itself: a busy machine, or
+files that are read over a network for the first time."""
+_ATTEMPTS = 2
 
 
 class Session:
@@ -95,19 +102,56 @@ def ray_session() -> Iterator[Session]:
     set_ray_defaults()
     with ExitStack() as stack:
         session = Session(stack.enter_context(_helper()))
+        handled = threading.current_thread() is threading.main_thread()  # Python's rule
+        take_sigterm = stack.enter_context(_sigterm()) if handled else lambda: None
         if address == "local":
-            with activity("starting Ray"):
+            with activity("starting Ray"), _sighup_blocked():
                 _start(session)
         else:
             with activity(f"connecting to Ray at {address}"):
                 check_address(address)
                 _connect(address)
+        take_sigterm()
         stack.callback(ray.shutdown)
         parts = parts_of_ray()
         if address != "local":
             session.tell(node=parts[0].address)
         with ClusterWatch(parts, session.end_process):
             yield session
+
+
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], object]]:
+    """Leave with the exit code of SIGTERM, at which Ray's handlers dump memory or exit with 15.
+
+    Yields:
+        What to call when Ray has set its handlers.
+    """
+    received = []
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        received.append(signum)
+        sys.exit(128 + signum)
+
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    try:
+        yield lambda: signal.signal(signal.SIGTERM, leave)
+    except SystemExit as end:  # a call of Ray changes its code
+        if received or end.code == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _sighup_blocked() -> Iterator[None]:
+    """Start processes that a closed terminal does not end; it sends SIGHUP to all."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager
@@ -135,7 +179,17 @@ def _start(session: Session) -> None:
             "that can be written"
         ) from error
     session.tell(folder=folder)
-    _connect("local", include_dashboard=False, _temp_dir=f"{folder}/ray")
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            _connect("local", include_dashboard=False, _temp_dir=f"{folder}/ray")
+            return
+        except UserError as error:
+            if not left or TIMED_OUT not in str(error):
+                raise
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(folder in word for word in process.cmdline()):
+                    process.kill()
 
 
 def _connect(address: str, **options: Any) -> None:

@@ -65,9 +65,7 @@ def test_a_crash_of_the_cluster_ends_the_run_which_goes_on_with_the_same_bits(
     flags += " --include-dashboard=false --object-store-memory=200000000"
     with ExitStack() as stack:
         temp_dir = f"--temp-dir={stack.enter_context(short_folder())}"
-        head = tmp_path / "head"
-        node = stack.enter_context(ray_node(head, own, *flags.split(), temp_dir))
-        wait_until(lambda: "Ray runtime started" in head.read_text(), PATIENCE_S, "the head")
+        node = stack.enter_context(ray_node(tmp_path / "head", own, *flags.split(), temp_dir))
         driver = psutil.Popen(
             command(options, run),
             env={**own, "RAY_ADDRESS": f"127.0.0.1:{port}"},

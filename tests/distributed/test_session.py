@@ -1,10 +1,17 @@
 """What is said where Ray cannot start on this machine: which folder is meant, and the remedy."""
 
 import errno
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ray
+import ray._private.node
 
 from rayff.distributed import session
 from rayff.distributed.session import ray_session
@@ -76,6 +83,60 @@ def test_another_failure_of_a_local_instance_names_no_address(
     with refused(f"a local Ray instance did not start: {said}.*; rayff doctor checks"):
         with ray_session():
             pass
+
+
+def test_a_local_instance_that_starts_too_slowly_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left of the first one is killed."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def init(*, _temp_dir: str, **options: object) -> None:
+        if begun:
+            assert begun[0].wait(10) == -signal.SIGKILL
+            raise InterruptedError("the second start")
+        begun.append(
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", _temp_dir])
+        )
+        raise Exception(f"The current node {session.TIMED_OUT}. This could happen because")
+
+    assert session.TIMED_OUT in inspect.getsource(ray._private.node)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with refused("a local Ray instance did not start: the second start"), ray_session():
+        pass
+
+
+@pytest.mark.parametrize("when", ["while Ray starts", "later"])
+def test_sigterm_ends_the_process_with_its_code_whatever_handlers_ray_sets(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a closed terminal reaches this process alone, not those of Ray; all is put back."""
+
+    def init(**options: object) -> None:
+        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
+        if when == "while Ray starts":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run() -> None:
+        with ray_session():
+            assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            with suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+            sys.exit(1)  # as a call of Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "parts_of_ray", list)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_the_death_of_the_process_with_the_last_word_is_no_error() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from rayff.distributed.session import TIMED_OUT
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_S = 150.0
@@ -58,7 +60,7 @@ def ray_node(
     *flags: str,
     prefix: Sequence[str] = (),
 ) -> Iterator[psutil.Process]:
-    """Be a node inside; all its processes are gone at the end.
+    """Be a node inside, which has started; all its processes are gone at the end.
 
     Args:
         log: file for what it prints.
@@ -68,11 +70,11 @@ def ray_node(
     """
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     ports = [f"--{name}={port}" for name, port in zip(names, free_ports(3), strict=True)]
-    with log.open("w") as output:
-        command = [*prefix, str(BIN / "ray"), "start", "--block", *ports, *flags]
-        process = psutil.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
-        )
+    command = [*prefix, str(BIN / "ray"), "start", "--block", *ports, *flags]
+    for _ in range(2):  # Ray gives itself 30 s, which may be too few beside other tests
+        process = _started(log, command, environment)
+        if process.is_running() or TIMED_OUT not in log.read_text():
+            break
     try:
         yield process
     finally:
@@ -83,6 +85,24 @@ def ray_node(
             each.kill()
         process.wait(PATIENCE_S)
         assert not ended(family, PATIENCE_S / 2)
+
+
+def _started(log: Path, command: list[str], environment: dict[str, str]) -> psutil.Process:
+    """Return the process of a node that has started, or has ended."""
+    with log.open("w") as output:
+        process = psutil.Popen(
+            command,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+        )
+    wait_until(
+        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None,
+        PATIENCE_S,
+        "a node",
+    )
+    return process
 
 
 def ended(processes: Sequence[psutil.Process], patience_s: float) -> list[psutil.Process]:

@@ -135,11 +135,7 @@ def machines(
                 prefix=prefixes[0],
             )
         )
-        wait_until(lambda: listens(namespaces[0], port), PATIENCE_S, "the head")
         stack.enter_context(ray_node(folder / "b.log", own, *node, *size, prefix=prefixes[1]))
-        wait_until(
-            lambda: "Ray runtime started" in (folder / "b.log").read_text(), PATIENCE_S, "b"
-        )
         machines = Machines(namespaces, {**own, "RAY_ADDRESS": address})
         try:
             yield machines
@@ -149,12 +145,6 @@ def machines(
                     process.kill()
                 process.wait()
             machines.plug("up")  # or it would try for half a minute to take its leave
-
-
-def listens(namespace: str, port: int) -> bool:
-    command = f"import socket; socket.create_connection(({ADDRESSES[0]!r}, {port}), 1)"
-    entered = ["ip", "netns", "exec", namespace, sys.executable, "-c", command]
-    return subprocess.run(entered, capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module")
