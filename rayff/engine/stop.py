@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl-C and SIGTERM set a flag that the schedule reads."""
+"""Stop requests: Ctrl-C, SIGTERM and a closed terminal set a flag that the schedule reads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `signum`; a second one interrupts.
+    """While entered, the first of SIGNALS only sets `signum`; a second one interrupts.
 
     Ray must not be shut down inside a signal handler, so the handler sets a flag and the run
     leaves from its loop, with a checkpoint. A thread announces it: the handler
     may have interrupted the main thread in the middle of writing. Outside the main thread
-    nothing is handled: there Python delivers no signals.
+    nothing is handled: there Python delivers no signals. Under `nohup` SIGHUP stays ignored.
 
     Args:
         on_request: called with the name of the first signal.
@@ -34,8 +36,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -31,7 +31,7 @@ class SearchCallback(tune.Callback):
             that fails is dropped with a warning.
 
     Attributes:
-        stop: takes SIGINT and SIGTERM while entered; they end the search, which can be resumed.
+        stop: takes the signals while entered; they end the search, which can be resumed.
         configs: options of each trial, by its name.
         ended: "done" or "failed", by the name of a trial that has ended.
     """

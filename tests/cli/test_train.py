@@ -2,7 +2,9 @@
 
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -137,12 +139,39 @@ class TestStopping:
         assert not alive
         assert len(gone) == len(family)
 
+        assert self.resumed_on_a_terminal_that_is_closed(tmp_path / "stopped") == 128 + 1
+        sessions = json.loads((tmp_path / "stopped/run.json").read_text())["sessions"]
+        reasons = [session["reason"] for session in sessions]
+        assert reasons == ["stopped by SIGINT", "stopped by SIGHUP"]
         again = start("--run-dir", "stopped", "--resume", cwd=tmp_path)
         _, err = again.communicate(timeout=PATIENCE_S)
         assert again.returncode == 0, err
         assert layer_files(tmp_path / "stopped") == layer_files(undisturbed)
         assert len(layer_files(undisturbed)) == 4
         assert self.losses(tmp_path / "stopped") == self.losses(undisturbed)
+
+    @staticmethod
+    def resumed_on_a_terminal_that_is_closed(run_dir: Path) -> int:
+        """Return the exit code of a run whose terminal is closed in its first chunks."""
+
+        def times_running() -> int:
+            return (run_dir / "events.jsonl").read_text().count('"running"')
+
+        before = times_running()
+        command = [sys.executable, "-m", "rayff.train", "--run-dir", str(run_dir), "--resume"]
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.environ["PYTHONPATH"] = str(Path(rayff.__file__).parent.parent)
+            os.execv(command[0], command)
+        while times_running() == before:
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 4096)
+        family = psutil.Process(pid).children(recursive=True)
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        return os.waitstatus_to_exitcode(status)
 
     @staticmethod
     def losses(run_dir: Path) -> list[list[float]]:

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rayff.engine.stop import StopRequest
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from rayff.engine.stop import SIGNALS, StopRequest
 
 
 def unexpected(signum: int, frame: object) -> None:
@@ -86,6 +84,13 @@ class TestTheHandlers:
             pass
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+    def test_leave_a_hangup_ignored_as_under_nohup(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
     def test_outside_the_main_thread_nothing_happens(
         self, handlers: dict[signal.Signals, object]
