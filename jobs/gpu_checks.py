@@ -62,6 +62,7 @@ def training(**options: Any) -> Run:
         import torch
 
         from rayff import TrainConfig, Trainer
+        from rayff.bench.workload import completed
 
         usual = {"task": "cifar10", "logger": "none", "device": "cuda", "checkpoint_every": 1000}
         trial = TRIAL if given.try_on_cpu else {}
@@ -70,7 +71,7 @@ def training(**options: Any) -> Run:
             data_dir=str(given.data),
             run_dir=str(given.out / "runs" / f"{time.time():.0f}"),
         )
-        result = Trainer(config, backend="local", quiet=True).fit()
+        result = completed(Trainer(config, backend="local", quiet=True).fit())
         last = result.metrics[-1]
         return {
             "device": "cpu" if trial else torch.cuda.get_device_name(),

@@ -40,6 +40,7 @@ from PIL import Image
 from rayff.bench.command import BenchCommand, benchmark
 from rayff.bench.reading import rate_of, rates_on_ray
 from rayff.bench.results import Results, in_turns
+from rayff.bench.workload import completed
 from rayff.config.errors import UserError
 from rayff.config.train_config import TrainConfig
 from rayff.data.loading import data_options, load_task
@@ -180,7 +181,7 @@ def train_rate(config: TrainConfig, folder: Path) -> dict[str, float]:
 
     with TemporaryDirectory(prefix="run-", dir=folder) as run_dir:
         how = {**config.to_dict(), "run_dir": f"{run_dir}/run"}
-        last = Trainer(TrainConfig(**how), quiet=True).fit().metrics[-1]
+        last = completed(Trainer(TrainConfig(**how), quiet=True).fit()).metrics[-1]
     return {"images_per_s": last.images_per_s, "data_wait": last.data_wait}
 
 

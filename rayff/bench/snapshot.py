@@ -20,7 +20,7 @@ import numpy as np
 
 from rayff.bench.command import BenchCommand, NetworkOptions, benchmark, train_config
 from rayff.bench.results import Results
-from rayff.bench.workload import random_run
+from rayff.bench.workload import completed, random_run
 from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Evaluate, Report, Train
 
@@ -81,7 +81,7 @@ def measure(command: SnapshotCommand, results: Results) -> None:
             logger="none",
             run_dir=f"{folder}/run",
         )
-        train_on_cluster(random_run(config, command.steps), [timer])
+        completed(train_on_cluster(random_run(config, command.steps), [timer]))
     stretches = np.diff(timer.ends_s)
     without, with_one = stretches[0::2].tolist(), stretches[1::2].tolist()
     costs = [b - a for a, b in zip(without, with_one, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rayff.engine.callbacks import Callback
 from rayff.engine.commands import Batch, Evaluate, Report, Train
 from rayff.engine.learner import StageSpec, make_learner
 from rayff.engine.preparation import assemble
-from rayff.engine.run import PreparedRun, Run
+from rayff.engine.run import PreparedRun, Run, TrainResult
 from rayff.kernels.precision import DTYPES
 from rayff.kernels.timing import clock
 from rayff.learning.chain import Activations, normalise
@@ -89,8 +90,15 @@ def training_step(run: Run, device: torch.device, **options: Any) -> Callable[[i
     return step
 
 
-Backend = Callable[[PreparedRun, Sequence[Callback]], object]
+Backend = Callable[[PreparedRun, Sequence[Callback]], TrainResult]
 """Trains a run: `train_on_cluster` or `train_locally`."""
+
+
+def completed(result: TrainResult) -> TrainResult:
+    """Return the result of a training; where a signal stopped it, leave the program for that."""
+    if result.stopped_by is not None:
+        sys.exit(128 + result.stopped_by)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,5 +173,5 @@ def train_steadily(
             command, epochs=1, chunk=1, logger="none", run_dir=run_dir, **options
         )
         fill = (config.stages or len(config.replica_counts or (1,))) + 2
-        backend(random_run(config, fill + steps + fill), [timer])
+        completed(backend(random_run(config, fill + steps + fill), [timer]))
     return timer.steady_state(fill, steps)
