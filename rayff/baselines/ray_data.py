@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class RayDataReader:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         numbers = ray.data.from_items([*range(len(blocks))], override_num_blocks=len(blocks))
         self.dataset = numbers.map_batches(decode, batch_size=1, num_cpus=1)
         self.batch_size = batch_size
