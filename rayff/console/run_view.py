@@ -129,9 +129,10 @@ class ConsoleCallback(Callback):
             self._print_line(f"  by layer: loss {losses}, valid % {accuracy}")
 
     def on_checkpoint(self, path: Path) -> None:
-        """Show the name of the checkpoint."""
-        self._checkpoint = path.name
-        self._print_line(f"checkpoint {path.name}")
+        """Show the name of a new checkpoint; a stop may write the newest one again."""
+        if path.name != self._checkpoint:
+            self._checkpoint = path.name
+            self._print_line(f"checkpoint {path.name}")
 
     def on_restart(self, stage_names: Sequence[str], progress: Progress) -> None:
         """Print where the run continues, and the stages."""

@@ -135,6 +135,14 @@ class TestLines:
         driver.view.on_end(None)
         check_snapshot(__file__, "plain.txt", driver.text)
 
+    def test_name_a_checkpoint_once(self) -> None:
+        """A run that is stopped at the end of an epoch writes its snapshot again."""
+        driver = Driver()
+        for name in ("step-00000010", "step-00000020", "step-00000020"):
+            driver.view.on_checkpoint(Path("checkpoints") / name)
+        lines = [line for line in driver.text.splitlines() if "checkpoint" in line]
+        assert lines == ["checkpoint step-00000010", "checkpoint step-00000020"]
+
     def test_computes_the_pace_of_a_resumed_run_from_its_start(self) -> None:
         driver = Driver(start=Progress(epoch=2, batch=5, images=500))
         driver.train(2, 100, 10.0)
