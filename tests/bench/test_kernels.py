@@ -56,6 +56,7 @@ class TestUpdate:
         network = architecture("tinycnn", num_classes=10, image_channels=1)
         assert set(table_kernels(network, 4, OWN, torch.float32)) == {Kernels("conv", "unfold")}
 
+    @pytest.mark.slow
     def test_rows_of_this_machine_stay_and_those_of_another_go(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ):

@@ -43,6 +43,7 @@ def test_help_has_a_line_for_each_command(
         assert re.search(f"^  {name} +{re.escape(about)}$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_module_of_the_working_directory_is_found(tmp_path: Path) -> None:
     """And a message has its import path as it was given, where `:name:` would be an emoji."""
     (tmp_path / "nets.py").write_text("def fire(classes, channels, width):\n    return 3\n")

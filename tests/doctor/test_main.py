@@ -95,6 +95,7 @@ class TestMain:
         assert result.state == "fail"
 
 
+@pytest.mark.slow
 def test_in_a_pipe_each_result_is_a_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rayff.doctor", "--no-ray", "--storage-path", "nowhere://x"],

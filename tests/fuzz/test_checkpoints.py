@@ -155,6 +155,7 @@ def test_with_bytes_of_a_layer_changed(stopped: Stopped, data: st.DataObject) ->
 
 @pytest.mark.parametrize("stopped", [{"optimizer": "adamw"}], indirect=True)
 class TestManifests:
+    @pytest.mark.slow
     def test_with_each_value_of_another_kind(self, stopped: Stopped) -> None:
         for manifest in replaced(stopped.manifest):
             stopped.change(MANIFEST, json.dumps(manifest).encode())

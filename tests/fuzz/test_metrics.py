@@ -59,6 +59,7 @@ def write_rows(path: Path, rows: Any, *, typed: bool) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_with_each_value_of_another_kind(path: Path) -> None:
     for rows in replaced(ROWS):
         for typed in (False, True):
