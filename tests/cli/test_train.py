@@ -162,6 +162,7 @@ class TestStopping:
         pid, terminal = pty.fork()
         if pid == 0:
             os.environ["PYTHONPATH"] = str(Path(rayff.__file__).parent.parent)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests ignore it
             os.execv(command[0], command)
         while times_running() == before:
             if select.select([terminal], [], [], 0.05)[0]:
