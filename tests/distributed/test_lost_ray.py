@@ -98,10 +98,10 @@ def test_ray_stop_ends_a_local_run_which_leaves_nothing_behind(
     apart = ["unshare", "--pid", "--fork", "--mount-proc"]
     if not shutil.which("unshare") or subprocess.run([*apart, "true"]).returncode:
         pytest.skip("may not make process namespaces here")
-    run = tmp_path / "run"
+    run, endless = tmp_path / "run", {**options, "epochs": 1000}  # until `ray stop` has begun
     with short_folder() as folder:
         done = subprocess.run(
-            [*apart, "sh", "-c", IN_A_NAMESPACE, "sh", *command(options, run)],
+            [*apart, "sh", "-c", IN_A_NAMESPACE, "sh", *command(endless, run)],
             env={**environment(tmp_path), "RUN": str(run), "RAY_TMPDIR": folder},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
