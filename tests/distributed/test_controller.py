@@ -186,5 +186,6 @@ def test_a_slow_stage_loses_layers_at_a_snapshot(
     assert_same(result, undisturbed)
     (moved,) = events(result.run_dir, "rebalanced")[:1]
     cuts = [record.cuts for record in result.metrics]
-    assert cuts[0] < cuts[1] == moved["cuts"]
+    assert cuts[0] < moved["cuts"]
+    assert moved["cuts"] in cuts[1:]  # batches that were in flight already were fast
     assert any("moving the boundaries" in line for line in seen.lines)
