@@ -9,6 +9,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from rayff.config.environment import set_ray_defaults
+from rayff.distributed.session import patiently
 
 SYSTEM = {
     "health_check_initial_delay_ms": 1000,
@@ -37,10 +38,8 @@ class LocalNodes:
         self.count = count
         self.store_bytes = store_bytes
         self.cpus = cpus
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "_system_config": SYSTEM, "include_dashboard": False},
-        )
+        head = {"num_cpus": 0, "_system_config": SYSTEM, "include_dashboard": False}
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.running: list[Any] = []
         for _ in range(count):
             self.add()
@@ -54,10 +53,8 @@ class LocalNodes:
 
     def add(self) -> None:
         """Start a node; the cluster sees it a moment later."""
-        node = self.cluster.add_node(
-            wait=False, num_cpus=self.cpus, object_store_memory=self.store_bytes
-        )
-        self.running.append(node)
+        size = {"num_cpus": self.cpus, "object_store_memory": self.store_bytes}
+        self.running.append(patiently(lambda: self.cluster.add_node(wait=False, **size)))
 
     def remove(self, index: int) -> None:
         """Kill a node's raylet, and with it what runs under it."""

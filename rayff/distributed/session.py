@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import ray
@@ -32,7 +32,7 @@ from rayff.runs.run_directory import resume_command
 TIMED_OUT = "timed out during startup"
 """What Ray says where a node needs longer than the 30 s that it gives itself: a busy machine, or
 files that are read over a network for the first time."""
-_ATTEMPTS = 2
+T = TypeVar("T")
 
 
 class Session:
@@ -179,17 +179,25 @@ def _start(session: Session) -> None:
             "that can be written"
         ) from error
     session.tell(folder=folder)
-    for left in reversed(range(_ATTEMPTS)):
-        try:
-            _connect("local", include_dashboard=False, _temp_dir=f"{folder}/ray")
-            return
-        except UserError as error:
-            if not left or TIMED_OUT not in str(error):
-                raise
-        for process in psutil.Process().children(recursive=True):
+
+    def start() -> None:
+        for process in psutil.Process().children(recursive=True):  # of an attempt before
             with suppress(psutil.Error):
                 if any(folder in word for word in process.cmdline()):
                     process.kill()
+        _connect("local", include_dashboard=False, _temp_dir=f"{folder}/ray")
+
+    patiently(start)
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Return what starts a node of Ray; it is called once more where Ray lost its patience."""
+    try:
+        return start()
+    except Exception as error:
+        if TIMED_OUT not in str(error):
+            raise
+    return start()
 
 
 def _connect(address: str, **options: Any) -> None:
