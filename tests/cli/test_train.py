@@ -139,7 +139,8 @@ class TestStopping:
         assert not alive
         assert len(gone) == len(family)
 
-        assert self.resumed_on_a_terminal_that_is_closed(tmp_path / "stopped") == 128 + 1
+        code = self.resumed_on_a_terminal_that_is_closed(tmp_path / "stopped")
+        assert code == 128 + signal.SIGHUP
         sessions = json.loads((tmp_path / "stopped/run.json").read_text())["sessions"]
         reasons = [session["reason"] for session in sessions]
         assert reasons == ["stopped by SIGINT", "stopped by SIGHUP"]

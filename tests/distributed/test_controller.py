@@ -175,17 +175,17 @@ def test_a_slow_stage_loses_layers_at_a_snapshot(
         usual = learner.learn
 
         def learn(*args: Any) -> Any:
-            time.sleep(0.05)
+            time.sleep(0.2)
             return usual(*args)
 
         learner.learn = learn
 
-    free = dataclasses.replace(config, cuts=None, stages=2, rebalance=True, chunk=1)
+    # a narrow window: few batches of the epoch are in flight, and fast, when stage 1 gets slow
+    free = dataclasses.replace(config, cuts=None, stages=2, rebalance=True, chunk=1, window=1)
     seen = RecordingCallback(once("train 0", lambda: call_actor("stage-1", slow_down)))
     result = train_on_ray(free, seen)
     assert_same(result, undisturbed)
     (moved,) = events(result.run_dir, "rebalanced")[:1]
     cuts = [record.cuts for record in result.metrics]
-    assert cuts[0] < moved["cuts"]
-    assert moved["cuts"] in cuts[1:]  # batches that were in flight already were fast
+    assert cuts[0] < cuts[1] == moved["cuts"]
     assert any("moving the boundaries" in line for line in seen.lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from rayff.distributed.session import TIMED_OUT
+from rayff.distributed.session import patiently
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -71,10 +71,7 @@ def ray_node(
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     ports = [f"--{name}={port}" for name, port in zip(names, free_ports(3), strict=True)]
     command = [*prefix, str(BIN / "ray"), "start", "--block", *ports, *flags]
-    for _ in range(2):  # Ray gives itself 30 s, which may be too few beside other tests
-        process = _started(log, command, environment)
-        if process.is_running() or TIMED_OUT not in log.read_text():
-            break
+    process = patiently(lambda: _started(log, command, environment))
     try:
         yield process
     finally:
@@ -88,7 +85,7 @@ def ray_node(
 
 
 def _started(log: Path, command: list[str], environment: dict[str, str]) -> psutil.Process:
-    """Return the process of a node that has started, or has ended."""
+    """Return the process of a node that has started."""
     with log.open("w") as output:
         process = psutil.Popen(
             command,
@@ -102,6 +99,7 @@ def _started(log: Path, command: list[str], environment: dict[str, str]) -> psut
         PATIENCE_S,
         "a node",
     )
+    assert process.poll() is None, log.read_text()
     return process
 
 
